@@ -1,0 +1,33 @@
+//! The only place that reads a clock. Everything else takes the time as an argument.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+/// The host's wall clock, UTC, as metrics carry it.
+#[expect(clippy::disallowed_methods, reason = "this is the file that owns the clocks")]
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// The monotonic clock, for rates, deadlines and ages.
+#[expect(clippy::disallowed_methods, reason = "this is the file that owns the clocks")]
+pub fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// `at` as the contract writes it: RFC 3339, UTC, milliseconds, ending in `Z`.
+pub fn rfc3339(at: Timestamp) -> String {
+    format!("{at:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3339_is_utc_with_milliseconds() {
+        let at = Timestamp::from_millisecond(1_700_000_000_005).expect("in range");
+        assert_eq!(rfc3339(at), "2023-11-14T22:13:20.005Z");
+    }
+}

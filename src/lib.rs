@@ -1,0 +1,11 @@
+//! pgAnalytics agent: a store-and-forward metrics agent for PostgreSQL hosts, and its backend.
+//!
+//! The data path, in the order of the modules below: a collector reads the host or PostgreSQL and
+//! makes a *metric*; valid metrics become *records* of the queue, durable before they are
+//! acknowledged; records of one push window form a *segment*; a segment is sent as *batches*; a
+//! batch is deleted only when the backend has answered 2xx. See `docs/ARCHITECTURE.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod clock; // the only reader of the clocks
+pub mod units; // durations and sizes as text
