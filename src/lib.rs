@@ -9,3 +9,5 @@
 
 pub mod clock; // the only reader of the clocks
 pub mod units; // durations and sizes as text
+
+pub mod config; // TOML -> one validated part per stage
