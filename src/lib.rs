@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock; // the only reader of the clocks
+pub mod metric; // the documents of the contract and their validation
 pub mod units; // durations and sizes as text
 
 pub mod config; // TOML -> one validated part per stage

@@ -1,0 +1,312 @@
+//! The shape of a document as data, and the one walk that holds a JSON value against it.
+
+use jiff::Timestamp;
+use jiff::civil::date;
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
+
+use super::{Invalid, Status};
+
+/// The longest string of a document, in bytes.
+pub const STRING_BYTES_MAX: usize = 64 * 1024;
+/// The most elements of one array.
+pub const ARRAY_ELEMENTS_MAX: usize = 100_000;
+/// The deepest nesting of objects and arrays, the metric itself being the first level.
+pub const DEPTH_MAX: usize = 16;
+/// What rounding may add to a percentage, or take from it.
+const PERCENT_SLACK: f64 = 0.1;
+/// How far ahead of our clock another host's clock may be.
+const AHEAD_HOURS_MAX: i64 = 24;
+
+/// What a field holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    /// Any string.
+    Text,
+    /// A string with at least one character.
+    Name,
+    /// One of these strings.
+    OneOf(&'static [&'static str]),
+    /// A whole number, not negative.
+    Count,
+    /// A number, not negative.
+    Amount,
+    /// A number.
+    Number,
+    /// 0 to 100.
+    Percent,
+    /// RFC 3339, UTC, ending in `Z`.
+    Time,
+    Bool,
+    Object(&'static [Field]),
+    Array(&'static Kind),
+    /// Anything within the common limits.
+    Any,
+}
+
+/// One named field of an object.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field {
+    name: &'static str,
+    kind: Kind,
+    need: Need,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Required,
+    Optional,
+}
+
+/// Why some numbers are absent; the same in every document.
+pub(super) const STATUS: Kind = Kind::OneOf(Status::NAMES);
+
+/// Fields of every metric.
+const COMMON: [Field; 2] = [required("type", Kind::Name), required("timestamp", Kind::Time)];
+
+/// A field that must be there and not null.
+pub(super) const fn required(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, need: Need::Required }
+}
+
+/// A field that may be absent or null: not known.
+pub(super) const fn optional(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, need: Need::Optional }
+}
+
+/// Checks a metric's members: the common fields, then those of its type, then the limits of
+/// everything else in it.
+pub(super) fn check_metric(
+    members: &Map<String, Value>,
+    fields: &'static [Field],
+    now: Timestamp,
+) -> Result<(), Invalid> {
+    let walk = Walk { latest: latest(now) };
+    walk.object(members, &Fields { own: fields, common: &COMMON }, &At::root())
+}
+
+/// Checks that `text` is an instant as the contract writes it, without bounds.
+pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
+    if !text.ends_with('Z') {
+        return Err(format!("{} does not end in `Z`: timestamps are UTC", shown(text)));
+    }
+    text.parse().map_err(|_| format!("{} is no RFC 3339 timestamp", shown(text)))
+}
+
+/// The JSON type of `value`, with an article.
+pub(super) fn kind_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Where the walk is; becomes text only when something is wrong.
+struct At<'a> {
+    parent: Option<&'a At<'a>>,
+    step: Step<'a>,
+    depth: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Key(&'a str),
+    Index(usize),
+}
+
+struct Fields {
+    own: &'static [Field],
+    common: &'static [Field],
+}
+
+struct Walk {
+    latest: Timestamp,
+}
+
+impl<'a> At<'a> {
+    fn root() -> At<'static> {
+        At { parent: None, step: Step::Root, depth: 1 }
+    }
+
+    fn key(&'a self, key: &'a str) -> At<'a> {
+        At { parent: Some(self), step: Step::Key(key), depth: self.depth + 1 }
+    }
+
+    fn index(&'a self, index: usize) -> At<'a> {
+        At { parent: Some(self), step: Step::Index(index), depth: self.depth + 1 }
+    }
+
+    fn invalid(&self, message: impl Into<String>) -> Invalid {
+        Invalid::new(self.path(), message)
+    }
+
+    fn path(&self) -> String {
+        let parent = self.parent.map(At::path).unwrap_or_default();
+        match self.step {
+            Step::Root => parent,
+            Step::Index(index) => format!("{parent}[{index}]"),
+            Step::Key(key) => {
+                let key: String = key.chars().take(80).collect();
+                if parent.is_empty() { key } else { format!("{parent}.{key}") }
+            }
+        }
+    }
+}
+
+impl Fields {
+    fn find(&self, name: &str) -> Option<&'static Field> {
+        self.own.iter().chain(self.common).find(|field| field.name == name)
+    }
+}
+
+impl Walk {
+    fn object(
+        &self,
+        members: &Map<String, Value>,
+        fields: &Fields,
+        at: &At<'_>,
+    ) -> Result<(), Invalid> {
+        check_depth(at)?;
+        let needed = fields.own.iter().chain(fields.common).filter(|f| f.need == Need::Required);
+        for field in needed {
+            if members.get(field.name).is_none_or(Value::is_null) {
+                return Err(at.key(field.name).invalid("missing"));
+            }
+        }
+        for (name, value) in members {
+            let at = at.key(name);
+            if name.len() > STRING_BYTES_MAX {
+                return Err(at.invalid(too_long(name.len())));
+            }
+            match fields.find(name) {
+                Some(_) if value.is_null() => {}
+                Some(field) => self.value(value, field.kind, &at)?,
+                None => self.value(value, Kind::Any, &at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn array(&self, elements: &[Value], kind: Kind, at: &At<'_>) -> Result<(), Invalid> {
+        check_depth(at)?;
+        if elements.len() > ARRAY_ELEMENTS_MAX {
+            return Err(at.invalid(format!(
+                "{} elements, the limit is {ARRAY_ELEMENTS_MAX}",
+                elements.len()
+            )));
+        }
+        for (index, element) in elements.iter().enumerate() {
+            self.value(element, kind, &at.index(index))?;
+        }
+        Ok(())
+    }
+
+    fn value(&self, value: &Value, kind: Kind, at: &At<'_>) -> Result<(), Invalid> {
+        let expected = match (kind, value) {
+            (Kind::Any, Value::Object(members)) => {
+                return self.object(members, &Fields { own: &[], common: &[] }, at);
+            }
+            (Kind::Any, Value::Array(elements)) => return self.array(elements, Kind::Any, at),
+            (Kind::Any | Kind::Text, Value::String(text)) => {
+                return check_text(text, at);
+            }
+            (Kind::Any, _) | (Kind::Bool, Value::Bool(_)) => return Ok(()),
+            (Kind::Name, Value::String(text)) => {
+                return if text.is_empty() {
+                    Err(at.invalid("empty"))
+                } else {
+                    check_text(text, at)
+                };
+            }
+            (Kind::OneOf(words), Value::String(text)) => return check_word(text, words, at),
+            (Kind::Time, Value::String(text)) => return self.time(text, at),
+            (Kind::Object(own), Value::Object(members)) => {
+                return self.object(members, &Fields { own, common: &[] }, at);
+            }
+            (Kind::Array(element), Value::Array(elements)) => {
+                return self.array(elements, *element, at);
+            }
+            (Kind::Count | Kind::Amount | Kind::Number | Kind::Percent, Value::Number(number)) => {
+                return check_number(number, kind, at);
+            }
+            (Kind::Text | Kind::Name | Kind::OneOf(_), _) => "a string",
+            (Kind::Count | Kind::Amount | Kind::Number | Kind::Percent, _) => "a number",
+            (Kind::Time, _) => "a timestamp",
+            (Kind::Bool, _) => "a boolean",
+            (Kind::Object(_), _) => "an object",
+            (Kind::Array(_), _) => "an array",
+        };
+        Err(at.invalid(format!("expected {expected}, found {}", kind_name(value))))
+    }
+
+    fn time(&self, text: &str, at: &At<'_>) -> Result<(), Invalid> {
+        let time = parse_time(text).map_err(|message| at.invalid(message))?;
+        if time < earliest() {
+            return Err(at.invalid(format!("{} is before 2000-01-01", shown(text))));
+        }
+        if time > self.latest {
+            return Err(at.invalid(format!(
+                "{} is more than {AHEAD_HOURS_MAX} h ahead of this host's clock",
+                shown(text)
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn check_depth(at: &At<'_>) -> Result<(), Invalid> {
+    if at.depth > DEPTH_MAX {
+        return Err(at.invalid(format!("nested more than {DEPTH_MAX} levels deep")));
+    }
+    Ok(())
+}
+
+fn check_text(text: &str, at: &At<'_>) -> Result<(), Invalid> {
+    if text.len() > STRING_BYTES_MAX { Err(at.invalid(too_long(text.len()))) } else { Ok(()) }
+}
+
+fn check_word(text: &str, words: &[&str], at: &At<'_>) -> Result<(), Invalid> {
+    if words.contains(&text) {
+        return Ok(());
+    }
+    Err(at.invalid(format!("{} is none of {}", shown(text), words.join(", "))))
+}
+
+fn check_number(number: &serde_json::Number, kind: Kind, at: &At<'_>) -> Result<(), Invalid> {
+    let Some(value) = number.as_f64().filter(|value| value.is_finite()) else {
+        return Err(at.invalid("not a finite number"));
+    };
+    match kind {
+        Kind::Percent if !(-PERCENT_SLACK..=100.0 + PERCENT_SLACK).contains(&value) => {
+            Err(at.invalid(format!("{number} is no percentage of 0 to 100")))
+        }
+        Kind::Count | Kind::Amount if value < 0.0 => {
+            Err(at.invalid(format!("{number} is negative")))
+        }
+        Kind::Count if value.fract() != 0.0 => {
+            Err(at.invalid(format!("{number} is no whole number")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_long(bytes: usize) -> String {
+    format!("{bytes} bytes long, the limit is {STRING_BYTES_MAX}")
+}
+
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(40).collect::<String>())
+}
+
+fn earliest() -> Timestamp {
+    date(2000, 1, 1).to_zoned(TimeZone::UTC).map_or(Timestamp::UNIX_EPOCH, |at| at.timestamp())
+}
+
+fn latest(now: Timestamp) -> Timestamp {
+    now.checked_add(jiff::SignedDuration::from_hours(AHEAD_HOURS_MAX)).unwrap_or(Timestamp::MAX)
+}
