@@ -1,0 +1,11 @@
+//! Every behaviour test, in one binary, one module per behaviour. Pure parts are tested beside
+//! their code in `src/`; what needs a process, a server or a directory is tested here.
+//! `tests/run` installs what these tests need and runs them with the other checks.
+
+#![allow(unreachable_pub, reason = "`pub` here says: part of a support module's face")]
+#![allow(missing_docs, reason = "a test's name is its documentation")]
+
+mod support; // PostgreSQL servers of every major, the agent as a process, polling
+
+mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
+mod tidy; // the rules of this code base that a compiler does not check

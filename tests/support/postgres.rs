@@ -1,0 +1,300 @@
+//! Real PostgreSQL servers, one data directory and one Unix socket directory each.
+//!
+//! `tests/run` installs the servers of `servers.txt`; without them a test that needs one fails and
+//! says so. A server runs as the test's own user, or as `postgres` (else `nobody`) when that user
+//! is root, because PostgreSQL refuses root. It never listens on TCP.
+//!
+//! Between a test and its server stands a shell that waits for its standard input to close: when
+//! the test ends in any way, SIGKILL included, that shell stops the server and removes its
+//! directory. So a server in a `static` is gone with the test process too.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio_postgres::{Client, NoTls, Row};
+
+use super::until;
+
+const SERVERS: &str = include_str!("servers.txt");
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Small, quick, and with the log file that `pg_log` reads.
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen_addresses", ""),
+    ("fsync", "off"),
+    ("synchronous_commit", "off"),
+    ("full_page_writes", "off"),
+    ("shared_buffers", "16MB"),
+    ("max_connections", "50"),
+    ("timezone", "UTC"),
+    ("log_timezone", "UTC"),
+    ("logging_collector", "on"),
+    ("log_directory", "log"),
+    ("log_filename", "postgresql.log"),
+    ("log_rotation_age", "0"),
+    ("log_rotation_size", "0"),
+];
+
+/// Runs the server "$2".. until standard input says "stop" or ends; after an end the directory
+/// "$1" is removed too.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+dir=$1; shift
+"$@" >>"$dir/start.log" 2>&1 </dev/null &
+server=$!
+echo "$server"
+if read -r word; then keep=yes; else keep=no; fi
+kill -INT "$server" 2>/dev/null
+wait "$server"
+[ "$keep" = yes ] || rm -rf "$dir"
+"#;
+
+/// A running server. It is stopped, and its directory removed, when the value is dropped.
+pub struct Postgres {
+    major: u32,
+    directory: PathBuf,
+    program: PathBuf,
+    user: Option<User>,
+    keeper: Option<Child>,
+    pid: u32,
+}
+
+/// The user a server runs as when the tests run as root.
+#[derive(Clone, Copy)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+/// The majors whose servers `tests/run` installs, in rising order.
+pub fn majors() -> Vec<u32> {
+    listed().map(|(major, _)| major).collect()
+}
+
+/// The server of `major` that this test process shares between its tests: for tests that only
+/// read, or that work in a database of their own. It is there until the process ends.
+pub fn shared(major: u32) -> &'static Postgres {
+    static SHARED: OnceLock<Mutex<Vec<&'static Postgres>>> = OnceLock::new();
+    let mut shared = SHARED.get_or_init(Mutex::default).lock().expect("no panic in start");
+    if let Some(server) = shared.iter().find(|server| server.major == major) {
+        return server;
+    }
+    let server = Box::leak(Box::new(Postgres::start(major)));
+    shared.push(server);
+    server
+}
+
+impl Postgres {
+    /// A new server of `major`, ready for connections.
+    pub fn start(major: u32) -> Self {
+        Self::start_with(major, &[])
+    }
+
+    /// As [`Postgres::start`], with settings (`postgresql.conf`) over the ones of every test.
+    pub fn start_with(major: u32, settings: &[(&str, &str)]) -> Self {
+        let bin = binaries(major);
+        let user = server_user();
+        let directory = tempfile::Builder::new()
+            .prefix("pga-pg-")
+            .tempdir_in(socket_root())
+            .expect("make a server directory")
+            .keep();
+        if let Some(user) = user {
+            chown(&directory, Some(user.uid), Some(user.gid)).expect("give the directory away");
+        }
+        let mut server =
+            Self { major, directory, postgres: bin.join("postgres"), user, keeper: None, pid: 0 };
+        server.initialise(&bin.join("initdb"), settings);
+        server.resume();
+        server
+    }
+
+    /// The major version, for example 15.
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    /// The directory with the socket `.s.PGSQL.5432`: the `host` of a connection.
+    pub fn socket_dir(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The data directory. It belongs to the server's user.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// The log file that the server's logging collector writes.
+    pub fn log_file(&self) -> PathBuf {
+        self.data_dir().join("log/postgresql.log")
+    }
+
+    /// The postmaster's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A connection string (key=value) for the superuser `postgres`, who needs no password.
+    pub fn connection(&self, database: &str) -> String {
+        format!("host={} port=5432 user=postgres dbname={database}", self.directory.display())
+    }
+
+    /// A new session in `database`, as superuser.
+    pub async fn client(&self, database: &str) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.connection(database), NoTls)
+            .await
+            .unwrap_or_else(|error| panic!("connect to {}: {error}", self.directory.display()));
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Runs statements in `database`, in a session of their own.
+    pub async fn execute(&self, database: &str, sql: &str) {
+        let result = self.client(database).await.batch_execute(sql).await;
+        result.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// Runs one query in `database`, in a session of its own, and returns its rows.
+    pub async fn query(&self, database: &str, sql: &str) -> Vec<Row> {
+        let result = self.client(database).await.query(sql, &[]).await;
+        result.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// Takes the server away (a fast shutdown); [`Postgres::resume`] brings it back as it was.
+    pub fn stop(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else { return };
+        let mut input = keeper.stdin.take().expect("the keeper has an input");
+        input.write_all(b"stop\n").expect("tell the keeper to stop");
+        keeper.wait().expect("wait for the keeper");
+    }
+
+    /// Starts a stopped server again, on the same data and the same socket.
+    pub fn resume(&mut self) {
+        assert!(self.keeper.is_none(), "stop the server before it is started again");
+        let mut command = self.as_server_user("sh");
+        command.args(["-c", KEEPER, "keeper"]).arg(&self.directory).arg(&self.program);
+        command.arg("-D").arg(self.data_dir()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut keeper = command.process_group(0).spawn().expect("start the keeper");
+        let mut pid = String::new();
+        let output = keeper.stdout.take().expect("the keeper has an output");
+        BufReader::new(output).read_line(&mut pid).expect("read the server's id");
+        self.pid = pid.trim().parse().expect("the keeper prints the server's id");
+        self.keeper = Some(keeper);
+        let status_file = self.data_dir().join("postmaster.pid");
+        let start_log = self.directory.join("start.log");
+        until(&format!("server ready, see {}", start_log.display()), START_LIMIT, || {
+            assert!(alive(self.pid), "PostgreSQL {} ended: {}", self.major, text(&start_log));
+            // The eighth line of postmaster.pid is the state that pg_ctl waits for as well.
+            text(&status_file).lines().nth(7).is_some_and(|state| state.trim() == "ready")
+        });
+    }
+
+    fn initialise(&self, initdb: &Path, settings: &[(&str, &str)]) {
+        let mut command = self.as_server_user(initdb);
+        command.args(["-N", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-D"]);
+        let output = command.arg(self.data_dir()).output().expect("run initdb");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+
+        let socket = self.directory.to_str().expect("a path in UTF-8");
+        let mut lines = String::new();
+        let own = [("unix_socket_directories", socket)];
+        for (name, value) in SETTINGS.iter().chain(&own).chain(settings) {
+            writeln!(lines, "{name} = '{}'", value.replace('\'', "''")).expect("into a string");
+        }
+        let file = self.data_dir().join("postgresql.conf");
+        let mut file = fs_err::OpenOptions::new().append(true).open(file).expect("open settings");
+        file.write_all(lines.as_bytes()).expect("write settings");
+    }
+
+    fn as_server_user(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.directory).env("LC_ALL", "C");
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.stdin.take());
+            drop(keeper.wait());
+        }
+        drop(fs_err::remove_dir_all(&self.directory));
+    }
+}
+
+/// Where `tests/run` keeps what it installs: outside the sources, shared by all clones.
+fn cache() -> PathBuf {
+    if let Some(cache) = std::env::var_os("PGANALYTICS_TEST_CACHE") {
+        return PathBuf::from(cache);
+    }
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/cache/pganalytics-agent-tests");
+    }
+    let home = std::env::var_os("HOME").expect("HOME is set");
+    PathBuf::from(home).join(".cache/pganalytics-agent-tests")
+}
+
+/// The directory of `initdb` and `postgres`: the installed package, else Debian's.
+fn binaries(major: u32) -> PathBuf {
+    let version = listed().find(|(listed, _)| *listed == major).map(|(_, version)| version);
+    let version = version.unwrap_or_else(|| panic!("PostgreSQL {major} is not in servers.txt"));
+    let installed = cache().join("servers").join(version).join("native/bin");
+    let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+    [&installed, &debian]
+        .into_iter()
+        .find(|bin| bin.join("postgres").exists())
+        .cloned()
+        .unwrap_or_else(|| {
+            panic!(
+                "PostgreSQL {major} is neither in {} nor in {}; hint: tests/run installs it",
+                installed.display(),
+                debian.display()
+            )
+        })
+}
+
+fn listed() -> impl Iterator<Item = (u32, &'static str)> {
+    let lines = SERVERS.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| {
+        let (major, version) = line.split_once(' ')?;
+        Some((major.parse().ok()?, version))
+    })
+}
+
+/// A short path, because a Unix socket's path has at most 107 bytes.
+fn socket_root() -> PathBuf {
+    let root = std::env::temp_dir();
+    if root.as_os_str().len() <= 60 { root } else { PathBuf::from("/tmp") }
+}
+
+fn server_user() -> Option<User> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let users = fs_err::read_to_string("/etc/passwd").expect("read the users");
+    let find = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut ids = line.split(':').skip(2).map_while(|id| id.parse().ok());
+        Some(User { uid: ids.next()?, gid: ids.next()? })
+    };
+    Some(find("postgres").or_else(|| find("nobody")).expect("a user named postgres or nobody"))
+}
+
+fn alive(pid: u32) -> bool {
+    let stat = text(Path::new(&format!("/proc/{pid}/stat")));
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+fn text(path: &Path) -> String {
+    fs_err::read_to_string(path).unwrap_or_default()
+}
