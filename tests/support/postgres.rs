@@ -109,7 +109,7 @@ impl Postgres {
             chown(&directory, Some(user.uid), Some(user.gid)).expect("give the directory away");
         }
         let mut server =
-            Self { major, directory, postgres: bin.join("postgres"), user, keeper: None, pid: 0 };
+            Self { major, directory, program: bin.join("postgres"), user, keeper: None, pid: 0 };
         server.initialise(&bin.join("initdb"), settings);
         server.resume();
         server
