@@ -9,6 +9,7 @@
 
 pub mod clock; // the only reader of the clocks
 pub mod metric; // the documents of the contract and their validation
+pub mod queue; // stage 2: the durable log
 pub mod units; // durations and sizes as text
 
 pub mod config; // TOML -> one validated part per stage

@@ -1,0 +1,361 @@
+//! Stage 2: the queue. What a collector appends is durable before it is told so, and stays until a
+//! backend has taken it.
+//!
+//! # What an `Ok` promises
+//! When [`Queue::append`] answers with [`Home::Disk`], the records are in a file and the file and
+//! its directory entries are synced: they survive kill -9 and power loss. When the disk does not
+//! take them the answer is [`Home::MemoryOnly`]: they are delivered from memory, are written when
+//! the disk is back, and are lost with the process until then.
+//!
+//! # Invariants, cited by tests
+//! - **Q1 Durable before acknowledged.** One sync covers the groups that arrive within
+//!   `commit_interval` (default 100 ms).
+//! - **Q2 Data before state, state before delete.** A crash between any two steps is harmless:
+//!   the worst is a batch sent again under the same id.
+//! - **Q3 A damaged byte costs at most its block.** Frames carry checksums of header and payload
+//!   and are found by their magic number. Opening deletes nothing but empty segments and segments
+//!   whose delivery is recorded. A segment with damage is delivered as far as it can be read, the
+//!   rest is counted, and it is kept in `quarantine/`.
+//! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
+//!   number); a block belongs to its batch since it was written. A retry, a restart or a replay
+//!   sends the same records under the same id.
+//! - **Q5 Sequence numbers count records**, from 0, over restarts.
+//! - **Q6 A segment is written by one process only**, and never again after an error or a restart.
+//! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
+//!   asked again after 1 s, 2 s … 60 s. Over the bound the oldest are evicted and counted.
+//! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
+//!   what it read.
+//! - **Q9 Opening reads state and unsealed segments**, not the backlog.
+//!
+//! # Limits
+//! A record is at most 64 MiB, a block about 256 KiB before compression, a batch 1 MiB or 1,000
+//! records, a segment 16 MiB of frames or one push window.
+
+mod block;
+mod disk_health;
+mod files;
+mod log;
+mod reading;
+mod record;
+mod recover;
+mod ring;
+mod salvage;
+mod segment;
+mod state;
+mod store;
+mod store_memory;
+mod store_sled;
+mod store_view;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{
+    log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
+    record::{Group, NewRecord, Position, Record},
+    ring::Home,
+    segment::BatchLimits,
+    store::{SegmentWriter, Store, StoreError},
+    store_memory::{MemoryDisk, MemoryStore},
+    store_sled::SledStore,
+    store_view::SledView,
+    view::{BatchInfo, BatchState, QueueStatus, SegmentInfo, SegmentState},
+};
+use crate::clock;
+
+/// `[queue]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// The queue's directory; one agent at a time.
+    pub dir: PathBuf,
+    /// How long an append waits for others to share its sync.
+    pub commit_interval: Duration,
+    /// See [`LogLimits`].
+    pub limits: LogLimits,
+}
+
+/// The queue, reached from any task. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The thread that owns the log.
+#[derive(Debug)]
+pub struct QueueThread(std::thread::JoinHandle<()>);
+
+/// A refused record on its way to the dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// One line of text, with the record and the reason.
+    pub line: String,
+}
+
+/// The queue has been closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is closed")]
+pub struct QueueClosed;
+
+/// Why a batch could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// See [`QueueClosed`].
+    #[error(transparent)]
+    Closed(#[from] QueueClosed),
+    /// The disk did not do what it was asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+enum Command {
+    Append(Group, oneshot::Sender<Appended>),
+    Seal(oneshot::Sender<()>),
+    NextBatch(oneshot::Sender<Result<Option<Batch>, StoreError>>),
+    Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
+    PutBack(BatchKey, String, i64),
+    Status(oneshot::Sender<QueueStatus>),
+    Segments(oneshot::Sender<Vec<SegmentInfo>>),
+    Batches(oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
+    Position(String, oneshot::Sender<Option<Bytes>>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Commands that may wait for the log's thread before a sender has to wait.
+const COMMANDS_MAX: usize = 64;
+/// Groups that share one sync at most.
+const GROUPS_MAX: usize = 256;
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self {
+            segment_bytes_max: 16 << 20,
+            batch: BatchLimits { raw_bytes_max: 1 << 20, records_max: 1_000 },
+            ring_bytes_max: 4 << 20,
+            volatile_bytes_max: 16 << 20,
+        }
+    }
+}
+
+impl QueueConfig {
+    /// Opens the log that this configuration describes, in the caller's thread.
+    pub fn open_log(&self) -> Result<Log<SledStore>, StoreError> {
+        // Frames do not fill sled's segments to the last byte: 1/8 more, and the head of the file.
+        let reserve = self.limits.segment_bytes_max / 8 * 9 + (1 << 20);
+        Log::open(SledStore::open(&self.dir, reserve)?, self.limits)
+    }
+
+    /// Opens the queue on disk and starts the thread that owns it.
+    pub fn start(&self) -> Result<(Queue, QueueThread), StoreError> {
+        Queue::start(self.open_log()?, self.commit_interval)
+    }
+}
+
+impl Queue {
+    /// Gives `log` to a thread of its own.
+    pub fn start<S: Store + 'static>(
+        log: Log<S>,
+        commit_interval: Duration,
+    ) -> Result<(Self, QueueThread), StoreError>
+    where
+        S::Writer: 'static,
+    {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
+        let thread = std::thread::Builder::new()
+            .name("queue".to_owned())
+            .spawn(move || runtime.block_on(serve(log, receiver, commit_interval)))
+            .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
+        Ok((Self { commands }, QueueThread(thread)))
+    }
+
+    /// Takes a group; see the module documentation for what the answer promises.
+    pub async fn append(&self, group: Group) -> Result<Appended, QueueClosed> {
+        self.ask(|reply| Command::Append(group, reply)).await
+    }
+
+    /// Ends the window: what has been appended can be sent.
+    pub async fn seal(&self) -> Result<(), QueueClosed> {
+        self.ask(Command::Seal).await
+    }
+
+    /// The oldest batch that waits; see [`Log::next_batch`].
+    pub async fn next_batch(&self) -> Result<Option<Batch>, QueueError> {
+        Ok(self.ask(Command::NextBatch).await??)
+    }
+
+    /// A batch of `records` records is delivered, apart from the refused ones, which become dead
+    /// letters before the batch goes.
+    pub async fn delivered(
+        &self,
+        key: BatchKey,
+        records: u64,
+        refused: Vec<DeadLetter>,
+    ) -> Result<(), QueueError> {
+        Ok(self.ask(|reply| Command::Delivered(key, records, refused, reply)).await??)
+    }
+
+    /// A try to deliver a batch has failed with `answer`; the next is due at `next_at_ms`.
+    pub async fn put_back(
+        &self,
+        key: BatchKey,
+        answer: String,
+        next_at_ms: i64,
+    ) -> Result<(), QueueClosed> {
+        let command = Command::PutBack(key, answer, next_at_ms);
+        self.commands.send(command).await.map_err(|_| QueueClosed)
+    }
+
+    /// The queue in one screen.
+    pub async fn status(&self) -> Result<QueueStatus, QueueClosed> {
+        self.ask(Command::Status).await
+    }
+
+    /// All segments, oldest first.
+    pub async fn segments(&self) -> Result<Vec<SegmentInfo>, QueueClosed> {
+        self.ask(Command::Segments).await
+    }
+
+    /// All batches, oldest first.
+    pub async fn batches(&self) -> Result<Vec<BatchInfo>, QueueError> {
+        Ok(self.ask(Command::Batches).await??)
+    }
+
+    /// How far `collector` had read when its last durable records were appended.
+    pub async fn position(&self, collector: &str) -> Result<Option<Bytes>, QueueClosed> {
+        self.ask(|reply| Command::Position(collector.to_owned(), reply)).await
+    }
+
+    /// Seals what is open and ends the thread.
+    pub async fn close(&self) -> Result<(), QueueClosed> {
+        self.ask(Command::Close).await
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, QueueClosed> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| QueueClosed)?;
+        answer.await.map_err(|_| QueueClosed)
+    }
+}
+
+impl QueueThread {
+    /// Waits until the queue is closed.
+    pub fn join(self) {
+        if self.0.join().is_err() {
+            tracing::error!("the queue's thread panicked");
+        }
+    }
+}
+
+/// The life of the queue's thread.
+async fn serve<S: Store>(
+    mut log: Log<S>,
+    mut commands: mpsc::Receiver<Command>,
+    commit_interval: Duration,
+) {
+    let mut held: Option<Command> = None;
+    loop {
+        let next = match held.take() {
+            Some(command) => Some(command),
+            None => commands.recv().await,
+        };
+        match next {
+            Some(Command::Append(group, reply)) => {
+                let (groups, replies, other) =
+                    gather(&mut commands, (group, reply), commit_interval).await;
+                held = other;
+                commit(&mut log, groups, replies);
+            }
+            Some(Command::Close(reply)) => {
+                log.close(now_ms());
+                reply.send(()).ok();
+                return;
+            }
+            Some(command) => execute(&mut log, command),
+            None => return log.close(now_ms()),
+        }
+    }
+}
+
+type Waiting = oneshot::Sender<Appended>;
+
+/// Collects the groups that arrive within `interval`; another command ends the wait.
+async fn gather(
+    commands: &mut mpsc::Receiver<Command>,
+    first: (Group, Waiting),
+    interval: Duration,
+) -> (Vec<Group>, Vec<Waiting>, Option<Command>) {
+    let (mut groups, mut replies) = (vec![first.0], vec![first.1]);
+    let deadline = tokio::time::sleep(interval);
+    tokio::pin!(deadline);
+    while groups.len() < GROUPS_MAX {
+        let next = tokio::select! {
+            biased;
+            next = commands.recv() => next,
+            () = &mut deadline => None,
+        };
+        match next {
+            Some(Command::Append(group, reply)) => {
+                groups.push(group);
+                replies.push(reply);
+            }
+            other => return (groups, replies, other),
+        }
+    }
+    (groups, replies, None)
+}
+
+fn commit<S: Store>(log: &mut Log<S>, groups: Vec<Group>, replies: Vec<Waiting>) {
+    let counts: Vec<u64> = groups.iter().map(|group| group.records.len() as u64).collect();
+    let all = log.append(groups, now_ms());
+    let mut first_seq = all.first_seq;
+    for (records, reply) in counts.into_iter().zip(replies) {
+        // Who asked may have gone; the records stay.
+        reply.send(Appended { first_seq, records, home: all.home }).ok();
+        first_seq += records;
+    }
+}
+
+fn execute<S: Store>(log: &mut Log<S>, command: Command) {
+    // Whoever asked may have gone; what was asked for is done all the same.
+    match command {
+        Command::Seal(reply) => {
+            log.seal(now_ms());
+            reply.send(()).ok();
+        }
+        Command::NextBatch(reply) => {
+            reply.send(log.next_batch()).ok();
+        }
+        Command::Delivered(key, records, refused, reply) => {
+            reply.send(log.delivered(key, records, &refused)).ok();
+        }
+        Command::PutBack(key, answer, next_at_ms) => log.put_back(key, answer, next_at_ms),
+        Command::Status(reply) => {
+            reply.send(log.status()).ok();
+        }
+        Command::Segments(reply) => {
+            reply.send(log.segments()).ok();
+        }
+        Command::Batches(reply) => {
+            reply.send(log.batches()).ok();
+        }
+        Command::Position(collector, reply) => {
+            reply.send(log.position(&collector)).ok();
+        }
+        Command::Append(..) | Command::Close(_) => {} // handled by `serve`
+    }
+}
+
+fn now_ms() -> i64 {
+    clock::now().as_millisecond()
+}

@@ -1,0 +1,138 @@
+//! The files of a queue directory, as far as no database is involved.
+//!
+//! Layout: `QUEUE` (identity), `lock`, `state/`, `segments/<id>/`, `trash/` (being removed),
+//! `quarantine/` (damaged, kept for a person), `dead.ndjson` (refused records).
+
+use std::{
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use fs_err::{self as fs, File};
+use rustix::fs::FlockOperation;
+use uuid::Uuid;
+
+use super::{
+    salvage::{self, Found, Scan},
+    store::StoreError,
+};
+
+const IDENTITY_FORMAT: &str = "pganalytics-queue 1";
+
+pub(super) fn segment_ids(dir: &Path) -> Result<Vec<u64>, StoreError> {
+    let dir = dir.join("segments");
+    let entries = fs::read_dir(&dir).map_err(at("list", &dir))?;
+    let mut ids: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+pub(super) fn segment_dir(dir: &Path, id: u64) -> PathBuf {
+    dir.join("segments").join(format!("{id:020}"))
+}
+
+pub(super) fn read_identity(dir: &Path) -> Result<Uuid, StoreError> {
+    let path = dir.join("QUEUE");
+    let text = fs::read_to_string(&path).map_err(at("read", &path))?;
+    let id = text.strip_prefix(IDENTITY_FORMAT).and_then(|id| Uuid::parse_str(id.trim()).ok());
+    id.ok_or_else(|| {
+        let message = format!("expected `{IDENTITY_FORMAT} <uuid>`");
+        StoreError::new("read", path, io::Error::new(io::ErrorKind::InvalidData, message))
+    })
+}
+
+/// Bytes on disk of all files below `dir`.
+pub(super) fn allocated_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(data) if data.is_dir() => allocated_bytes(&entry.path()),
+            Ok(data) => data.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(at("open", &path))?;
+    rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| StoreError::new("lock", &path, error))?;
+    Ok(file)
+}
+
+pub(super) fn read_or_make_identity(dir: &Path) -> Result<Uuid, StoreError> {
+    let path = dir.join("QUEUE");
+    if fs::metadata(&path).is_ok() {
+        return read_identity(dir);
+    }
+    let id = Uuid::new_v4();
+    let draft = dir.join("QUEUE.new");
+    let text = format!("{IDENTITY_FORMAT} {id}\n");
+    fs::write(&draft, text).map_err(at("write", &draft))?;
+    sync_file(&draft)?;
+    fs::rename(&draft, &path).map_err(at("rename", &draft))?;
+    sync_file(dir)?;
+    Ok(id)
+}
+
+pub(super) fn scan_segment(dir: &Path, queue_id: Uuid, id: u64) -> Result<Scan, StoreError> {
+    let path = dir.join("db");
+    match File::open(&path) {
+        Ok(file) => salvage::scan(file, queue_id, id).map_err(at("read", &path)),
+        Err(error) => if_absent(Scan::default())(error).map_err(at("open", &path)),
+    }
+}
+
+pub(super) fn read_frames(dir: &Path, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
+    let path = dir.join("db");
+    let mut file = File::open(&path).map_err(at("open", &path))?;
+    let mut read = |frame: &Found| {
+        let mut bytes = Vec::with_capacity(frame.head.frame_bytes());
+        file.seek(SeekFrom::Start(frame.offset))?;
+        Read::by_ref(&mut file).take(frame.head.frame_bytes() as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    frames.iter().map(&mut read).collect::<io::Result<_>>().map_err(at("read", &path))
+}
+
+pub(super) fn move_dir(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).or_else(if_absent(())).map_err(at("move", from))?;
+    sync_file(from.parent().unwrap_or(from))
+}
+
+pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn sync_file(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(at("sync", path))
+}
+
+pub(super) fn at<E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> StoreError + use<E> {
+    let path = path.to_owned();
+    move |error| StoreError::new(action, path, error)
+}
+
+pub(super) fn if_absent<T>(value: T) -> impl FnOnce(io::Error) -> io::Result<T> {
+    |error| if error.kind() == io::ErrorKind::NotFound { Ok(value) } else { Err(error) }
+}

@@ -1,0 +1,465 @@
+//! The log: appends, seals, reads batches and deletes what is delivered. Synchronous, owned by one
+//! thread, and told the time. The promises are in [`crate::queue`]. The log's other parts: opening is
+//! in `recover`, reading in `reading`, and what happens without a disk in `disk_health`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{
+    DeadLetter,
+    block::{self, BLOCK_RAW_BYTES_MAX, Place, RECORD_BYTES_MAX},
+    disk_health::DiskHealth,
+    record::{Group, Position, Record},
+    ring::{Home, Ring},
+    salvage::Found,
+    segment::{self, BatchLimits, BatchPlan, SegmentRow},
+    state,
+    store::{SegmentWriter, StateChange, Store, StoreError},
+};
+
+/// Bounds and boundaries of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Stored bytes after which a segment is closed before its window ends.
+    pub segment_bytes_max: u64,
+    /// Where batches end.
+    pub batch: BatchLimits,
+    /// Memory for records that are also on disk.
+    pub ring_bytes_max: usize,
+    /// Memory for records that the disk did not take; over it, the oldest of them are evicted.
+    pub volatile_bytes_max: usize,
+}
+
+/// The log. See the module documentation.
+#[derive(Debug)]
+pub struct Log<S: Store> {
+    pub(super) store: S,
+    pub(super) limits: LogLimits,
+    pub(super) queue_id: Uuid,
+    pub(super) next_seq: u64,
+    pub(super) last_segment: u64,
+    /// Closed segments with something left to deliver, oldest first.
+    pub(super) sealed: BTreeMap<u64, Sealed>,
+    /// How far each collector had read, and the segment that says so.
+    pub(super) positions: BTreeMap<String, (u64, Bytes)>,
+    pub(super) counts: Counts,
+    pub(super) active: Option<Active<S::Writer>>,
+    pub(super) ring: Ring,
+    /// The frames of the segment that was read from disk last.
+    pub(super) index: Option<(u64, Vec<Found>)>,
+    pub(super) disk: DiskHealth,
+}
+
+/// A closed segment.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) row: SegmentRow,
+    pub(super) in_flight: BTreeSet<u32>,
+    pub(super) attempts: BTreeMap<u32, Attempt>,
+    /// Known for segments written by this process, read when needed for others.
+    pub(super) plans: Option<Vec<BatchPlan>>,
+    /// Frames that the disk did not take; empty when the segment is on disk.
+    pub(super) unsaved: Vec<Vec<u8>>,
+    pub(super) home: Home,
+    pub(super) damaged: bool,
+}
+
+/// The segment that takes records.
+#[derive(Debug)]
+pub(super) struct Active<W> {
+    pub(super) row: SegmentRow,
+    pub(super) plans: Vec<BatchPlan>,
+    /// `None` while the disk does not take records.
+    pub(super) writer: Option<W>,
+    pub(super) unsaved: Vec<Vec<u8>>,
+}
+
+/// What an append has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The sequence number of the first record.
+    pub first_seq: u64,
+    /// How many records have been taken.
+    pub records: u64,
+    /// Whether they are on disk.
+    pub home: Home,
+}
+
+/// One batch of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchKey {
+    /// The segment.
+    pub segment: u64,
+    /// The batch in it, from 0.
+    pub number: u32,
+}
+
+/// A batch to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Which one.
+    pub key: BatchKey,
+    /// Its name for ever: a function of the queue, the segment and the number.
+    pub id: Uuid,
+    /// Its records; those that are damaged on disk are missing.
+    pub records: Vec<Record>,
+}
+
+/// How the last try to deliver a batch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Tries so far.
+    pub attempts: u32,
+    /// The last answer, for a person.
+    pub answer: String,
+    /// When the next try is due, milliseconds since 1970 UTC.
+    pub next_at_ms: i64,
+}
+
+/// Counters since the log was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counts {
+    /// Records taken.
+    pub appended_records: u64,
+    /// Records delivered.
+    pub delivered_records: u64,
+    /// Batches delivered.
+    pub delivered_batches: u64,
+    /// Records that the backend refused; they are in the dead letters.
+    pub refused_records: u64,
+    /// Records evicted because neither the disk nor the memory had room for them.
+    pub evicted_records: u64,
+    /// Records that are damaged on disk.
+    pub corrupt_records: u64,
+}
+
+impl<S: Store> Log<S> {
+    pub(super) fn empty(store: S, limits: LogLimits) -> Self {
+        Self {
+            queue_id: store.queue_id(),
+            store,
+            limits,
+            next_seq: 0,
+            last_segment: 0,
+            sealed: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            counts: Counts::default(),
+            active: None,
+            ring: Ring::new(limits.ring_bytes_max),
+            index: None,
+            disk: DiskHealth::default(),
+        }
+    }
+
+    /// The queue's identity.
+    pub fn queue_id(&self) -> Uuid {
+        self.queue_id
+    }
+
+    /// How far `collector` had read when its last durable records were appended.
+    pub fn position(&self, collector: &str) -> Option<Bytes> {
+        self.positions.get(collector).map(|(_, bytes)| bytes.clone())
+    }
+
+    /// Counters since the log was opened.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Why the disk takes no records at present.
+    pub fn disk_error(&self) -> Option<&str> {
+        self.disk.error.as_deref()
+    }
+
+    /// Bytes of memory that records occupy.
+    pub fn ring_bytes(&self) -> usize {
+        self.ring.bytes()
+    }
+
+    /// Takes groups and makes them durable with one sync. When the disk does not take them they
+    /// stay in memory, are delivered from there, and are written when the disk is back.
+    pub fn append(&mut self, groups: Vec<Group>, now_ms: i64) -> Appended {
+        self.save_unsaved(now_ms);
+        let (records, positions) = self.number(groups);
+        let appended = records.len() as u64;
+        let first_seq = records.first().map_or(self.next_seq, |record| record.seq);
+        let home = if records.is_empty() && positions.is_empty() {
+            Home::Disk
+        } else {
+            self.roll_if_full(now_ms);
+            self.write_blocks(&records, &positions, now_ms)
+        };
+        let segment = self.active.as_ref().map_or(0, |active| active.row.id);
+        for position in positions {
+            self.positions.insert(position.collector, (segment, position.bytes));
+        }
+        self.counts.appended_records += appended;
+        self.evict_over_bound();
+        Appended { first_seq, records: appended, home }
+    }
+
+    /// Ends the window: closes the active segment, so that its batches can be sent.
+    pub fn seal(&mut self, now_ms: i64) {
+        self.save_unsaved(now_ms);
+        if let Some(active) = self.active.take() {
+            self.seal_active(active, now_ms);
+        }
+    }
+
+    /// The backend has taken a batch: it is never sent again, and its segment goes when all of its
+    /// batches are delivered. What the backend refused of it is kept in the dead letters first.
+    pub fn delivered(
+        &mut self,
+        key: BatchKey,
+        records: u64,
+        refused: &[DeadLetter],
+    ) -> Result<(), StoreError> {
+        if !refused.is_empty() {
+            self.store.put_dead(refused)?;
+            self.counts.refused_records += refused.len() as u64;
+        }
+        let records = records.saturating_sub(refused.len() as u64);
+        let Some(sealed) = self.sealed.get_mut(&key.segment) else { return Ok(()) };
+        sealed.in_flight.remove(&key.number);
+        sealed.attempts.remove(&key.number);
+        if !sealed.row.is_delivered(key.number) {
+            sealed.row.deliver(key.number);
+            self.counts.delivered_records += records;
+            self.counts.delivered_batches += 1;
+        }
+        let (done, row, home) = (sealed.row.is_done(), sealed.row.clone(), sealed.home);
+        if home == Home::MemoryOnly {
+            if done {
+                self.forget(key.segment);
+            }
+            return Ok(());
+        }
+        let put = self.store.put_state(&[state::segment_row(&row)]);
+        if done {
+            self.remove_segment(key.segment)?;
+        }
+        put
+    }
+
+    /// A try to deliver a batch has failed; it stays.
+    pub fn put_back(&mut self, key: BatchKey, answer: String, next_at_ms: i64) {
+        if let Some(sealed) = self.sealed.get_mut(&key.segment) {
+            sealed.in_flight.remove(&key.number);
+            let attempts = sealed.attempts.get(&key.number).map_or(0, |last| last.attempts) + 1;
+            sealed.attempts.insert(key.number, Attempt { attempts, answer, next_at_ms });
+        }
+    }
+
+    /// Ends the log: what is in the active segment is sealed.
+    pub fn close(mut self, now_ms: i64) {
+        self.seal(now_ms);
+    }
+
+    pub(super) fn insert_sealed(&mut self, row: SegmentRow) {
+        let sealed = Sealed::new(row, None, Vec::new(), Home::Disk);
+        self.sealed.insert(sealed.row.id, sealed);
+    }
+
+    fn number(&mut self, groups: Vec<Group>) -> (Vec<Record>, Vec<Position>) {
+        let mut records = Vec::new();
+        let mut positions = Vec::new();
+        for group in groups {
+            for new in group.records {
+                if new.payload.len() > RECORD_BYTES_MAX {
+                    tracing::error!(kind = new.kind, bytes = new.payload.len(), "record too large");
+                    self.counts.evicted_records += 1;
+                    continue;
+                }
+                let (kind, at_ms, payload) = (new.kind, new.at_ms, new.payload);
+                records.push(Record { seq: self.next_seq, kind, at_ms, payload });
+                self.next_seq += 1;
+            }
+            positions.extend(group.position);
+        }
+        (records, positions)
+    }
+
+    fn roll_if_full(&mut self, now_ms: i64) {
+        let full = |active: &Active<_>| active.row.stored_bytes >= self.limits.segment_bytes_max;
+        if self.active.as_ref().is_some_and(full) {
+            self.seal(now_ms);
+        }
+    }
+
+    /// Makes sure that a segment is open; without a disk it is open in memory.
+    fn ensure_active(&mut self, first_seq: u64, now_ms: i64) {
+        if self.active.is_some() {
+            return;
+        }
+        let id = (self.last_segment + 1).max(u64::try_from(now_ms).unwrap_or(0));
+        self.last_segment = id;
+        let writer = self.try_disk(now_ms, |store| store.create(id));
+        let row = SegmentRow::empty(id, first_seq, now_ms);
+        self.ring.begin(id);
+        self.active = Some(Active { row, plans: Vec::new(), writer, unsaved: Vec::new() });
+    }
+
+    /// Writes records to the active segment. A segment that fails is never written again: it is
+    /// closed with what it had, and the records go to a new one, at last to one in memory.
+    fn write_blocks(&mut self, records: &[Record], positions: &[Position], now_ms: i64) -> Home {
+        let first_seq = records.first().map_or(self.next_seq, |record| record.seq);
+        let mut failures = 0;
+        loop {
+            self.ensure_active(first_seq, now_ms);
+            let Some(mut active) = self.active.take() else { continue };
+            let before = (active.row.clone(), active.plans.clone());
+            let frames = self.encode(&mut active, records, positions);
+            match active.writer.as_mut().map(|writer| writer.append(before.0.frames, &frames)) {
+                Some(Err(error)) => {
+                    failures += 1;
+                    if failures > 1 {
+                        self.disk_failed(&error, now_ms);
+                    } else {
+                        tracing::warn!(%error, "a segment failed and is closed");
+                    }
+                    drop(active);
+                    self.close_broken(before.0, before.1, now_ms);
+                }
+                written => {
+                    let home = if written.is_some() { Home::Disk } else { Home::MemoryOnly };
+                    if home == Home::MemoryOnly {
+                        active.unsaved.extend(frames);
+                    }
+                    self.ring.push(active.row.id, records, home);
+                    self.active = Some(active);
+                    return home;
+                }
+            }
+        }
+    }
+
+    /// Encodes records as blocks of the active segment and accounts for them.
+    fn encode(
+        &self,
+        active: &mut Active<S::Writer>,
+        records: &[Record],
+        positions: &[Position],
+    ) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut blocks = blocks_of(records, self.limits.batch).peekable();
+        // A position without records still needs a block to travel in.
+        let mut at_least_one = blocks.peek().is_none().then_some(&records[..0]).into_iter();
+        while let Some(block) = blocks.next().or_else(|| at_least_one.next()) {
+            let last = blocks.peek().is_none();
+            let raw_bytes: usize = block.iter().map(Record::memory_bytes).sum();
+            let first_seq = block.first().map_or(active.row.end_seq(), |record| record.seq);
+            let batch = segment::plan_block(
+                &mut active.plans,
+                self.limits.batch,
+                first_seq,
+                block.len() as u64,
+                raw_bytes as u64,
+            );
+            let (queue, segment) = (self.queue_id, active.row.id);
+            let place = Place { queue, segment, number: active.row.frames, batch, first_seq };
+            let encoded = block::encode(place, block, if last { positions } else { &[] });
+            active.row.records += block.len() as u64;
+            active.row.raw_bytes += raw_bytes as u64;
+            active.row.stored_bytes += encoded.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            active.row.frames += encoded.len() as u64;
+            active.row.batches = u32::try_from(active.plans.len()).unwrap_or(u32::MAX);
+            frames.extend(encoded);
+        }
+        frames
+    }
+
+    fn seal_active(&mut self, active: Active<S::Writer>, now_ms: i64) {
+        let Active { mut row, plans, writer, unsaved } = active;
+        row.window_ms.1 = now_ms;
+        let id = row.id;
+        let home = if writer.is_some() { Home::Disk } else { Home::MemoryOnly };
+        if let Some(writer) = writer {
+            let closed = writer.close();
+            let put = closed.and_then(|()| self.store.put_state(&self.seal_rows(&row)));
+            if let Err(error) = put {
+                // The frames are durable; a start finds them without the row.
+                self.disk_failed(&error, now_ms);
+            }
+        }
+        self.sealed.insert(id, Sealed::new(row, Some(plans), unsaved, home));
+    }
+
+    /// Keeps what a failed segment had acknowledged.
+    fn close_broken(&mut self, mut row: SegmentRow, plans: Vec<BatchPlan>, now_ms: i64) {
+        if row.frames == 0 {
+            self.ring.remove(row.id);
+            self.store.remove(row.id).ok();
+            return;
+        }
+        row.window_ms.1 = now_ms;
+        if let Err(error) = self.store.put_state(&self.seal_rows(&row)) {
+            tracing::warn!(%error, "a start will find the segment without its row");
+        }
+        self.sealed.insert(row.id, Sealed::new(row, Some(plans), Vec::new(), Home::Disk));
+    }
+
+    /// The rows that closing a segment writes: its own, and the positions that it covers.
+    pub(super) fn seal_rows(&self, row: &SegmentRow) -> Vec<StateChange> {
+        let mut rows = vec![state::segment_row(row), state::next_row(self.next_seq, row.id)];
+        let covered = self.positions.iter().filter(|(_, (segment, _))| *segment <= row.id);
+        rows.extend(covered.map(|(name, at)| state::position_row(name, at)));
+        rows
+    }
+
+    fn remove_segment(&mut self, id: u64) -> Result<(), StoreError> {
+        let damaged = self.sealed.get(&id).is_some_and(|sealed| sealed.damaged);
+        self.forget(id);
+        if damaged {
+            self.store.quarantine(id)?
+        } else {
+            self.store.remove(id)?
+        }
+        self.store.put_state(&[state::drop_segment_row(id)])
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.sealed.remove(&id);
+        self.ring.remove(id);
+        if self.index.as_ref().is_some_and(|(indexed, _)| *indexed == id) {
+            self.index = None;
+        }
+    }
+}
+
+impl Sealed {
+    fn new(
+        row: SegmentRow,
+        plans: Option<Vec<BatchPlan>>,
+        unsaved: Vec<Vec<u8>>,
+        home: Home,
+    ) -> Self {
+        let (in_flight, attempts) = (BTreeSet::new(), BTreeMap::new());
+        Self { row, in_flight, attempts, plans, unsaved, home, damaged: false }
+    }
+}
+
+/// The id of a batch, for ever the same.
+pub fn batch_id(queue_id: Uuid, key: BatchKey) -> Uuid {
+    Uuid::new_v5(&queue_id, format!("{}/{}", key.segment, key.number).as_bytes())
+}
+
+/// Splits records into runs of about [`BLOCK_RAW_BYTES_MAX`], none larger than a batch may be.
+fn blocks_of(records: &[Record], batch: BatchLimits) -> impl Iterator<Item = &[Record]> {
+    let bytes_max = usize::try_from(batch.raw_bytes_max)
+        .map_or(BLOCK_RAW_BYTES_MAX, |max| max.min(BLOCK_RAW_BYTES_MAX));
+    let records_max = usize::try_from(batch.records_max).unwrap_or(usize::MAX);
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take(records_max).take_while(|record| {
+            bytes += record.memory_bytes();
+            bytes <= bytes_max
+        });
+        let count = fits.count().max(1).min(rest.len());
+        let (block, after) = rest.split_at(count);
+        rest = after;
+        (!block.is_empty()).then_some(block)
+    })
+}

@@ -1,0 +1,155 @@
+//! Opening a log: rows and segments are brought together, whatever order a crash left them in.
+
+use std::collections::BTreeMap;
+
+use super::{
+    block,
+    log::{Log, LogLimits},
+    salvage::Scan,
+    segment::SegmentRow,
+    state::{self, Row},
+    store::{StateChange, Store, StoreError},
+};
+
+impl<S: Store> Log<S> {
+    /// Opens the log on `store`. Reads the state and the segments that were never sealed, not the
+    /// backlog. Deletes nothing but segments whose delivery is recorded and empty ones.
+    pub fn open(store: S, limits: LogLimits) -> Result<Self, StoreError> {
+        let mut log = Self::empty(store, limits);
+        let mut rows = log.read_rows();
+        let ids = log.store.segments()?;
+        log.last_segment = log.last_segment.max(ids.last().copied().unwrap_or(0));
+        let mut changes = Vec::new();
+        let mut next_first_seq = None;
+        // From the newest to the oldest: how far an unsealed segment counts depends on the next.
+        for id in ids.iter().rev().copied() {
+            let row = match rows.remove(&id) {
+                Some(row) => row,
+                None => match log.recover_segment(id, next_first_seq)? {
+                    Some(row) => {
+                        changes.push(state::segment_row(&row));
+                        row
+                    }
+                    None => continue,
+                },
+            };
+            log.next_seq = log.next_seq.max(row.end_seq());
+            next_first_seq = Some(row.first_seq);
+            if row.is_done() {
+                // Its row stays when it cannot be removed, and so it is never sent again.
+                if log.tidied(S::remove, id) {
+                    changes.push(state::drop_segment_row(id));
+                }
+            } else {
+                log.insert_sealed(row);
+            }
+        }
+        for row in rows.into_values() {
+            log.note_vanished(&row);
+            changes.push(state::drop_segment_row(row.id));
+        }
+        log.record(changes);
+        Ok(log)
+    }
+
+    fn read_rows(&mut self) -> BTreeMap<u64, SegmentRow> {
+        let mut segments = BTreeMap::new();
+        let rows = self.store.state().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the queue's state cannot be read; segments are read instead");
+            Vec::new()
+        });
+        for (key, value) in rows {
+            match state::decode(&key, &value) {
+                Some(Row::Segment(row)) => {
+                    segments.insert(row.id, row);
+                }
+                Some(Row::Position(collector, bytes)) => {
+                    self.positions.insert(collector, bytes);
+                }
+                Some(Row::Next(seq, segment)) => {
+                    self.next_seq = seq;
+                    self.last_segment = segment;
+                }
+                None => tracing::warn!(?key, "an unknown row in the queue's state is left alone"),
+            }
+        }
+        segments
+    }
+
+    /// The row of a segment that a crash left unsealed, from its frames; positions are taken from
+    /// them too. `None` when nothing in it was ever acknowledged.
+    fn recover_segment(
+        &mut self,
+        id: u64,
+        next_first_seq: Option<u64>,
+    ) -> Result<Option<SegmentRow>, StoreError> {
+        let scan = self.store.frames(id)?;
+        let row = SegmentRow::recovered(id, &scan.found, next_first_seq);
+        if row.frames > 0 {
+            self.recover_positions(&scan, &row)?;
+            tracing::info!(segment = id, records = row.records, "found an unsealed segment");
+            return Ok(Some(row));
+        }
+        if scan.broken == 0 {
+            self.tidied(S::remove, id);
+        } else {
+            tracing::error!(segment = id, "no block of a segment can be read: see quarantine/");
+            self.tidied(S::quarantine, id);
+        }
+        Ok(None)
+    }
+
+    /// Puts a segment away. A disk that cannot do it now does not keep the log from opening.
+    fn tidied(&mut self, put_away: fn(&mut S, u64) -> Result<(), StoreError>, id: u64) -> bool {
+        put_away(&mut self.store, id)
+            .inspect_err(|error| tracing::warn!(%error, "a segment stays where it is for now"))
+            .is_ok()
+    }
+
+    fn recover_positions(&mut self, scan: &Scan, row: &SegmentRow) -> Result<(), StoreError> {
+        let promised: Vec<_> =
+            scan.found.iter().filter(|frame| frame.head.number < row.frames).copied().collect();
+        let mut at = 0;
+        while let Some(first) = promised.get(at) {
+            let parts = usize::from(first.head.parts).max(1);
+            let block = promised.get(at..at + parts).unwrap_or_default();
+            let frames = self.store.read(row.id, block)?;
+            let Ok(body) = block::decode(&frames) else {
+                at += 1;
+                continue;
+            };
+            at += parts;
+            for position in body.positions {
+                let held = self.positions.entry(position.collector).or_default();
+                if held.0 <= row.id {
+                    *held = (row.id, position.bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row whose segment is gone: either its removal was under way, or somebody deleted it.
+    fn note_vanished(&mut self, row: &SegmentRow) {
+        if !row.is_done() {
+            self.counts.corrupt_records += row.records;
+            tracing::error!(
+                segment = row.id,
+                records = row.records,
+                first_seq = row.first_seq,
+                "records lost: their segment has vanished from the queue directory"
+            );
+        }
+    }
+
+    fn record(&mut self, mut changes: Vec<StateChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        changes.push(state::next_row(self.next_seq, self.last_segment));
+        changes.extend(self.positions.iter().map(|(name, at)| state::position_row(name, at)));
+        if let Err(error) = self.store.put_state(&changes) {
+            tracing::warn!(%error, "the queue's state cannot be written yet");
+        }
+    }
+}

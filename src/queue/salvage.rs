@@ -1,0 +1,143 @@
+//! Finds the frames in a raw file by their magic number, whatever else is in it.
+//!
+//! This is how a closed segment is read: it needs no free space, no lock and no trust in anything
+//! but the frames' own checksums.
+
+use std::io::{self, Read};
+
+use memchr::memmem;
+use uuid::Uuid;
+
+use super::block::{FRAME_PAYLOAD_BYTES_MAX, FrameHead, HEADER_BYTES, MAGIC};
+
+/// A sound frame and where it starts in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// What the frame says of itself.
+    pub head: FrameHead,
+    /// Its first byte in the file.
+    pub offset: u64,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// The sound frames of the segment, in order of their number, each number once.
+    pub found: Vec<Found>,
+    /// Places that look like the start of a frame and are not a sound one.
+    pub broken: u64,
+}
+
+/// How much is read at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+/// A frame is complete in the window when this much follows its first byte.
+const FRAME_BYTES_MAX: usize = HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX;
+
+/// Reads `file` to its end and returns the sound frames of `queue` and `segment`.
+pub fn scan(mut file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> {
+    let finder = memmem::Finder::new(&MAGIC);
+    let mut scan = Scan::default();
+    let mut window = Vec::with_capacity(CHUNK_BYTES + FRAME_BYTES_MAX);
+    let mut window_offset = 0_u64;
+    loop {
+        let read = file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut window)?;
+        let at_end = read == 0;
+        // A magic number this close to the end may belong to a frame that is not yet complete.
+        let sure = if at_end { window.len() } else { window.len().saturating_sub(FRAME_BYTES_MAX) };
+        let mut at = 0;
+        while let Some(next) = finder.find(&window[at..]).map(|n| at + n).filter(|n| *n < sure) {
+            let bytes = &window[next..];
+            at = match FrameHead::read(bytes).and_then(|head| head.payload(bytes).map(|_| head)) {
+                Ok(head) => {
+                    if head.queue == queue && head.segment == segment {
+                        scan.found.push(Found { head, offset: window_offset + next as u64 });
+                    }
+                    next + head.frame_bytes()
+                }
+                Err(_) => {
+                    scan.broken += 1;
+                    next + 1
+                }
+            };
+        }
+        if at_end {
+            scan.found.sort_by_key(|frame| frame.head.number);
+            scan.found.dedup_by_key(|frame| frame.head.number);
+            return Ok(scan);
+        }
+        let done = at.max(sure).min(window.len());
+        window.drain(..done);
+        window_offset += done as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::queue::{
+        block::{self, Place},
+        record::Record,
+    };
+
+    fn frame(number: u64, bytes: usize) -> Vec<u8> {
+        let record = Record {
+            seq: number,
+            kind: "x".to_owned(),
+            at_ms: 0,
+            payload: Bytes::from((0..bytes).map(|n| (n * n % 251) as u8).collect::<Vec<_>>()),
+        };
+        let place = Place { queue: Uuid::nil(), segment: 1, number, batch: 0, first_seq: number };
+        block::encode(place, &[record], &[]).remove(0)
+    }
+
+    fn numbers(file: &[u8]) -> Vec<u64> {
+        let found = scan(file, Uuid::nil(), 1).unwrap().found;
+        for frame in &found {
+            let at = usize::try_from(frame.offset).unwrap();
+            assert_eq!(FrameHead::read(&file[at..]), Ok(frame.head), "offset {at}");
+        }
+        found.iter().map(|frame| frame.head.number).collect()
+    }
+
+    #[test]
+    fn frames_are_found_wherever_they_stand() {
+        let mut file = vec![0; 1_000];
+        for number in 0..200 {
+            file.extend(frame(number, 100 + usize::try_from(number).unwrap() * 40));
+            file.extend(vec![b'p'; usize::try_from(number).unwrap() % 97 * 53]);
+            file.extend(&MAGIC[..4]);
+        }
+        assert_eq!(numbers(&file), (0..200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_damaged_frame_costs_only_itself() {
+        let mut file = Vec::new();
+        let mut starts = Vec::new();
+        for number in 0..50 {
+            starts.push(file.len());
+            file.extend(frame(number, 5_000));
+        }
+        file[starts[20] + 3] ^= 1;
+        file[starts[30] + HEADER_BYTES + 7] ^= 1;
+        file[starts[40] + 70] ^= 1;
+        let expected: Vec<u64> = (0..50).filter(|n| ![20, 30, 40].contains(n)).collect();
+        assert_eq!(numbers(&file), expected);
+        file.truncate(starts[49] + 200);
+        assert_eq!(numbers(&file), expected[..expected.len() - 1]);
+    }
+
+    #[test]
+    fn a_frame_written_twice_counts_once() {
+        let file = [frame(1, 10), frame(0, 10), frame(1, 10)].concat();
+        assert_eq!(numbers(&file), [0, 1]);
+    }
+
+    #[test]
+    fn frames_of_others_are_left_out() {
+        assert!(scan(&frame(0, 10)[..], Uuid::nil(), 2).unwrap().found.is_empty());
+        assert!(scan(&frame(0, 10)[..], Uuid::from_u128(1), 1).unwrap().found.is_empty());
+    }
+}

@@ -1,0 +1,104 @@
+//! The seam between the log and what keeps its bytes: segments of frames, and small state rows.
+
+use std::{io, path::PathBuf};
+
+use uuid::Uuid;
+
+use super::{
+    DeadLetter,
+    salvage::{Found, Scan},
+};
+
+/// Keeps frames and state. Implemented on disk by [`super::store_sled::SledStore`] and in memory,
+/// with faults, by [`super::store_memory::MemoryStore`].
+pub trait Store: Send {
+    /// An open segment that takes frames.
+    type Writer: SegmentWriter;
+
+    /// The queue's identity, made on first use.
+    fn queue_id(&self) -> Uuid;
+
+    /// Creates segment `id`; it is durable, empty, when this returns.
+    fn create(&mut self, id: u64) -> Result<Self::Writer, StoreError>;
+
+    /// The segments that exist, in order.
+    fn segments(&self) -> Result<Vec<u64>, StoreError>;
+
+    /// What a segment that is not being written holds; nothing when it is not there.
+    fn frames(&self, id: u64) -> Result<Scan, StoreError>;
+
+    /// The bytes of `frames` of segment `id`; damage since the scan shows when they are decoded.
+    fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// Bytes that segment `id` occupies.
+    fn disk_bytes(&self, id: u64) -> u64;
+
+    /// Removes a segment. Removing what is not there is no error.
+    fn remove(&mut self, id: u64) -> Result<(), StoreError>;
+
+    /// Puts a segment aside, for a person to look at, instead of removing it.
+    fn quarantine(&mut self, id: u64) -> Result<(), StoreError>;
+
+    /// Adds to the dead letters; durable when this returns.
+    fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError>;
+
+    /// All state rows.
+    fn state(&mut self) -> Result<Rows, StoreError>;
+
+    /// Sets (`Some`) and deletes (`None`) state rows; durable, all or none, when this returns.
+    fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError>;
+}
+
+/// A segment that takes frames.
+pub trait SegmentWriter: Send {
+    /// Adds frames with the numbers from `number` on; they are durable when this returns. After an
+    /// error the writer must be dropped.
+    fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError>;
+
+    /// Closes the segment and gives back what it reserved.
+    fn close(self) -> Result<(), StoreError>;
+}
+
+/// State rows, key and value.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// A key and its new value; `None` deletes.
+pub type StateChange = (Vec<u8>, Option<Vec<u8>>);
+
+/// A store that did not do what it was asked. Never retried on the same handle.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}{}", .path.display(), hint(.source))]
+pub struct StoreError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On which file or directory.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl StoreError {
+    /// An error of `action` on `path`.
+    pub fn new(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self { action, path: path.into(), source: source.into() }
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\n  hint: the file system has no free blocks or inodes: see `df -h` and `df -i`; \
+             records stay in memory until it has"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "\n  hint: the file system is mounted read-only",
+        io::ErrorKind::PermissionDenied => {
+            "\n  hint: the agent's user must own the queue directory"
+        }
+        io::ErrorKind::WouldBlock => "\n  hint: another process has the queue open",
+        _ => "",
+    }
+}

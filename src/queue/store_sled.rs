@@ -1,0 +1,359 @@
+//! The store on disk: one sled database per segment, and a small one for state.
+//!
+//! sled is fast at appending and weak at three things, which this file contains:
+//! - `flush` does not sync. Every append ends with our own `fdatasync` on the database file.
+//! - `open` of an existing database writes to it, needs free space, and can wipe it after damage.
+//!   So a segment is opened once, when it is created; once closed it is read by looking for its
+//!   frames in the raw file ([`super::salvage`]), which is checked when the segment is closed.
+//! - It panics where others return errors. Every call into it is caught here; an error or a panic
+//!   means that the handle is dropped and never used again.
+
+use std::{
+    io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use fs_err::{self as fs, File};
+use rustix::fs::FallocateFlags;
+use uuid::Uuid;
+
+use super::{
+    DeadLetter,
+    files::{
+        allocated_bytes, at, if_absent, lock, move_dir, read_frames, read_or_make_identity,
+        scan_segment, segment_dir, segment_ids, sync_file,
+    },
+    salvage::{Found, Scan},
+    store::{Rows, SegmentWriter, StateChange, Store, StoreError},
+};
+
+/// Frames per tree. With more, sled would rewrite a whole leaf into a blob file that is not synced.
+const TREE_FRAMES: u64 = 8;
+/// sled's own segment size; frozen, because a database refuses to be opened with another.
+const SLED_SEGMENT_BYTES: usize = 512 << 10;
+/// The same for the state database, whose rows are small.
+const STATE_SEGMENT_BYTES: usize = 64 << 10;
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// A store in a directory. One process at a time.
+#[derive(Debug)]
+pub struct SledStore {
+    dir: PathBuf,
+    reserve_bytes: u64,
+    queue_id: Uuid,
+    state: Option<sled::Db>,
+    _lock: File,
+}
+
+/// A segment being written.
+#[derive(Debug)]
+pub struct SledWriter {
+    dir: PathBuf,
+    /// `None` only while it is being closed.
+    db: Option<sled::Db>,
+    tree: Option<(u64, sled::Tree)>,
+    file: File,
+    frames: u64,
+    queue_id: Uuid,
+    id: u64,
+}
+
+impl SledStore {
+    /// Opens the store in `dir`, making it when it is not there. `reserve_bytes` of disk are set
+    /// aside for the segment being written, so that a full disk shows before anything is accepted.
+    pub fn open(dir: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
+        for name in ["segments", "trash", "quarantine"] {
+            let path = dir.join(name);
+            fs::create_dir_all(&path).map_err(at("create", &path))?;
+        }
+        let lock = lock(dir)?;
+        let queue_id = read_or_make_identity(dir)?;
+        let mut store =
+            Self { dir: dir.to_owned(), reserve_bytes, queue_id, state: None, _lock: lock };
+        store.empty_trash();
+        if let Err(error) = store.open_state() {
+            tracing::warn!(%error, "the queue's state cannot be opened; segments are read instead");
+        }
+        Ok(store)
+    }
+
+    fn empty_trash(&self) {
+        let trash = self.dir.join("trash");
+        for entry in fs::read_dir(&trash).into_iter().flatten().flatten() {
+            if let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::warn!(%error, "cannot empty the trash");
+            }
+        }
+    }
+
+    fn open_state(&mut self) -> Result<&sled::Db, StoreError> {
+        if self.state.is_none() {
+            let dir = self.dir.join("state");
+            let opened = open_state_database(&dir);
+            let opened = match opened {
+                Err(error) if is_damage(&error.source) => {
+                    let aside =
+                        self.dir.join("quarantine").join(format!("state-{}", Uuid::new_v4()));
+                    fs::rename(&dir, &aside).map_err(at("move aside", &dir))?;
+                    tracing::error!(
+                        %error, kept = %aside.display(),
+                        "the queue's state is damaged and starts anew; what is queued may be sent twice"
+                    );
+                    open_state_database(&dir)
+                }
+                other => other,
+            };
+            self.state = Some(opened?);
+        }
+        self.state.as_ref().ok_or_else(|| {
+            StoreError::new("open", self.dir.join("state"), io::ErrorKind::NotConnected)
+        })
+    }
+}
+
+impl Store for SledStore {
+    type Writer = SledWriter;
+
+    fn queue_id(&self) -> Uuid {
+        self.queue_id
+    }
+
+    fn create(&mut self, id: u64) -> Result<SledWriter, StoreError> {
+        let dir = segment_dir(&self.dir, id);
+        let made = create_segment(&dir, self.reserve_bytes, self.queue_id, id);
+        if made.is_err() {
+            // What is left of it would be found empty at the next start.
+            fs::remove_dir_all(&dir).ok();
+        }
+        made
+    }
+
+    fn segments(&self) -> Result<Vec<u64>, StoreError> {
+        segment_ids(&self.dir)
+    }
+
+    fn frames(&self, id: u64) -> Result<Scan, StoreError> {
+        scan_segment(&segment_dir(&self.dir, id), self.queue_id, id)
+    }
+
+    fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
+        read_frames(&segment_dir(&self.dir, id), frames)
+    }
+
+    fn disk_bytes(&self, id: u64) -> u64 {
+        allocated_bytes(&segment_dir(&self.dir, id))
+    }
+
+    fn remove(&mut self, id: u64) -> Result<(), StoreError> {
+        let trash = self.dir.join("trash").join(format!("{id:020}"));
+        move_dir(&segment_dir(&self.dir, id), &trash)?;
+        fs::remove_dir_all(&trash).or_else(if_absent(())).map_err(at("remove", &trash))
+    }
+
+    fn quarantine(&mut self, id: u64) -> Result<(), StoreError> {
+        let aside = self.dir.join("quarantine").join(format!("{id:020}"));
+        move_dir(&segment_dir(&self.dir, id), &aside)
+    }
+
+    fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
+        let path = self.dir.join("dead.ndjson");
+        let lines: String =
+            letters.iter().flat_map(|letter| [letter.line.as_str(), "\n"]).collect();
+        let append = || {
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            file.write_all(lines.as_bytes())?;
+            file.sync_all()
+        };
+        append().map_err(at("append to", &path))?;
+        sync_file(&self.dir)
+    }
+
+    fn state(&mut self) -> Result<Rows, StoreError> {
+        let path = self.dir.join("state");
+        let db = self.open_state()?;
+        let rows = read_rows(db, &path);
+        if rows.is_err() {
+            self.state = None;
+        }
+        rows
+    }
+
+    fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError> {
+        let path = self.dir.join("state");
+        let db = self.open_state()?;
+        let put = guarded("write", &path, || {
+            let mut batch = sled::Batch::default();
+            for (key, value) in rows {
+                match value {
+                    Some(value) => batch.insert(key.as_slice(), value.as_slice()),
+                    None => batch.remove(key.as_slice()),
+                }
+            }
+            db.apply_batch(batch)?;
+            db.flush().map(|_| ())
+        })
+        .and_then(|()| sync_file(&path.join("db")));
+        if put.is_err() {
+            self.state = None;
+        }
+        put
+    }
+}
+
+impl SegmentWriter for SledWriter {
+    fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        let (Some(db), tree) = (&self.db, &mut self.tree) else {
+            return Err(StoreError::new("append to", &self.dir, io::ErrorKind::NotConnected));
+        };
+        guarded("append to", &self.dir, || {
+            for (number, frame) in (number..).zip(frames) {
+                let wanted = number / TREE_FRAMES;
+                let current = match tree.take() {
+                    Some((open, current)) if open == wanted => current,
+                    _ => db.open_tree(format!("t/{wanted}"))?,
+                };
+                current.insert(number.to_be_bytes(), frame.as_slice())?;
+                *tree = Some((wanted, current));
+            }
+            db.flush().map(|_| ())
+        })?;
+        self.file.sync_data().map_err(at("sync", &self.dir))?;
+        self.frames = self.frames.max(number + frames.len() as u64);
+        Ok(())
+    }
+
+    fn close(mut self) -> Result<(), StoreError> {
+        self.close_database()?;
+        let (dir, frames) = (&self.dir, self.frames);
+        let length = self.file.metadata().map_err(at("read", dir))?.len();
+        // Gives back the reserved blocks behind the end.
+        self.file.set_len(length).map_err(at("truncate", dir))?;
+        let scan = scan_segment(dir, self.queue_id, self.id)?;
+        let sound = scan.found.iter().filter(|frame| frame.head.number < frames).count();
+        if sound as u64 == frames {
+            Ok(())
+        } else {
+            let message = format!("{sound} of {frames} frames can be read back");
+            Err(StoreError::new("verify", dir, io::Error::new(io::ErrorKind::InvalidData, message)))
+        }
+    }
+}
+
+impl SledWriter {
+    fn close_database(&mut self) -> Result<(), StoreError> {
+        let open = (self.tree.take(), self.db.take());
+        guarded("close", &self.dir, || {
+            drop(open);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for SledWriter {
+    fn drop(&mut self) {
+        // After an error sled may panic once more when it is dropped.
+        if let Err(error) = self.close_database() {
+            tracing::warn!(%error, "a failed segment did not close cleanly");
+        }
+    }
+}
+
+/// The rows of the state database in `dir`, which nobody else has open.
+pub(super) fn read_state(dir: &Path) -> Result<Rows, StoreError> {
+    read_rows(&open_state_database(dir)?, dir)
+}
+
+fn read_rows(db: &sled::Db, path: &Path) -> Result<Rows, StoreError> {
+    guarded("read", path, || {
+        db.iter().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
+    })
+}
+
+fn create_segment(
+    dir: &Path,
+    reserve_bytes: u64,
+    queue_id: Uuid,
+    id: u64,
+) -> Result<SledWriter, StoreError> {
+    fs::create_dir(dir).map_err(at("create", dir))?;
+    let config = sled::Config::new()
+        .path(dir)
+        .segment_size(SLED_SEGMENT_BYTES)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None)
+        .use_compression(false);
+    let db = guarded("create", dir, || config.open())?;
+    let path = dir.join("db");
+    let file = fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?;
+    match rustix::fs::fallocate(file.file(), FallocateFlags::KEEP_SIZE, 0, reserve_bytes) {
+        // A file system that cannot reserve shows a full disk later, at an append.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(StoreError::new("reserve space for", path, error)),
+    }
+    file.sync_all().map_err(at("sync", &path))?;
+    sync_file(&dir.join("conf"))?;
+    sync_file(dir)?;
+    sync_file(dir.parent().unwrap_or(dir))?;
+    Ok(SledWriter { dir: dir.to_owned(), db: Some(db), tree: None, file, frames: 0, queue_id, id })
+}
+
+fn open_state_database(dir: &Path) -> Result<sled::Db, StoreError> {
+    // A kill while sled writes a snapshot leaves this, and every later open would fail.
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().ends_with(".generating") {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+    let config = sled::Config::new()
+        .path(dir)
+        .segment_size(STATE_SEGMENT_BYTES)
+        .cache_capacity(1 << 20)
+        .flush_every_ms(None)
+        .use_compression(false);
+    let db = guarded("open", dir, || config.open())?;
+    for path in [dir.join("conf"), dir.join("db"), dir.to_owned()] {
+        sync_file(&path)?;
+    }
+    sync_file(dir.parent().unwrap_or(dir))?;
+    Ok(db)
+}
+
+/// Calls into sled; a panic becomes an error.
+fn guarded<T>(
+    action: &'static str,
+    path: &Path,
+    call: impl FnOnce() -> sled::Result<T>,
+) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(error))) => Err(StoreError::new(action, path, from_sled(error))),
+        Ok(Err(error)) => {
+            let error = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+            Err(StoreError::new(action, path, error))
+        }
+        Err(_) => {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "the database panicked");
+            Err(StoreError::new(action, path, error))
+        }
+    }
+}
+
+/// sled wraps the operating system's error into text when it passes it on; the kind is what counts.
+fn from_sled(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    let kinds = [
+        ("StorageFull", io::ErrorKind::StorageFull),
+        ("ReadOnlyFilesystem", io::ErrorKind::ReadOnlyFilesystem),
+        ("PermissionDenied", io::ErrorKind::PermissionDenied),
+        ("could not acquire lock", io::ErrorKind::WouldBlock),
+    ];
+    match kinds.into_iter().find(|(word, _)| text.contains(word)) {
+        Some((_, kind)) if error.kind() == io::ErrorKind::Other => io::Error::new(kind, text),
+        _ => error,
+    }
+}
+
+fn is_damage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}

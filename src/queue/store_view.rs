@@ -1,0 +1,98 @@
+//! A queue directory to look at, for `inspect` while the agent may be running.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use uuid::Uuid;
+
+use super::{
+    DeadLetter, files,
+    salvage::{Found, Scan},
+    store::{Rows, SegmentWriter, StateChange, Store, StoreError},
+    store_sled,
+};
+
+/// The queue of a directory to look at, whether another process has it open or not. Writes nothing
+/// into the directory: changes are taken and forgotten.
+#[derive(Debug)]
+pub struct SledView {
+    dir: PathBuf,
+    queue_id: Uuid,
+}
+
+/// The writer of a [`SledView`]; it is never made.
+#[derive(Debug)]
+pub enum NoWriter {}
+
+impl SledView {
+    /// Looks at the queue in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self { dir: dir.to_owned(), queue_id: files::read_identity(dir)? })
+    }
+}
+
+impl Store for SledView {
+    type Writer = NoWriter;
+
+    fn queue_id(&self) -> Uuid {
+        self.queue_id
+    }
+
+    fn create(&mut self, _id: u64) -> Result<NoWriter, StoreError> {
+        Err(StoreError::new("write to", &self.dir, io::ErrorKind::ReadOnlyFilesystem))
+    }
+
+    fn segments(&self) -> Result<Vec<u64>, StoreError> {
+        files::segment_ids(&self.dir)
+    }
+
+    fn frames(&self, id: u64) -> Result<Scan, StoreError> {
+        files::scan_segment(&files::segment_dir(&self.dir, id), self.queue_id, id)
+    }
+
+    fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
+        files::read_frames(&files::segment_dir(&self.dir, id), frames)
+    }
+
+    fn disk_bytes(&self, id: u64) -> u64 {
+        files::allocated_bytes(&files::segment_dir(&self.dir, id))
+    }
+
+    fn remove(&mut self, _id: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn quarantine(&mut self, _id: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn put_dead(&mut self, _letters: &[DeadLetter]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// From a copy: opening a database writes to it.
+    fn state(&mut self) -> Result<Rows, StoreError> {
+        let state = self.dir.join("state");
+        let copy = std::env::temp_dir().join(format!("pganalytics-state-{}", Uuid::new_v4()));
+        let copied = files::copy_files(&state, &copy).map_err(files::at("copy", &state));
+        let rows = copied.and_then(|()| store_sled::read_state(&copy));
+        fs_err::remove_dir_all(&copy).ok();
+        rows
+    }
+
+    fn put_state(&mut self, _rows: &[StateChange]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl SegmentWriter for NoWriter {
+    fn append(&mut self, _number: u64, _frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        match *self {}
+    }
+
+    fn close(self) -> Result<(), StoreError> {
+        match self {}
+    }
+}

@@ -1,0 +1,411 @@
+//! The queue's invariants, on the store in memory with its faults and on the real one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+const LIMITS: LogLimits = LogLimits {
+    segment_bytes_max: 64 << 10,
+    batch: BatchLimits { raw_bytes_max: 4 << 10, records_max: 10 },
+    ring_bytes_max: 8 << 10,
+    volatile_bytes_max: 1 << 20,
+};
+
+/// A backend that remembers batches by their id, as the contract wants it.
+#[derive(Debug, Default)]
+struct Backend {
+    batches: BTreeMap<Uuid, Vec<Bytes>>,
+}
+
+impl Backend {
+    /// Takes a batch; a known id must bring what it brought before, or less after damage.
+    fn take(&mut self, batch: &Batch) {
+        let payloads: Vec<Bytes> = batch.records.iter().map(|r| r.payload.clone()).collect();
+        let known = self.batches.entry(batch.id).or_insert_with(|| payloads.clone());
+        assert_eq!(*known, payloads, "batch {} changed its content", batch.id);
+    }
+
+    fn payloads(&self) -> Vec<&Bytes> {
+        self.batches.values().flatten().collect()
+    }
+
+    /// Every payload that was stored, each of them once.
+    fn distinct(&self) -> BTreeSet<&Bytes> {
+        let distinct: BTreeSet<&Bytes> = self.payloads().into_iter().collect();
+        assert_eq!(distinct.len(), self.payloads().len(), "a record was stored twice");
+        distinct
+    }
+}
+
+fn payload(n: u64) -> Bytes {
+    Bytes::from(format!("{{\"n\":{n},\"filler\":\"{}\"}}", "x".repeat((n % 700) as usize)))
+}
+
+fn group(numbers: std::ops::Range<u64>) -> Group {
+    let record = |n| NewRecord { kind: "sysstat".to_owned(), at_ms: 1_000, payload: payload(n) };
+    Group { records: numbers.map(record).collect(), position: None }
+}
+
+fn drain<S: Store>(log: &mut Log<S>, backend: &mut Backend) {
+    while let Some(batch) = log.next_batch().expect("readable") {
+        backend.take(&batch);
+        // A disk that cannot note the delivery means that the batch may come again.
+        log.delivered(batch.key, batch.records.len() as u64, &[]).ok();
+    }
+}
+
+fn open(disk: &MemoryDisk) -> Log<MemoryStore> {
+    Log::open(disk.open(), LIMITS).expect("a memory disk opens")
+}
+
+fn assert_all(backend: &Backend, numbers: std::ops::Range<u64>) {
+    let expected: Vec<Bytes> = numbers.map(payload).collect();
+    assert_eq!(backend.distinct(), expected.iter().collect());
+}
+
+/// C15, C18, C19: counted while it waits, gone after it is delivered.
+fn delivers_and_forgets<S: Store>(mut log: Log<S>) {
+    assert_eq!((log.status().records, log.status().segments), (0, 0));
+    let appended = log.append(vec![group(0..25), group(25..30)], 10);
+    assert_eq!(appended, Appended { first_seq: 0, records: 30, home: Home::Disk });
+    assert!(log.next_batch().unwrap().is_none(), "an open window is not sent");
+    log.seal(20);
+    assert_eq!((log.status().records, log.status().segments), (30, 1));
+    assert!(log.status().batches > 1 && log.status().raw_bytes > 0);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_all(&backend, 0..30);
+    assert_eq!((log.status().records, log.status().segments), (0, 0));
+    assert_eq!((log.counts().delivered_records, log.counts().appended_records), (30, 30));
+}
+
+#[test]
+fn delivers_and_forgets_in_memory() {
+    delivers_and_forgets(open(&MemoryDisk::new()));
+}
+
+#[test]
+fn delivers_and_forgets_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), 1 << 20).unwrap();
+    delivers_and_forgets(Log::open(store, LIMITS).unwrap());
+    let left = std::fs::read_dir(dir.path().join("segments")).unwrap().count();
+    assert_eq!(left, 0, "segments are removed");
+}
+
+/// Q1, Q4, Q5, C20: what was acknowledged before a restart is sent after it, under the same ids.
+#[test]
+fn restarts_keep_records_ids_and_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let reopen = || Log::open(SledStore::open(dir.path(), 1 << 20).unwrap(), LIMITS).unwrap();
+    let mut log = reopen();
+    log.append(vec![group(0..40)], 10);
+    log.seal(20);
+    log.append(vec![group(40..50)], 30);
+    let before: Vec<_> = log.batches().unwrap().iter().map(|b| (b.id, b.records)).collect();
+    drop(log);
+    let mut log = reopen();
+    let after: Vec<_> = log.batches().unwrap().iter().map(|b| (b.id, b.records)).collect();
+    assert_eq!(before, after);
+    assert_eq!(log.append(vec![group(50..55)], 40).first_seq, 50);
+    log.seal(50);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_all(&backend, 0..55);
+    drop(log);
+    let mut log = reopen();
+    assert!(log.next_batch().unwrap().is_none(), "nothing is sent again");
+    assert_eq!(log.append(vec![group(55..56)], 60).first_seq, 55);
+}
+
+#[test]
+fn a_batch_that_was_put_back_comes_again() {
+    let mut log = open(&MemoryDisk::new());
+    log.append(vec![group(0..1)], 10);
+    log.seal(20);
+    let first = log.next_batch().unwrap().unwrap();
+    assert!(log.next_batch().unwrap().is_none(), "it is being sent");
+    log.put_back(first.key, "503".to_owned(), 1_000);
+    let info = &log.batches().unwrap()[0];
+    assert_eq!((info.attempts, info.last_answer.as_deref()), (1, Some("503")));
+    assert_eq!(log.next_batch().unwrap(), Some(first));
+}
+
+/// Q7: without a disk, records are delivered from memory; with the disk back they are written.
+#[test]
+fn a_full_disk_stops_nothing() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..5)], 1_000);
+    disk.fill_after(0);
+    assert_eq!(log.append(vec![group(5..10)], 2_000).home, Home::MemoryOnly);
+    assert!(log.disk_error().is_some_and(|error| error.contains("df -i")));
+    log.seal(3_000);
+    log.append(vec![group(10..15)], 4_000);
+    let mut backend = Backend::default();
+    let batch = log.next_batch().unwrap().unwrap();
+    backend.take(&batch);
+    disk.heal();
+    assert_eq!(log.append(vec![group(15..20)], 90_000).home, Home::Disk);
+    assert_eq!((log.disk_error(), log.status().records), (None, 20));
+    drop(log);
+    let mut log = open(&disk);
+    log.seal(91_000);
+    drain(&mut log, &mut backend);
+    assert_all(&backend, 0..20);
+}
+
+/// Q7: the memory for records without a disk is bounded, and what goes is counted.
+#[test]
+fn memory_without_a_disk_is_bounded() {
+    let disk = MemoryDisk::new();
+    disk.fill_after(0);
+    let limits = LogLimits { volatile_bytes_max: 20 << 10, ..LIMITS };
+    let mut log = Log::open(disk.open(), limits).unwrap();
+    for n in 0..100 {
+        log.append(vec![group(n * 10..n * 10 + 10)], 10);
+        log.seal(20);
+    }
+    let (status, counts) = (log.status(), log.counts());
+    assert!(status.ring_bytes <= 20 << 10, "{} bytes", status.ring_bytes);
+    assert_eq!(counts.evicted_records + status.records, 1_000);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert!(backend.payloads().contains(&&payload(999)), "the newest stay");
+}
+
+/// Q8: a position is as durable as the records before it, and never ahead of them.
+#[test]
+fn positions_travel_with_records() {
+    let disk = MemoryDisk::new();
+    let at = |text: &'static str| {
+        let bytes = Bytes::from_static(text.as_bytes());
+        Some(Position { collector: "pg_log".to_owned(), bytes })
+    };
+    let mut log = open(&disk);
+    log.append(vec![Group { position: at("1"), ..group(0..1) }], 10);
+    log.seal(20);
+    log.append(vec![Group { position: at("2"), ..group(1..2) }], 30);
+    log.append(vec![Group { position: at("3"), records: vec![] }], 40);
+    drop(log);
+    let mut log = open(&disk);
+    assert_eq!(log.position("pg_log").as_deref(), Some(&b"3"[..]));
+    disk.fill_after(0);
+    log.append(vec![Group { position: at("4"), ..group(2..3) }], 50);
+    assert_eq!(log.position("pg_log").as_deref(), Some(&b"4"[..]));
+    drop(log);
+    disk.heal();
+    let log = open(&disk);
+    assert_eq!(log.position("pg_log").as_deref(), Some(&b"3"[..]), "4 was never on disk");
+}
+
+/// Q3: one damaged byte costs one block, is counted exactly, and the segment is kept aside.
+#[test]
+fn damage_costs_a_block_and_is_counted() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    for n in 0..10 {
+        log.append(vec![group(n * 3..n * 3 + 3)], 10);
+    }
+    log.seal(20);
+    drop(log);
+    let segment = disk.segments()[0];
+    disk.damage(segment, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+    });
+    let mut log = open(&disk);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_eq!((log.counts().corrupt_records, backend.distinct().len()), (3, 27));
+    assert_eq!((disk.segments(), disk.quarantined()), (vec![], vec![segment]));
+}
+
+/// Q3: a segment of which nothing can be read is kept aside, and the next is delivered.
+#[test]
+fn a_destroyed_segment_does_not_block_the_queue() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..5)], 10);
+    log.seal(20);
+    log.append(vec![group(5..8)], 30);
+    log.seal(40);
+    drop(log);
+    let segment = disk.segments()[0];
+    disk.damage(segment, |bytes| bytes.fill(0));
+    let mut log = open(&disk);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_eq!(log.counts().corrupt_records, 5);
+    assert_all(&backend, 5..8);
+    assert_eq!(disk.quarantined(), [segment]);
+}
+
+/// Refused records are in the dead letters before their batch goes.
+#[test]
+fn refused_records_become_dead_letters() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..3)], 10);
+    log.seal(20);
+    let batch = log.next_batch().unwrap().unwrap();
+    let letter = DeadLetter { line: "{}".to_owned() };
+    log.delivered(batch.key, 3, std::slice::from_ref(&letter)).unwrap();
+    assert_eq!(disk.dead(), [letter]);
+    assert_eq!((log.counts().refused_records, log.counts().delivered_records), (1, 2));
+}
+
+/// Q1, Q2: the disk fails at every writing operation of a workload in turn, the process dies, and
+/// the next one delivers everything that was acknowledged as being on disk.
+#[test]
+fn a_crash_at_any_operation_loses_nothing_acknowledged() {
+    let workload = |disk: &MemoryDisk, backend: &mut Backend| {
+        let mut acknowledged = Vec::new();
+        let mut log = open(disk);
+        for n in 0..12_u64 {
+            let numbers = n * 4..n * 4 + 4;
+            let now_ms = i64::try_from(n).unwrap() * 10;
+            if log.append(vec![group(numbers.clone())], now_ms).home == Home::Disk {
+                acknowledged.extend(numbers);
+            }
+            if n % 3 == 2 {
+                log.seal(now_ms + 5);
+            }
+            if n == 7 {
+                drain(&mut log, backend);
+            }
+        }
+        acknowledged
+    };
+    let counting = MemoryDisk::new();
+    workload(&counting, &mut Backend::default());
+    let operations = counting.writes();
+    assert!(operations > 20);
+    for fail_at in 0..=operations {
+        let disk = MemoryDisk::new();
+        disk.fill_after(fail_at);
+        let mut backend = Backend::default();
+        let acknowledged = workload(&disk, &mut backend);
+        disk.heal();
+        let mut log = open(&disk);
+        log.seal(1_000);
+        drain(&mut log, &mut backend);
+        let stored = backend.distinct();
+        for n in acknowledged {
+            assert!(stored.contains(&payload(n)), "record {n}, failing from operation {fail_at}");
+        }
+        assert_eq!(log.counts().corrupt_records, 0, "failing from operation {fail_at}");
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append(u64),
+    Seal,
+    Deliver,
+    PutBack,
+    Crash,
+    Restart,
+    DiskFull(u64),
+    DiskBack,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1..30_u64).prop_map(Step::Append),
+        3 => Just(Step::Seal),
+        3 => Just(Step::Deliver),
+        1 => Just(Step::PutBack),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Restart),
+        1 => (0..6_u64).prop_map(Step::DiskFull),
+        2 => Just(Step::DiskBack),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// C20: whatever happens, an acknowledged record is delivered, once, and nothing else is.
+    #[test]
+    fn the_log_behaves_like_a_list(steps in steps()) {
+        let disk = MemoryDisk::new();
+        let (mut log, mut backend) = (open(&disk), Backend::default());
+        let (mut next, mut durable, mut now_ms) = (0, Vec::new(), 1_000);
+        for step in steps {
+            now_ms += 700;
+            match step {
+                Step::Append(count) => {
+                    let numbers = next..next + count;
+                    next += count;
+                    if log.append(vec![group(numbers.clone())], now_ms).home == Home::Disk {
+                        durable.extend(numbers);
+                    }
+                }
+                Step::Seal => log.seal(now_ms),
+                Step::Deliver => {
+                    if let Some(batch) = log.next_batch().unwrap() {
+                        backend.take(&batch);
+                        log.delivered(batch.key, batch.records.len() as u64, &[]).ok();
+                    }
+                }
+                Step::PutBack => {
+                    if let Some(batch) = log.next_batch().unwrap() {
+                        // The request arrived and its answer was lost.
+                        backend.take(&batch);
+                        log.put_back(batch.key, "timeout".to_owned(), now_ms);
+                    }
+                }
+                Step::Crash => {
+                    drop(log);
+                    log = open(&disk);
+                }
+                Step::Restart => {
+                    log.close(now_ms);
+                    log = open(&disk);
+                }
+                Step::DiskFull(after) => disk.fill_after(after),
+                Step::DiskBack => disk.heal(),
+            }
+        }
+        disk.heal();
+        log.seal(now_ms + 200_000);
+        drain(&mut log, &mut backend);
+        let stored = backend.distinct();
+        for n in durable {
+            prop_assert!(stored.contains(&payload(n)), "record {n} is missing");
+        }
+        prop_assert!(stored.len() as u64 <= next);
+        prop_assert_eq!(log.status().records, 0);
+    }
+}
+
+/// C16, Q1: many tasks append at once; every answer is right and every record is delivered.
+#[tokio::test]
+async fn tasks_share_syncs() {
+    let disk = MemoryDisk::new();
+    let (queue, thread) = Queue::start(open(&disk), Duration::from_millis(5)).unwrap();
+    let appends = (0..50_u64).map(|n| {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.append(group(n * 2..n * 2 + 2)).await.unwrap() })
+    });
+    let mut seqs = BTreeSet::new();
+    for append in appends.collect::<Vec<_>>() {
+        let appended = append.await.unwrap();
+        assert_eq!((appended.records, appended.home), (2, Home::Disk));
+        seqs.extend([appended.first_seq, appended.first_seq + 1]);
+    }
+    assert_eq!(seqs, (0..100).collect());
+    assert!(disk.writes() < 50, "{} writes for 50 appends", disk.writes());
+    queue.close().await.unwrap();
+    assert!(queue.append(group(0..1)).await.is_err());
+    thread.join();
+    let mut backend = Backend::default();
+    drain(&mut open(&disk), &mut backend);
+    assert_all(&backend, 0..100);
+}

@@ -1,0 +1,243 @@
+//! What a person or the backend is told about the queue. Serialises for `--json`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    log::{Attempt, BatchKey, Counts, Log, batch_id},
+    ring::Home,
+    segment::{BatchPlan, SegmentRow},
+    store::{Store, StoreError},
+};
+
+/// The queue in one screen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// The queue's identity.
+    pub queue_id: Uuid,
+    /// Segments, the one that takes records included.
+    pub segments: u64,
+    /// Batches to deliver, those of the open segment included.
+    pub batches: u64,
+    /// Records to deliver.
+    pub records: u64,
+    /// Their bytes before compression.
+    pub raw_bytes: u64,
+    /// Bytes on disk of all segments.
+    pub disk_bytes: u64,
+    /// The start of the oldest window that waits.
+    pub oldest_at: Option<Timestamp>,
+    /// The next sequence number.
+    pub next_seq: u64,
+    /// Bytes of memory that records occupy.
+    pub ring_bytes: u64,
+    /// Why the disk takes no records at present.
+    pub disk_error: Option<String>,
+    /// Counters since the queue was opened.
+    pub counts: Counts,
+}
+
+/// A segment as `inspect segments` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    /// The segment's number.
+    pub id: u64,
+    /// Whether it takes records, waits, or is damaged.
+    pub state: SegmentState,
+    /// The start of its window.
+    pub opened_at: Option<Timestamp>,
+    /// The end of its window; of the open segment, its last record.
+    pub sealed_at: Option<Timestamp>,
+    /// The sequence number of its first record.
+    pub first_seq: u64,
+    /// Its records.
+    pub records: u64,
+    /// Their bytes before compression.
+    pub raw_bytes: u64,
+    /// Bytes of its frames.
+    pub stored_bytes: u64,
+    /// Bytes that it occupies on disk.
+    pub disk_bytes: u64,
+    /// Its batches.
+    pub batches: u32,
+    /// How many of them are delivered.
+    pub delivered: u32,
+    /// Whether it is only in memory, for want of a disk.
+    pub memory_only: bool,
+    /// Tries to deliver it so far, the most of its batches.
+    pub attempts: u32,
+    /// The last answer to one of its batches.
+    pub last_answer: Option<String>,
+    /// When the next try is due.
+    pub next_try_at: Option<Timestamp>,
+}
+
+/// The life of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SegmentState {
+    /// It takes records.
+    Open,
+    /// It is closed and waits.
+    Sealed,
+    /// One of its batches is being sent.
+    Sending,
+    /// It is closed, and some of it cannot be read.
+    Damaged,
+}
+
+/// A batch as `inspect batches` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchInfo {
+    /// The batch's name for ever.
+    pub id: Uuid,
+    /// Its segment.
+    pub segment: u64,
+    /// Its number in the segment.
+    pub number: u32,
+    /// Where it stands.
+    pub state: BatchState,
+    /// The sequence number of its first record.
+    pub first_seq: u64,
+    /// Its records.
+    pub records: u64,
+    /// Their bytes before compression.
+    pub raw_bytes: u64,
+    /// Tries so far.
+    pub attempts: u32,
+    /// The last answer.
+    pub last_answer: Option<String>,
+    /// When the next try is due.
+    pub next_try_at: Option<Timestamp>,
+}
+
+/// The life of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchState {
+    /// Its segment still takes records.
+    Open,
+    /// It waits.
+    Pending,
+    /// It is being sent.
+    Sending,
+    /// The backend has it.
+    Delivered,
+}
+
+impl<S: Store> Log<S> {
+    /// The queue in one screen.
+    pub fn status(&self) -> QueueStatus {
+        let open = self.active.as_ref().map(|active| &active.row);
+        let rows = || self.sealed.values().map(|sealed| &sealed.row).chain(open);
+        let pending = |row: &SegmentRow| row.pending().count() as u64;
+        QueueStatus {
+            queue_id: self.queue_id,
+            segments: rows().count() as u64,
+            batches: rows().map(pending).sum(),
+            records: rows().map(|row| row.records).sum(),
+            raw_bytes: rows().map(|row| row.raw_bytes).sum(),
+            disk_bytes: rows().map(|row| self.store.disk_bytes(row.id)).sum(),
+            oldest_at: rows().next().and_then(|row| time(row.window_ms.0)),
+            next_seq: self.next_seq,
+            ring_bytes: self.ring.bytes() as u64,
+            disk_error: self.disk.error.clone(),
+            counts: self.counts(),
+        }
+    }
+
+    /// All segments, oldest first, the open one last.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        let sealed = self.sealed.values().map(|sealed| {
+            let state = match (sealed.damaged, sealed.in_flight.is_empty()) {
+                (true, _) => SegmentState::Damaged,
+                (false, true) => SegmentState::Sealed,
+                (false, false) => SegmentState::Sending,
+            };
+            let last = sealed.attempts.values().max_by_key(|attempt| attempt.attempts);
+            self.segment_info(&sealed.row, state, sealed.home, last)
+        });
+        let open = self.active.as_ref().map(|active| {
+            let home = if active.writer.is_some() { Home::Disk } else { Home::MemoryOnly };
+            self.segment_info(&active.row, SegmentState::Open, home, None)
+        });
+        sealed.chain(open).collect()
+    }
+
+    /// The batches of all segments, oldest first. Reads segments that an earlier process wrote.
+    pub fn batches(&mut self) -> Result<Vec<BatchInfo>, StoreError> {
+        let mut batches = Vec::new();
+        for id in self.sealed.keys().copied().collect::<Vec<_>>() {
+            let plans = self.plans(id)?;
+            let Some(sealed) = self.sealed.get(&id) else { continue };
+            batches.extend(plans.iter().map(|plan| {
+                let state = if sealed.row.is_delivered(plan.number) {
+                    BatchState::Delivered
+                } else if sealed.in_flight.contains(&plan.number) {
+                    BatchState::Sending
+                } else {
+                    BatchState::Pending
+                };
+                self.batch_info(id, plan, state, sealed.attempts.get(&plan.number))
+            }));
+        }
+        if let Some(active) = &self.active {
+            let info = |plan| self.batch_info(active.row.id, plan, BatchState::Open, None);
+            batches.extend(active.plans.iter().map(info));
+        }
+        Ok(batches)
+    }
+
+    fn segment_info(
+        &self,
+        row: &SegmentRow,
+        state: SegmentState,
+        home: Home,
+        last: Option<&Attempt>,
+    ) -> SegmentInfo {
+        let pending = u32::try_from(row.pending().count()).unwrap_or(u32::MAX);
+        SegmentInfo {
+            id: row.id,
+            state,
+            opened_at: time(row.window_ms.0),
+            sealed_at: time(row.window_ms.1),
+            first_seq: row.first_seq,
+            records: row.records,
+            raw_bytes: row.raw_bytes,
+            stored_bytes: row.stored_bytes,
+            disk_bytes: self.store.disk_bytes(row.id),
+            batches: row.batches,
+            delivered: row.batches - pending,
+            memory_only: home == Home::MemoryOnly,
+            attempts: last.map_or(0, |attempt| attempt.attempts),
+            last_answer: last.map(|attempt| attempt.answer.clone()),
+            next_try_at: last.and_then(|attempt| time(attempt.next_at_ms)),
+        }
+    }
+
+    fn batch_info(
+        &self,
+        segment: u64,
+        plan: &BatchPlan,
+        state: BatchState,
+        last: Option<&Attempt>,
+    ) -> BatchInfo {
+        BatchInfo {
+            id: batch_id(self.queue_id, BatchKey { segment, number: plan.number }),
+            segment,
+            number: plan.number,
+            state,
+            first_seq: plan.first_seq,
+            records: plan.records,
+            raw_bytes: plan.raw_bytes,
+            attempts: last.map_or(0, |attempt| attempt.attempts),
+            last_answer: last.map(|attempt| attempt.answer.clone()),
+            next_try_at: last.and_then(|attempt| time(attempt.next_at_ms)),
+        }
+    }
+}
+
+fn time(ms: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(ms).ok()
+}
