@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock; // the only reader of the clocks
+pub mod collect; // stage 1: the host and PostgreSQL -> metrics
 pub mod metric; // the documents of the contract and their validation
 pub mod queue; // stage 2: the durable log
 pub mod units; // durations and sizes as text

@@ -1,0 +1,71 @@
+//! Stage 1: collectors read the host and PostgreSQL and make metrics.
+//!
+//! Every number a collector gives is true or absent. A collector runs no shell and needs no
+//! privileges; one part that cannot be read is left out and logged once, when that begins, and
+//! once when it ends. Each collector runs by itself: none waits for another.
+
+pub mod disk_usage;
+mod notices;
+pub mod schedule;
+pub mod sysstat;
+
+use std::future::Future;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+pub use notices::Notices;
+
+/// What one collection gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Collected {
+    /// Metrics of the contract, each of at most 256 KiB for `pg_log`.
+    pub metrics: Vec<Value>,
+    /// The collector's position after these metrics, opaque. It is stored in the same block as
+    /// the records, so that a restart neither repeats nor skips.
+    pub state: Option<Vec<u8>>,
+}
+
+/// Why a whole collection gave nothing. The text carries the hint; it stays the same while the
+/// cause does, so that the caller can log it when it changes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CollectError {
+    message: String,
+}
+
+/// One source of metrics.
+pub trait Collector: Send + 'static {
+    /// `sysstat`, `disk_usage`, `pg_stats` or `pg_log`.
+    fn name(&self) -> &'static str;
+
+    /// Reads once. `now` becomes the metrics' timestamp.
+    ///
+    /// Dropping the future at any point is safe: the caller puts a deadline around it.
+    fn collect(
+        &mut self,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Collected, CollectError>> + Send;
+
+    /// The queue holds what the last [`Collector::collect`] returned.
+    fn committed(&mut self) {}
+}
+
+impl CollectError {
+    /// An error for the log: lower case, the value, `hint:`.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// A typed document as the JSON value that the agent validates and stores.
+fn document(metric: &impl Serialize) -> Result<Value, CollectError> {
+    serde_json::to_value(metric)
+        .map_err(|error| CollectError::new(format!("cannot encode a document: {error}")))
+}
+
+/// `value` with two decimals: more is noise that costs bytes on the wire.
+fn round2(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
