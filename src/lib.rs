@@ -13,4 +13,6 @@ pub mod metric; // the documents of the contract and their validation
 pub mod queue; // stage 2: the durable log
 pub mod units; // durations and sizes as text
 
+pub mod link; // the wire to the backend: TLS, tokens, the client, registration
+
 pub mod config; // TOML -> one validated part per stage

@@ -1,0 +1,242 @@
+//! The wire to the backend: one kept connection, TLS 1.3 with a client certificate, a Bearer token.
+//!
+//! [`Link`] attaches a token, sends, and returns the backend's [`Answer`] or a [`SendError`]. It
+//! gives no verdict on an answer and holds nothing back: what to do next is the forwarder's
+//! decision, and the data stays in the queue until that decision is "delivered".
+
+pub mod answer; // what came back: status, retry-after, the server's clock
+pub mod client; // hyper with connect, request and size limits
+pub mod endpoint; // backend.url, checked
+pub mod error; // why nothing came back
+pub mod files; // files that others must not read, replaced atomically
+pub mod identity; // <state_dir>/identity.json
+pub mod register; // enrolment: key, request, certificate, identity
+pub mod tls; // trust, the client certificate, what each TLS failure means
+pub mod token; // minted, renewed or read from a file
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, header};
+use secrecy::ExposeSecret;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+pub use answer::Answer;
+pub use error::{LinkError, SendError, SendErrorKind};
+pub use identity::Identity;
+
+use crate::clock;
+use client::{Client, Outgoing};
+use token::{Token, TokenError, TokenSource};
+
+/// Where a push goes, under `backend.url`.
+pub const PUSH_PATH: &str = "/api/v1/metrics/push";
+const REFRESH_PATH: &str = "/api/v1/collectors/refresh-token";
+
+/// How to reach the backend. `Default` holds the documented defaults.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// `backend.url`: scheme, host, port, and a path prefix if a proxy adds one.
+    pub url: String,
+    /// Limit for name lookup, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Limit for a whole request, from connecting to the last byte of the answer.
+    pub request_timeout: Duration,
+    /// `backend.allow_plaintext`: plain HTTP may be used, to loopback only.
+    pub allow_plaintext: bool,
+    /// Certificates and trust.
+    pub tls: TlsConfig,
+    /// A file that another program keeps filled with a collector token; it wins over the identity.
+    pub token_file: Option<PathBuf>,
+    /// The `User-Agent` of every request.
+    pub user_agent: String,
+    /// Answers with a longer body are refused.
+    pub answer_bytes_max: usize,
+}
+
+impl Default for LinkConfig {
+    fn default() -> Self {
+        Self {
+            url: "https://localhost:8080".to_owned(),
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            allow_plaintext: false,
+            tls: TlsConfig::default(),
+            token_file: None,
+            user_agent: concat!("pganalytics-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
+            answer_bytes_max: 4 << 20,
+        }
+    }
+}
+
+/// The `[tls]` section.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// `false` accepts any server certificate; it is logged at WARN on every start.
+    pub verify: bool,
+    /// This host's certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM, readable by its owner only.
+    pub key_file: PathBuf,
+    /// The only CA trusted for the backend; without it the one learned at registration, else the
+    /// system's roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self {
+            verify: true,
+            cert_file: PathBuf::from("/etc/pganalytics/collector.crt"),
+            key_file: PathBuf::from("/etc/pganalytics/collector.key"),
+            ca_file: None,
+        }
+    }
+}
+
+/// One push, ready for the wire.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// The encoded envelope.
+    pub body: Bytes,
+    /// The body's `Content-Encoding`; `identity` sends no such header.
+    pub encoding: &'static str,
+    /// The batch this body is the content of, for ever; sent as `Idempotency-Key`.
+    pub batch_id: Option<Uuid>,
+}
+
+/// The agent's connection to its backend. Cheap to share by reference; one per process.
+#[derive(Debug)]
+pub struct Link {
+    client: Client,
+    tokens: Mutex<TokenSource>,
+    state: Mutex<Identity>,
+}
+
+impl Link {
+    /// Reads certificates and keys and prepares the client; connects to nothing yet.
+    ///
+    /// Errors: a URL that may not be used, a missing, malformed or too widely readable file, an
+    /// identity with neither secret nor token.
+    pub fn new(config: &LinkConfig, identity: Identity) -> Result<Self, LinkError> {
+        let tokens = TokenSource::choose(config.token_file.as_deref(), &identity)?;
+        let endpoint = endpoint::Endpoint::parse(&config.url, config.allow_plaintext)?;
+        let tls = if endpoint.is_plaintext() {
+            None
+        } else {
+            let trust = tls::Trust::for_pushes(&config.tls, identity.ca_file.as_deref())?;
+            let own = tls::ClientCertificate::read(&config.tls.cert_file, &config.tls.key_file)?;
+            Some(tls::client_config(trust, Some(own))?)
+        };
+        let client = Client::new(endpoint, config, tls);
+        Ok(Self { client, tokens: Mutex::new(tokens), state: Mutex::new(identity) })
+    }
+
+    /// Sends one push. A 401 renews the token and sends once more; what comes back then is
+    /// returned as it is, a second 401 included.
+    pub async fn push(&self, push: Push) -> Result<Answer, SendError> {
+        let mut request = Outgoing::new(Method::POST, PUSH_PATH)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(push.body);
+        if push.encoding != "identity" {
+            request = request.header(header::CONTENT_ENCODING, push.encoding);
+        }
+        if let Some(id) = push.batch_id {
+            request = request.header(header::HeaderName::from_static("idempotency-key"), id);
+        }
+        self.send(request).await
+    }
+
+    /// GETs `path` (below `backend.url`) with this collector's token.
+    pub async fn get(&self, path: &str) -> Result<Answer, SendError> {
+        self.send(Outgoing::new(Method::GET, path)).await
+    }
+
+    /// POSTs a JSON `body` to `path` (below `backend.url`) with this collector's token.
+    pub async fn post(&self, path: &str, body: Bytes) -> Result<Answer, SendError> {
+        let request = Outgoing::new(Method::POST, path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body);
+        self.send(request).await
+    }
+
+    /// Asks for the backend's version, without a token: the cheapest sign of life, for probes.
+    pub async fn probe(&self) -> Result<Answer, SendError> {
+        self.client.send(Outgoing::new(Method::GET, "/version")).await
+    }
+
+    /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
+    pub fn clock_offset_ms(&self) -> i64 {
+        self.client.clock_offset_ms()
+    }
+
+    /// Host and port of the backend, for messages and status.
+    pub fn authority(&self) -> &str {
+        self.client.authority()
+    }
+
+    async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
+        let token = self.token(None).await?;
+        let answer = self.client.send(request.clone().bearer(&token)).await?;
+        if answer.status != 401 {
+            return Ok(answer);
+        }
+        let renewed = self.token(Some(&token)).await?;
+        if renewed.same_as(&token) {
+            return Ok(answer); // an external token that nobody has replaced yet
+        }
+        tracing::info!(backend = self.authority(), "the backend refused the token: renewed it");
+        self.client.send(request.bearer(&renewed)).await
+    }
+
+    /// A token that is good for more than a minute of the server's time, and is not `refused`.
+    async fn token(&self, refused: Option<&Token>) -> Result<Token, SendError> {
+        let mut tokens = self.tokens.lock().await;
+        let now = answer::shift(clock::now(), self.clock_offset_ms());
+        match &mut *tokens {
+            TokenSource::Minted(minter) => minter.token(now, refused).map_err(SendError::from),
+            TokenSource::File(file) => {
+                let text = fs_err::tokio::read_to_string(file.path())
+                    .await
+                    .map_err(|error| TokenError::unreadable(&error))?;
+                file.token(&text, now).map_err(SendError::from)
+            }
+            TokenSource::Renewed(current) => {
+                let usable = refused.is_none_or(|token| !token.same_as(current));
+                if usable && current.is_valid(now) {
+                    return Ok(current.clone());
+                }
+                let renewed = self.renew(current).await?;
+                *current = renewed.clone();
+                Ok(renewed)
+            }
+        }
+    }
+
+    /// Asks the backend for a new token, as an agent without a secret has to.
+    async fn renew(&self, current: &Token) -> Result<Token, SendError> {
+        let request = Outgoing::new(Method::POST, REFRESH_PATH).bearer(current);
+        let answer = self.client.send(request).await?;
+        let token = Token::from_refresh(&answer)?;
+        let mut identity = self.state.lock().await;
+        identity.token = Some(token.clone());
+        if let Err(error) = identity.save() {
+            tracing::warn!(%error, "the renewed token could not be kept for the next start");
+        }
+        Ok(token)
+    }
+}
+
+/// Where registration leaves the identity below `state_dir`.
+pub fn identity_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("identity.json")
+}
+
+impl Outgoing {
+    fn bearer(self, token: &Token) -> Self {
+        let value = format!("Bearer {}", token.expose().expose_secret());
+        self.secret_header(header::AUTHORIZATION, &value)
+    }
+}

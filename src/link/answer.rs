@@ -1,0 +1,135 @@
+//! What came back, and what its headers say about time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use jiff::{SignedDuration, Timestamp};
+
+/// A longer `Retry-After` is cut to this: a backend's mistake must not silence a host for days.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// The backend's whole answer to one request.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status; 3xx is not followed.
+    pub status: u16,
+    /// How long the backend asks to wait, at most [`RETRY_AFTER_MAX`].
+    pub retry_after: Option<Duration>,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body, not decoded.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The `message` of a JSON error body, else the first 200 characters of the body's text.
+    pub fn message(&self) -> String {
+        #[derive(serde::Deserialize)]
+        struct ErrorBody {
+            message: String,
+        }
+        match serde_json::from_slice::<ErrorBody>(&self.body) {
+            Ok(body) => body.message,
+            Err(_) => String::from_utf8_lossy(&self.body).trim().chars().take(200).collect(),
+        }
+    }
+}
+
+/// Reads `Retry-After`, in seconds or as an HTTP date that is compared with `server_now`.
+pub fn retry_after(headers: &HeaderMap, server_now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let until = http_date(text)?.duration_since(server_now);
+            Duration::try_from(until).unwrap_or_default()
+        }
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// The `Date` of an answer.
+pub fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    http_date(headers.get(header::DATE)?.to_str().ok()?)
+}
+
+/// RFC 9110 section 5.6.7, the form all servers send (`Sun, 06 Nov 1994 08:49:37 GMT`).
+fn http_date(text: &str) -> Option<Timestamp> {
+    static PARSER: jiff::fmt::rfc2822::DateTimeParser = jiff::fmt::rfc2822::DateTimeParser::new();
+    PARSER.parse_timestamp(text).ok()
+}
+
+/// When a request left and its answer came, by this host's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange {
+    /// Before the first byte was sent.
+    pub sent: Timestamp,
+    /// After the head of the answer was read.
+    pub received: Timestamp,
+}
+
+/// The new clock offset (server minus host, in milliseconds) after an answer with this `Date`.
+///
+/// `Date` has whole seconds and was written at some moment of the exchange, so it gives an
+/// interval, not a number. The old offset moves only as far as it must to lie in that interval:
+/// equal clocks stay at 0, and with each answer the estimate can only get better.
+pub fn next_offset_ms(offset_ms: i64, exchange: Exchange, date: Timestamp) -> i64 {
+    let date = date.as_millisecond();
+    let low = date.saturating_sub(exchange.received.as_millisecond());
+    let high = date.saturating_add(999).saturating_sub(exchange.sent.as_millisecond());
+    // The interval is empty when this host's clock was set back during the exchange.
+    if low <= high { offset_ms.clamp(low, high) } else { low }
+}
+
+/// `at` moved by `offset_ms`; times outside the calendar stay where they are.
+pub fn shift(at: Timestamp, offset_ms: i64) -> Timestamp {
+    at.checked_add(SignedDuration::from_millis(offset_ms)).unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(ms).expect("in range")
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_capped() {
+        let now = "1994-11-06T08:49:37Z".parse::<Timestamp>().expect("a time");
+        let check = |text: &'static str, expected: Option<u64>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(text));
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers, now), expected, "{text:?}");
+        };
+        check("120", Some(120));
+        check("0", Some(0));
+        check("86400", Some(3600));
+        check("Sun, 06 Nov 1994 08:50:37 GMT", Some(60));
+        check("Sun, 06 Nov 1994 08:00:00 GMT", Some(0));
+        check("Mon, 07 Nov 1994 08:49:37 GMT", Some(3600));
+        check("soon", None);
+        check("-5", None);
+        check("1.5", None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn clock_offset_follows_the_servers_date() {
+        let check = |offset, sent, received, date, expected, why| {
+            let exchange = Exchange { sent: at(sent), received: at(received) };
+            assert_eq!(next_offset_ms(offset, exchange, at(date)), expected, "{why}");
+        };
+        check(0, 10_400, 10_500, 10_000, 0, "equal clocks: Date is only cut to the second");
+        check(0, 10_400, 10_500, 3_610_000, 3_599_500, "server an hour ahead");
+        check(3_599_500, 20_400, 20_450, 3_620_000, 3_599_550, "each answer narrows it");
+        check(3_599_550, 30_400, 30_500, 30_000, 599, "the host's clock was set right");
+        check(0, 3_610_000, 3_610_100, 10_000, -3_599_001, "server an hour behind");
+        check(5, 10_000, 40_000, 20_000, 5, "a slow answer says little");
+        check(0, 40_000, 10_000, 10_000, 0, "the clock was set back meanwhile");
+    }
+}

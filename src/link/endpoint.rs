@@ -1,0 +1,126 @@
+//! `backend.url`, checked once: scheme, host, and whether plain HTTP may be used.
+
+use std::net::IpAddr;
+
+use http::Uri;
+
+use super::LinkError;
+
+/// A backend address that may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    base: String,
+    authority: String,
+    scheme: Scheme,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Https,
+    Plain,
+}
+
+impl Endpoint {
+    /// Checks a URL. Plain HTTP needs `allow_plaintext` and a loopback host.
+    pub fn parse(url: &str, allow_plaintext: bool) -> Result<Self, LinkError> {
+        let refuse = |what: &str, hint: &str| {
+            Err(LinkError::new(format!("backend.url = {url:?} {what}"), hint.to_owned()))
+        };
+        let example = "write it like https://backend.example.com:8080";
+        let Ok(uri) = url.trim().parse::<Uri>() else {
+            return refuse("is not a URL", example);
+        };
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return refuse("has no scheme or no host", example);
+        };
+        if authority.host().is_empty() || authority.as_str().contains('@') {
+            return refuse("needs a host and takes no user name or password", example);
+        }
+        if uri.query().is_some() {
+            return refuse("must not have a query", example);
+        }
+        let scheme = match scheme {
+            "https" => Scheme::Https,
+            "http" if !is_loopback(authority.host()) => {
+                return refuse(
+                    "is plain HTTP to another host",
+                    "use https; plain HTTP is for loopback only",
+                );
+            }
+            "http" if !allow_plaintext => {
+                return refuse(
+                    "is plain HTTP",
+                    "use https, or set backend.allow_plaintext = true for this loopback address",
+                );
+            }
+            "http" => Scheme::Plain,
+            _ => return refuse("is neither https nor http", example),
+        };
+        let base = format!(
+            "{}://{authority}{}",
+            if scheme == Scheme::Plain { "http" } else { "https" },
+            uri.path().trim_end_matches('/')
+        );
+        Ok(Self { base, authority: authority.to_string(), scheme })
+    }
+
+    /// The URL of `path`, which starts with `/`.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// The URL without a trailing slash.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Host and port.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Plain HTTP, on loopback.
+    pub fn is_plaintext(&self) -> bool {
+        self.scheme == Scheme::Plain
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_accepted_or_refused_with_a_reason() {
+        let check = |url: &str, plaintext: bool, expected: Result<&str, &str>| {
+            let got = Endpoint::parse(url, plaintext);
+            match (got, expected) {
+                (Ok(endpoint), Ok(base)) => assert_eq!(endpoint.base(), base, "{url}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.to_string().contains(part), "{url}: {error}");
+                }
+                (got, _) => panic!("{url}: {got:?}"),
+            }
+        };
+        check("https://localhost:8080", false, Ok("https://localhost:8080"));
+        check("https://a.example/", false, Ok("https://a.example"));
+        check("https://a.example/pg/", false, Ok("https://a.example/pg"));
+        check("https://[2001:db8::1]:8443", false, Ok("https://[2001:db8::1]:8443"));
+        check("http://127.0.0.1:1", true, Ok("http://127.0.0.1:1"));
+        check("http://[::1]:1", true, Ok("http://[::1]:1"));
+        check("http://localhost:1", true, Ok("http://localhost:1"));
+        check("http://127.0.0.1:1", false, Err("allow_plaintext"));
+        check("http://10.0.0.1:1", true, Err("another host"));
+        check("http://127.0.0.1.example.com", true, Err("another host"));
+        check("ftp://a.example", true, Err("neither https nor http"));
+        check("a.example:8080", false, Err("no scheme"));
+        check("https://user:pw@a.example", false, Err("no user name"));
+        check("https://a.example/?x=1", false, Err("query"));
+        check("https://a b", false, Err("is not a URL"));
+        check("", false, Err("is not a URL"));
+    }
+}

@@ -1,0 +1,294 @@
+//! Why the link could not be set up, and why a request got no answer.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use super::tls;
+use super::token::TokenError;
+
+/// The link cannot be set up: a file, a URL or an identity is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkError {
+    /// What is wrong, with its value.
+    pub what: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+impl LinkError {
+    /// An error with a next step.
+    pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: hint.into() }
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; hint: {}", self.what, self.hint)
+    }
+}
+
+impl Error for LinkError {}
+
+/// A request that got no whole answer. Whether the backend has acted on it is unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SendError {
+    /// The class, for counters and for what `agent status` shows.
+    pub kind: SendErrorKind,
+    /// For people: what happened, with its value and a hint.
+    pub message: String,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for SendError {}
+
+/// The classes of [`SendError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SendErrorKind {
+    /// No whole answer within the request timeout.
+    Timeout,
+    /// No connection (TCP and TLS) within the connect timeout.
+    ConnectTimeout,
+    /// Refused or unreachable.
+    Connect,
+    /// The host name has no address.
+    Dns,
+    /// The connection broke while the request was under way.
+    Reset,
+    /// The answer ended before it was complete.
+    Partial,
+    /// The peer does not speak HTTP.
+    Protocol,
+    /// The answer's body is over the limit.
+    AnswerTooLarge,
+    /// The server's certificate is from a CA that is not trusted.
+    TlsUnknownIssuer,
+    /// The server's certificate is signed by itself.
+    TlsSelfSigned,
+    /// The server's certificate is for other names.
+    TlsWrongName,
+    /// The server's certificate has expired.
+    TlsExpired,
+    /// The server's certificate is not valid yet.
+    TlsNotYetValid,
+    /// The server refused this host's certificate, or wanted one and got none.
+    TlsClientCert,
+    /// The server does not speak TLS 1.3.
+    TlsVersion,
+    /// Any other TLS failure.
+    TlsOther,
+    /// There is no usable token.
+    Token,
+}
+
+impl SendErrorKind {
+    /// The name in metrics and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Connect => "connect",
+            Self::Dns => "dns",
+            Self::Reset => "reset",
+            Self::Partial => "partial_answer",
+            Self::Protocol => "protocol",
+            Self::AnswerTooLarge => "answer_too_large",
+            Self::TlsUnknownIssuer => "tls_unknown_issuer",
+            Self::TlsSelfSigned => "tls_self_signed",
+            Self::TlsWrongName => "tls_wrong_name",
+            Self::TlsExpired => "tls_expired",
+            Self::TlsNotYetValid => "tls_not_yet_valid",
+            Self::TlsClientCert => "tls_client_certificate",
+            Self::TlsVersion => "tls_version",
+            Self::TlsOther => "tls_other",
+            Self::Token => "token",
+        }
+    }
+
+    /// A certificate or protocol version is wrong: trying again changes nothing until a human acts.
+    pub fn is_tls(self) -> bool {
+        self.as_str().starts_with("tls_")
+    }
+}
+
+impl fmt::Display for SendErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The connector's own limit passed.
+#[derive(Debug)]
+pub(super) struct ConnectTimedOut;
+
+/// The name lookup failed; the text is the resolver's.
+#[derive(Debug)]
+pub(super) struct LookupFailed(pub(super) String);
+
+impl fmt::Display for ConnectTimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("connect timed out")
+    }
+}
+
+impl fmt::Display for LookupFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for ConnectTimedOut {}
+impl Error for LookupFailed {}
+
+/// What a failure is explained with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances<'a> {
+    pub(super) authority: &'a str,
+    pub(super) connect_timeout: Duration,
+    pub(super) request_timeout: Duration,
+}
+
+impl SendError {
+    pub(super) fn new(kind: SendErrorKind, what: &str, hint: &str) -> Self {
+        Self { kind, message: format!("{what}; hint: {hint}") }
+    }
+
+    pub(super) fn timeout(at: Circumstances<'_>) -> Self {
+        let limit = crate::units::show_duration(at.request_timeout);
+        Self::new(
+            SendErrorKind::Timeout,
+            &format!("no whole answer from {} within {limit}", at.authority),
+            "is the backend overloaded, or backend.request_timeout too short for the way to it?",
+        )
+    }
+
+    /// Finds the class of a failed request in the chain of its causes.
+    pub(super) fn classify(error: &(dyn Error + 'static), at: Circumstances<'_>) -> Self {
+        let mut http = None;
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(found) = explain(error, at) {
+                return found;
+            }
+            if let Some(hyper) = error.downcast_ref::<hyper::Error>() {
+                http = http.or_else(|| explain_http(hyper, at));
+            }
+            cause = error.source();
+        }
+        http.unwrap_or_else(|| {
+            let what = format!("request to {} failed: {}", at.authority, chain(error));
+            Self::new(SendErrorKind::Reset, &what, "nothing is lost; it is tried again")
+        })
+    }
+}
+
+impl From<TokenError> for SendError {
+    fn from(error: TokenError) -> Self {
+        Self { kind: SendErrorKind::Token, message: error.to_string() }
+    }
+}
+
+fn explain(error: &(dyn Error + 'static), at: Circumstances<'_>) -> Option<SendError> {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls::explain(tls, at.authority));
+    }
+    if error.is::<ConnectTimedOut>() {
+        return Some(connect_timed_out(at));
+    }
+    if let Some(LookupFailed(text)) = error.downcast_ref() {
+        return Some(SendError::new(
+            SendErrorKind::Dns,
+            &format!("no address for {}: {text}", at.authority),
+            "check the host name in backend.url and this host's resolver",
+        ));
+    }
+    if error.is::<http_body_util::LengthLimitError>() {
+        return Some(SendError::new(
+            SendErrorKind::AnswerTooLarge,
+            &format!("the answer of {} is over the size limit", at.authority),
+            "is backend.url really the pgAnalytics backend?",
+        ));
+    }
+    explain_io(error.downcast_ref::<io::Error>()?, at)
+}
+
+/// An I/O error may carry the cause that matters inside.
+fn explain_io(error: &io::Error, at: Circumstances<'_>) -> Option<SendError> {
+    if let Some(inner) = error.get_ref() {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(inner);
+        while let Some(error) = cause {
+            if let Some(found) = explain(error, at) {
+                return Some(found);
+            }
+            cause = error.source();
+        }
+    }
+    let to = at.authority;
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Some(SendError::new(
+            SendErrorKind::Connect,
+            &format!("{to} refuses connections"),
+            "is the backend running, and are host and port of backend.url right?",
+        )),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Some(SendError::new(
+            SendErrorKind::Connect,
+            &format!("{to} is unreachable: {error}"),
+            "check this host's network and routes",
+        )),
+        io::ErrorKind::TimedOut => Some(connect_timed_out(at)),
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => Some(SendError::new(
+            SendErrorKind::Reset,
+            &format!("{to} broke the connection: {error}"),
+            "if this happens on every try: does a proxy stand between, or does the backend refuse \
+             this host's certificate?",
+        )),
+        _ => None,
+    }
+}
+
+fn connect_timed_out(at: Circumstances<'_>) -> SendError {
+    let limit = crate::units::show_duration(at.connect_timeout);
+    SendError::new(
+        SendErrorKind::ConnectTimeout,
+        &format!("no connection to {} within {limit}", at.authority),
+        "is the backend up, and does a firewall let this host through?",
+    )
+}
+
+fn explain_http(error: &hyper::Error, at: Circumstances<'_>) -> Option<SendError> {
+    if error.is_incomplete_message() || error.is_body_write_aborted() {
+        return Some(SendError::new(
+            SendErrorKind::Partial,
+            &format!("the answer of {} ended before it was complete", at.authority),
+            "nothing is lost; it is tried again",
+        ));
+    }
+    error.is_parse().then(|| {
+        SendError::new(
+            SendErrorKind::Protocol,
+            &format!("{} does not answer in HTTP: {error}", at.authority),
+            "check the port and the scheme (https or http) in backend.url",
+        )
+    })
+}
+
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

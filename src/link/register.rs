@@ -1,0 +1,282 @@
+//! Enrolment: a key that never leaves this host, a certificate for it, and the identity.
+//!
+//! A new registration is prepared beside the old files (`<file>.new`). Writing the journal
+//! (`<state_dir>/registration.json`) is the point of no return: before it the old identity is whole
+//! and in place, after it [`finish`] moves the new one into place, now or at the next start.
+
+mod answer;
+mod journal;
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http::Method;
+use http::header::{self, HeaderName};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::CertificateDer;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::client::{Client, Outgoing};
+use super::endpoint::Endpoint;
+use super::files::{self, Readers};
+use super::tls::{self, Fingerprint, Pin, Trust};
+use super::{Identity, LinkConfig, LinkError, SendError, identity_file};
+use crate::clock;
+
+pub use journal::finish;
+
+const REGISTER_PATH: &str = "/api/v1/collectors/register";
+
+/// What to register, where, and whom to trust.
+#[derive(Debug)]
+pub struct Registration {
+    /// The backend, and where certificate, key and CA are written.
+    pub link: LinkConfig,
+    /// Where the identity is written.
+    pub state_dir: PathBuf,
+    /// The collector's name, unique in the backend.
+    pub name: String,
+    /// This host's name.
+    pub hostname: String,
+    /// How the backend proves itself at this first contact.
+    pub contact: Contact,
+    /// The registration secret that the backend's operator gave out.
+    pub secret: SecretString,
+}
+
+/// How the backend proves itself before this host knows its CA.
+#[derive(Debug, Clone)]
+pub enum Contact {
+    /// By `tls.ca_file`, else the CA of an earlier registration, else the system's roots.
+    Configured,
+    /// By a CA in this file.
+    Ca(PathBuf),
+    /// By a certificate with this fingerprint in the chain that it shows.
+    Fingerprint(Fingerprint),
+}
+
+/// A registration that is complete.
+#[derive(Debug)]
+pub struct Registered {
+    /// What the agent starts with from now on.
+    pub identity: Identity,
+    /// The files that were written, the identity last.
+    pub written: Vec<PathBuf>,
+}
+
+/// Why a host is not registered. An identity that was there before is still there.
+#[derive(Debug, Error)]
+pub enum RegisterError {
+    /// A file or setting on this host is wrong; the backend was not asked, or its answer could not
+    /// be kept.
+    #[error(transparent)]
+    Setup(#[from] LinkError),
+    /// The backend did not answer.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The backend answered no.
+    #[error("{0}")]
+    Refused(LinkError),
+}
+
+#[derive(Serialize)]
+struct RegisterRequest<'a> {
+    name: &'a str,
+    hostname: &'a str,
+    version: &'a str,
+    csr: &'a str,
+}
+
+/// Registers this host and puts key, certificate, CA and identity into place.
+pub async fn register(registration: &Registration) -> Result<Registered, RegisterError> {
+    let _lock = journal::lock(&registration.state_dir)?;
+    let old = Identity::find(&registration.state_dir)?;
+    let endpoint = Endpoint::parse(&registration.link.url, registration.link.allow_plaintext)?;
+    let trust = if endpoint.is_plaintext() { None } else { Some(first_trust(registration, old)?) };
+    let key = NewKey::generate(&registration.hostname)?;
+    let places = Places::of(registration);
+    let outcome = enrol(registration, endpoint, trust, &key, &places).await;
+    if outcome.is_err() {
+        places.forget();
+    }
+    outcome
+}
+
+async fn enrol(
+    registration: &Registration,
+    endpoint: Endpoint,
+    trust: Option<Trust>,
+    key: &NewKey,
+    places: &Places,
+) -> Result<Registered, RegisterError> {
+    // A folder that cannot be written must show before the backend has enrolled this host.
+    files::prepare(&files::next_to(&places.key), key.pem().as_bytes(), Readers::Owner)?;
+    for path in [&places.cert, &places.ca, &places.identity] {
+        files::prepare(&files::next_to(path), b"", Readers::Owner)?;
+    }
+    let base = endpoint.base().to_owned();
+    let witness = Witness::of(trust.as_ref());
+    let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
+    let client = Client::new(endpoint, &registration.link, tls);
+    let response = client.send(request(registration, &key.csr)?).await?;
+    let response = answer::read(&response, registration)?;
+
+    let mut written = vec![places.key.clone(), places.cert.clone()];
+    let private_key = response.private_key_for(key.pem())?;
+    files::prepare(&files::next_to(&places.key), private_key.as_bytes(), Readers::Owner)?;
+    let chain = tls::certificates_to_pem(&response.certificates);
+    files::prepare(&files::next_to(&places.cert), chain.as_bytes(), Readers::Everyone)?;
+    let learned = witness.learned(response.ca_certificates.clone());
+    match &learned {
+        Some(ca) => {
+            let ca = tls::certificates_to_pem(ca);
+            files::prepare(&files::next_to(&places.ca), ca.as_bytes(), Readers::Everyone)?;
+            written.push(places.ca.clone());
+        }
+        None => files::remove(&files::next_to(&places.ca))?,
+    }
+    let identity = Identity {
+        name: registration.name.clone(),
+        backend_url: base,
+        registered_at: clock::now(),
+        certificate_expires_at: response.certificate_expires_at,
+        ca_file: learned.map(|_| places.ca.clone()),
+        secret: response.secret,
+        token: response.token,
+        ..Identity::new(&response.collector_id, &registration.hostname)
+    };
+    let encoded = identity.encode();
+    let next = files::next_to(&places.identity);
+    files::prepare(&next, encoded.expose_secret().as_bytes(), Readers::Owner)?;
+    written.push(places.identity.clone());
+    journal::write(&registration.state_dir, &written)?;
+    finish(&registration.state_dir)?;
+    let identity = Identity::load(&registration.state_dir)?;
+    Ok(Registered { identity, written })
+}
+
+fn request(registration: &Registration, csr: &str) -> Result<Outgoing, RegisterError> {
+    let body = serde_json::to_vec(&RegisterRequest {
+        name: &registration.name,
+        hostname: &registration.hostname,
+        version: env!("CARGO_PKG_VERSION"),
+        csr,
+    })
+    .map_err(|error| {
+        LinkError::new(format!("the request cannot be built: {error}"), "report it")
+    })?;
+    let secret = registration.secret.expose_secret();
+    Ok(Outgoing::new(Method::POST, REGISTER_PATH)
+        .header(header::CONTENT_TYPE, "application/json")
+        .secret_header(HeaderName::from_static("x-registration-secret"), secret)
+        .body(Bytes::from(body)))
+}
+
+/// The key pair of this registration, and its certificate signing request.
+struct NewKey {
+    pem: SecretString,
+    csr: String,
+}
+
+impl NewKey {
+    fn generate(hostname: &str) -> Result<Self, LinkError> {
+        let failed = |error: rcgen::Error| {
+            LinkError::new(format!("no key for {hostname:?}: {error}"), "check collector.hostname")
+        };
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, hostname);
+        let csr = params.serialize_request(&pair).and_then(|csr| csr.pem()).map_err(failed)?;
+        Ok(Self { pem: SecretString::from(pair.serialize_pem()), csr })
+    }
+
+    fn pem(&self) -> &str {
+        self.pem.expose_secret()
+    }
+}
+
+/// Where the files of this registration belong.
+struct Places {
+    key: PathBuf,
+    cert: PathBuf,
+    ca: PathBuf,
+    identity: PathBuf,
+}
+
+impl Places {
+    fn of(registration: &Registration) -> Self {
+        let tls = &registration.link.tls;
+        Self {
+            key: tls.key_file.clone(),
+            cert: tls.cert_file.clone(),
+            ca: tls.ca_file.clone().unwrap_or_else(|| tls.cert_file.with_file_name("ca.crt")),
+            identity: identity_file(&registration.state_dir),
+        }
+    }
+
+    /// Removes what was prepared, unless it is promised by the journal.
+    fn forget(&self) {
+        let folder = self.identity.parent().unwrap_or(Path::new("."));
+        if journal::exists(folder) {
+            return;
+        }
+        for path in [&self.key, &self.cert, &self.ca, &self.identity] {
+            if let Err(error) = files::remove(&files::next_to(path)) {
+                tracing::warn!(%error, "a left-over of the failed registration stays");
+            }
+        }
+    }
+}
+
+fn first_trust(registration: &Registration, old: Option<Identity>) -> Result<Trust, LinkError> {
+    let tls = &registration.link.tls;
+    match &registration.contact {
+        Contact::Ca(file) => Ok(Trust::Only(tls::read_certificates(file, "--ca")?)),
+        Contact::Fingerprint(fingerprint) => Ok(Trust::Pinned(Pin::new(*fingerprint))),
+        Contact::Configured => {
+            if let Some(missing) = tls.ca_file.as_deref().filter(|file| !file.exists()) {
+                return Err(LinkError::new(
+                    format!("tls.ca_file {} does not exist", missing.display()),
+                    "pass --ca FILE or --ca-fingerprint SHA256 and it is written, or remove the \
+                     key to trust the system's CA certificates",
+                ));
+            }
+            let learned = old.and_then(|old| old.ca_file).filter(|file| file.exists());
+            Trust::for_pushes(tls, learned.as_deref())
+        }
+    }
+}
+
+/// What vouched for the backend, to be trusted from now on.
+enum Witness {
+    Certificates(Vec<CertificateDer<'static>>),
+    Pin(Pin),
+    /// The system's roots, or nothing: there is no reason to trust a CA of this backend's own.
+    Unnamed,
+}
+
+impl Witness {
+    fn of(trust: Option<&Trust>) -> Self {
+        match trust {
+            Some(Trust::Only(certificates)) => Self::Certificates(certificates.clone()),
+            Some(Trust::Pinned(pin)) => Self::Pin(pin.clone()),
+            Some(Trust::System | Trust::Anything) | None => Self::Unnamed,
+        }
+    }
+
+    fn learned(
+        self,
+        from_backend: Vec<CertificateDer<'static>>,
+    ) -> Option<Vec<CertificateDer<'static>>> {
+        let mut certificates = match self {
+            Self::Certificates(certificates) => certificates,
+            Self::Pin(pin) => pin.seen().into_iter().collect(),
+            Self::Unnamed => return None,
+        };
+        certificates.extend(from_backend);
+        Some(certificates)
+    }
+}

@@ -1,0 +1,128 @@
+//! What the backend said to a registration: the parts, checked, or the reason in plain words.
+
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::{RegisterError, Registration};
+use crate::link::tls::{ClientCertificate, certificates_from_pem};
+use crate::link::token::Token;
+use crate::link::{Answer, LinkError};
+
+/// `RegisterResponse` of the contract; the optional parts are missing from older backends.
+#[derive(Deserialize)]
+struct Body {
+    collector_id: String,
+    token: Option<String>,
+    certificate: String,
+    private_key: Option<String>,
+    ca_certificate: Option<String>,
+    secret: Option<String>,
+    expires_at: Option<Timestamp>,
+    certificate_expires_at: Option<Timestamp>,
+}
+
+/// A checked answer.
+pub(super) struct Accepted {
+    pub(super) collector_id: String,
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+    pub(super) ca_certificates: Vec<CertificateDer<'static>>,
+    pub(super) secret: Option<SecretString>,
+    pub(super) token: Option<Token>,
+    pub(super) certificate_expires_at: Option<Timestamp>,
+    private_key: Option<SecretString>,
+}
+
+impl Accepted {
+    /// The key that the certificate is for: ours, or that of a backend which ignores requests for
+    /// signing and makes keys itself.
+    pub(super) fn private_key_for<'a>(&'a self, ours: &'a str) -> Result<&'a str, LinkError> {
+        let fits = |key: &str| {
+            ClientCertificate::from_parts(self.certificates.clone(), key)
+                .and_then(ClientCertificate::check)
+                .is_ok()
+        };
+        if fits(ours) {
+            return Ok(ours);
+        }
+        match self.private_key.as_ref().map(ExposeSecret::expose_secret) {
+            Some(theirs) if fits(theirs) => {
+                tracing::warn!(
+                    "this backend made the private key itself and sent it; update the backend, so \
+                     that keys never leave their host"
+                );
+                Ok(theirs)
+            }
+            _ => Err(LinkError::new(
+                "the certificate of the backend's answer is for another key",
+                "report this to the backend's operator",
+            )),
+        }
+    }
+}
+
+/// Reads a registration's answer.
+pub(super) fn read(
+    answer: &Answer,
+    registration: &Registration,
+) -> Result<Accepted, RegisterError> {
+    if !matches!(answer.status, 200 | 201) {
+        return Err(RegisterError::Refused(refusal(answer, registration)));
+    }
+    let damaged = |why: String| {
+        let what = format!("the backend's answer cannot be used: {why}");
+        LinkError::new(what, "is backend.url really the pgAnalytics backend, and up to date?")
+    };
+    let body: Body =
+        serde_json::from_slice(&answer.body).map_err(|error| damaged(error.to_string()))?;
+    if body.collector_id.trim().is_empty() {
+        return Err(damaged("collector_id is empty".to_owned()).into());
+    }
+    if body.secret.is_none() && body.token.is_none() {
+        return Err(damaged("it holds neither secret nor token".to_owned()).into());
+    }
+    let source = "the backend's answer";
+    let ca_certificates = match &body.ca_certificate {
+        Some(pem) => certificates_from_pem(pem.as_bytes(), &format!("ca_certificate of {source}"))?,
+        None => Vec::new(),
+    };
+    let certificates =
+        certificates_from_pem(body.certificate.as_bytes(), &format!("certificate of {source}"))?;
+    Ok(Accepted {
+        collector_id: body.collector_id,
+        certificates,
+        ca_certificates,
+        secret: body.secret.map(SecretString::from),
+        token: body.token.map(|token| {
+            // Without a time it counts as used up, and is renewed before the first push.
+            Token::new(SecretString::from(token), body.expires_at.unwrap_or(Timestamp::UNIX_EPOCH))
+        }),
+        certificate_expires_at: body.certificate_expires_at,
+        private_key: body.private_key.map(SecretString::from),
+    })
+}
+
+fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
+    let (status, message) = (answer.status, answer.message());
+    let url = &registration.link.url;
+    let what = match status {
+        401 | 403 => format!("{url} does not accept the registration secret ({status})"),
+        404 | 405 => format!("{url} has no registration ({status})"),
+        409 => format!("the name {:?} belongs to another host ({message})", registration.name),
+        300..=399 => format!("{url} redirects elsewhere ({status}), which is not followed"),
+        429 | 500.. => format!("{url} cannot register this host now ({status} {message})"),
+        _ => format!("{url} refuses this registration: {status} {message}"),
+    };
+    let hint = match status {
+        401 | 403 => "ask the backend's operator for the current secret".to_owned(),
+        404 | 405 | 300..=399 => "check backend.url: host, port, and no path of a page".to_owned(),
+        409 => "choose another --name, or remove the old collector on the backend".to_owned(),
+        429 | 500.. => match answer.retry_after {
+            Some(wait) => format!("try again in {}", crate::units::show_duration(wait)),
+            None => "try again later; nothing on this host has changed".to_owned(),
+        },
+        _ => "check --name and collector.hostname".to_owned(),
+    };
+    LinkError::new(what, hint)
+}

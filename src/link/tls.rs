@@ -1,0 +1,248 @@
+//! Trust and the client certificate: TLS 1.3 only, ring, and what each failure means.
+
+mod explain;
+mod pem;
+mod verify;
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::{LinkError, TlsConfig, files};
+
+pub(super) use explain::explain;
+pub use pem::{
+    certificates_from_pem, certificates_to_pem, private_key_from_pem, read_certificates,
+};
+
+/// Whose certificates are accepted from the server.
+#[derive(Debug)]
+pub enum Trust {
+    /// The roots of the operating system.
+    System,
+    /// These CA certificates and no others.
+    Only(Vec<CertificateDer<'static>>),
+    /// The one certificate with this fingerprint: a CA above the server's certificate, or that
+    /// certificate itself.
+    Pinned(Pin),
+    /// `tls.verify = false`: any certificate. Said loudly where it is chosen.
+    Anything,
+}
+
+impl Trust {
+    /// What pushes trust: `tls.ca_file`, else the CA learned at registration, else the system.
+    pub fn for_pushes(tls: &TlsConfig, learned_ca: Option<&Path>) -> Result<Self, LinkError> {
+        if !tls.verify {
+            tracing::warn!(
+                "tls.verify = false: any server certificate is accepted, so anyone on the way can \
+                 read and answer what this host sends"
+            );
+            return Ok(Self::Anything);
+        }
+        match tls.ca_file.as_deref().or(learned_ca) {
+            Some(file) => Ok(Self::Only(read_certificates(file, "tls.ca_file")?)),
+            None => Ok(Self::System),
+        }
+    }
+}
+
+/// A certificate known by its SHA-256 before the first contact.
+#[derive(Debug, Clone)]
+pub struct Pin {
+    fingerprint: Fingerprint,
+    seen: Arc<Mutex<Option<CertificateDer<'static>>>>,
+}
+
+impl Pin {
+    /// Trusts the certificate with this fingerprint.
+    pub fn new(fingerprint: Fingerprint) -> Self {
+        Self { fingerprint, seen: Arc::default() }
+    }
+
+    /// The certificate with the fingerprint, once a server has shown it.
+    pub fn seen(&self) -> Option<CertificateDer<'static>> {
+        self.seen.lock().ok()?.clone()
+    }
+}
+
+/// The SHA-256 of a certificate's DER form, as `openssl x509 -fingerprint -sha256` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of a certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.as_ref());
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = LinkError;
+
+    /// Takes 64 hexadecimal digits, with or without colons and a `sha256:` in front.
+    fn from_str(text: &str) -> Result<Self, LinkError> {
+        let bare = text.trim().to_ascii_lowercase().replace("sha256:", "").replace(':', "");
+        let mut bytes = [0; 32];
+        let digits = bare.as_bytes().chunks_exact(2);
+        if bare.len() != 64 || !bare.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(LinkError::new(
+                format!("{text:?} is no SHA-256 fingerprint: 64 hexadecimal digits are needed"),
+                "on the backend: openssl x509 -in ca.crt -noout -fingerprint -sha256",
+            ));
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits) {
+            let digit = |b: u8| (b as char).to_digit(16).unwrap_or(0);
+            *byte = pair.iter().fold(0, |value, b| (value << 4) | (digit(*b) & 0xf) as u8);
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02X}", if n == 0 { "" } else { ":" })?;
+        }
+        Ok(())
+    }
+}
+
+/// This host's certificate chain and private key.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    files: String,
+}
+
+impl ClientCertificate {
+    /// Reads both files. The key's file must be readable by its owner only.
+    pub fn read(cert_file: &Path, key_file: &Path) -> Result<Self, LinkError> {
+        let chain = read_certificates(cert_file, "tls.cert_file")?;
+        let key = files::read_private(key_file, "tls.key_file")
+            .map_err(|error| registered_first(error, key_file))?;
+        let key = private_key_from_pem(&key, &format!("tls.key_file {}", key_file.display()))?;
+        let files = format!("tls.cert_file {} and tls.key_file", cert_file.display());
+        Ok(Self { chain, key, files: format!("{files} {}", key_file.display()) })
+    }
+
+    /// A pair from elsewhere than files, the key as PEM text.
+    pub fn from_parts(
+        chain: Vec<CertificateDer<'static>>,
+        key_pem: &str,
+    ) -> Result<Self, LinkError> {
+        let key = private_key_from_pem(key_pem.as_bytes(), "the key")?;
+        Ok(Self { chain, key, files: "certificate and key".to_owned() })
+    }
+
+    /// Checks that the key belongs to the first certificate.
+    pub fn check(self) -> Result<(), LinkError> {
+        client_config(Trust::Anything, Some(self)).map(|_| ())
+    }
+}
+
+fn registered_first(error: LinkError, key_file: &Path) -> LinkError {
+    if key_file.exists() {
+        return error;
+    }
+    LinkError { hint: "`agent register` makes it; or set tls.key_file".to_owned(), ..error }
+}
+
+/// A TLS 1.3 client with this trust, which shows `own` to servers that ask.
+pub fn client_config(
+    trust: Trust,
+    own: Option<ClientCertificate>,
+) -> Result<ClientConfig, LinkError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = verifier(trust, &provider)?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| LinkError::new(format!("TLS 1.3 is unavailable: {error}"), "reinstall"))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let Some(own) = own else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let files = own.files;
+    builder.with_client_auth_cert(own.chain, own.key).map_err(|error| {
+        LinkError::new(
+            format!("{files} do not belong together or are damaged: {error}"),
+            "restore the pair, or make a new one with `agent register --force`",
+        )
+    })
+}
+
+fn verifier(
+    trust: Trust,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, LinkError> {
+    Ok(match trust {
+        Trust::System => verify::Explaining::new(system_roots()?, provider)?,
+        Trust::Only(certificates) => verify::Explaining::new(roots(&certificates)?, provider)?,
+        Trust::Pinned(pin) => Arc::new(verify::Pinned::new(pin, provider)),
+        Trust::Anything => Arc::new(verify::Unverified::new(provider)),
+    })
+}
+
+fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, LinkError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates {
+        store.add(certificate.clone()).map_err(|error| {
+            LinkError::new(
+                format!("a CA certificate is damaged: {error}"),
+                "replace it with the backend's CA certificate (PEM)",
+            )
+        })?;
+    }
+    Ok(store)
+}
+
+fn system_roots() -> Result<RootCertStore, LinkError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(found.certs);
+    if store.is_empty() {
+        let why = found.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
+        return Err(LinkError::new(
+            format!("this system has no CA certificates{why}"),
+            "set tls.ca_file to the backend's CA, or install the package ca-certificates",
+        ));
+    }
+    Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_read_as_tools_print_them() {
+        let hex = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        let colons = "00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:\
+                      00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF";
+        let check = |text: &str| {
+            let read = text.parse::<Fingerprint>().map(|f| f.to_string());
+            assert_eq!(read, Ok(colons.to_owned()), "{text}");
+        };
+        check(hex);
+        check(colons);
+        check(&format!("SHA256:{hex}"));
+        let refuse = |text: &str| {
+            let error = text.parse::<Fingerprint>().expect_err(text).to_string();
+            assert!(error.contains("64 hexadecimal digits"), "{error}");
+        };
+        refuse("");
+        refuse(&hex[2..]);
+        refuse(&hex.replace('0', "g"));
+        refuse(&"é".repeat(32));
+    }
+}
