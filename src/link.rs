@@ -183,10 +183,15 @@ impl Link {
         if answer.status != 401 {
             return Ok(answer);
         }
-        let renewed = self.token(Some(&token)).await?;
-        if renewed.same_as(&token) {
-            return Ok(answer); // an external token that nobody has replaced yet
-        }
+        let renewed = match self.token(Some(&token)).await {
+            Ok(renewed) if renewed.same_as(&token) => return Ok(answer), // external, not replaced
+            Ok(renewed) => renewed,
+            Err(error) if error.kind == SendErrorKind::Token => {
+                tracing::warn!(%error, "the backend refused the token, and there is no other");
+                return Ok(answer);
+            }
+            Err(error) => return Err(error),
+        };
         tracing::info!(backend = self.authority(), "the backend refused the token: renewed it");
         self.client.send(request.bearer(&renewed)).await
     }

@@ -7,5 +7,7 @@
 
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
+mod link_push; // pushes: headers, tokens, answers
+mod link_tls; // trust, certificates, and what each failure says
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
 mod tidy; // the rules of this code base that a compiler does not check

@@ -59,11 +59,7 @@ fn explain_certificate(reason: &CertificateError, authority: &str) -> SendError 
         ),
         CertificateError::NotValidForNameContext { expected, presented } => (
             SendErrorKind::TlsWrongName,
-            format!(
-                "is for {}, not for {}",
-                if presented.is_empty() { "no name at all".into() } else { presented.join(", ") },
-                expected.to_str()
-            ),
+            format!("is for {}, not for {}", show_names(presented), expected.to_str()),
             "use a name of the certificate in backend.url, or give the backend a certificate for \
              this one",
         ),
@@ -105,6 +101,18 @@ fn explain_certificate(reason: &CertificateError, authority: &str) -> SendError 
 
 const RENEW: &str = "renew the backend's certificate, or set this host's clock right";
 const SET_CLOCK: &str = "is this host's clock behind?";
+
+/// rustls gives names as `DnsName("a.example")` and `IpAddress(10.0.0.1)`.
+fn show_names(presented: &[String]) -> String {
+    let bare = |name: &String| {
+        let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+        inner.unwrap_or(name).trim_matches('"').to_owned()
+    };
+    match presented {
+        [] => "no name at all".to_owned(),
+        names => names.iter().map(bare).collect::<Vec<_>>().join(", "),
+    }
+}
 
 fn show(at: UnixTime) -> String {
     i64::try_from(at.as_secs())
