@@ -7,12 +7,13 @@
 
 #![forbid(unsafe_code)]
 
-pub mod clock; // the only reader of the clocks
-pub mod collect; // stage 1: the host and PostgreSQL -> metrics
-pub mod metric; // the documents of the contract and their validation
-pub mod queue; // stage 2: the durable log
-pub mod units; // durations and sizes as text
+pub mod config; // TOML -> one validated part per stage
 
+pub mod metric; // the documents of the contract and their validation
+pub mod collect; // stage 1: the host and PostgreSQL -> metrics
+pub mod queue; // stage 2: metrics -> durable records -> batches
+pub mod forward; // stage 3: batches -> pushes
 pub mod link; // the wire to the backend: TLS, tokens, the client, registration
 
-pub mod config; // TOML -> one validated part per stage
+pub mod clock; // the only reader of the clocks
+pub mod units; // durations and sizes as text

@@ -118,6 +118,7 @@ enum Command {
     NextBatch(oneshot::Sender<Result<Option<Batch>, StoreError>>),
     Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
     PutBack(BatchKey, String, i64),
+    RetryNow,
     Status(oneshot::Sender<QueueStatus>),
     Segments(oneshot::Sender<Vec<SegmentInfo>>),
     Batches(oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
@@ -211,6 +212,11 @@ impl Queue {
     ) -> Result<(), QueueClosed> {
         let command = Command::PutBack(key, answer, next_at_ms);
         self.commands.send(command).await.map_err(|_| QueueClosed)
+    }
+
+    /// Lets every batch be tried now, whenever its next try was due.
+    pub async fn retry_now(&self) -> Result<(), QueueClosed> {
+        self.commands.send(Command::RetryNow).await.map_err(|_| QueueClosed)
     }
 
     /// The queue in one screen.
@@ -334,12 +340,13 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
             reply.send(()).ok();
         }
         Command::NextBatch(reply) => {
-            reply.send(log.next_batch()).ok();
+            reply.send(log.next_batch(now_ms())).ok();
         }
         Command::Delivered(key, records, refused, reply) => {
             reply.send(log.delivered(key, records, &refused)).ok();
         }
         Command::PutBack(key, answer, next_at_ms) => log.put_back(key, answer, next_at_ms),
+        Command::RetryNow => log.retry_now(),
         Command::Status(reply) => {
             reply.send(log.status()).ok();
         }

@@ -243,6 +243,13 @@ impl<S: Store> Log<S> {
         put
     }
 
+    /// Lets every batch be tried now, whenever its next try was due.
+    pub fn retry_now(&mut self) {
+        for attempt in self.sealed.values_mut().flat_map(|sealed| sealed.attempts.values_mut()) {
+            attempt.next_at_ms = 0;
+        }
+    }
+
     /// A try to deliver a batch has failed; it stays.
     pub fn put_back(&mut self, key: BatchKey, answer: String, next_at_ms: i64) {
         if let Some(sealed) = self.sealed.get_mut(&key.segment) {
@@ -412,9 +419,9 @@ impl<S: Store> Log<S> {
         let damaged = self.sealed.get(&id).is_some_and(|sealed| sealed.damaged);
         self.forget(id);
         if damaged {
-            self.store.quarantine(id)?
+            self.store.quarantine(id)?;
         } else {
-            self.store.remove(id)?
+            self.store.remove(id)?;
         }
         self.store.put_state(&[state::drop_segment_row(id)])
     }

@@ -10,10 +10,10 @@ use super::{
 };
 
 impl<S: Store> Log<S> {
-    /// The oldest batch that is neither delivered nor being sent; it counts as being sent until
-    /// [`Log::delivered`] or [`Log::put_back`].
-    pub fn next_batch(&mut self) -> Result<Option<Batch>, StoreError> {
-        while let Some(key) = self.next_key() {
+    /// The oldest batch that waits: neither delivered nor being sent, and due to be tried. It
+    /// counts as being sent until [`Log::delivered`] or [`Log::put_back`].
+    pub fn next_batch(&mut self, now_ms: i64) -> Result<Option<Batch>, StoreError> {
+        while let Some(key) = self.next_key(now_ms) {
             let records = self.read_batch(key)?;
             if records.is_empty() {
                 // Nothing of it can be read; the loss has been counted.
@@ -42,9 +42,13 @@ impl<S: Store> Log<S> {
         Ok(plans)
     }
 
-    fn next_key(&self) -> Option<BatchKey> {
+    fn next_key(&self, now_ms: i64) -> Option<BatchKey> {
         self.sealed.values().find_map(|sealed| {
-            let number = sealed.row.pending().find(|n| !sealed.in_flight.contains(n))?;
+            let waits = |n: &u32| {
+                let due = sealed.attempts.get(n).is_none_or(|last| last.next_at_ms <= now_ms);
+                due && !sealed.in_flight.contains(n)
+            };
+            let number = sealed.row.pending().find(waits)?;
             Some(BatchKey { segment: sealed.row.id, number })
         })
     }
@@ -65,7 +69,7 @@ impl<S: Store> Log<S> {
         for (block, frames) in of_batch.chunk_by(same_block).zip(chunks(&of_batch, &frames)) {
             match block::decode(frames) {
                 Ok(body) => records.extend(body.records),
-                Err(damage) => self.note_damage(key.segment, block, &damage),
+                Err(damage) => self.note_damage(key.segment, block, damage),
             }
         }
         Ok(records)
@@ -100,7 +104,7 @@ impl<S: Store> Log<S> {
         Ok(())
     }
 
-    fn note_damage(&mut self, id: u64, block: &[Found], damage: &block::Damage) {
+    fn note_damage(&mut self, id: u64, block: &[Found], damage: block::Damage) {
         let records = block.first().map_or(0, |frame| u64::from(frame.head.records));
         if let Some(sealed) = self.sealed.get_mut(&id) {
             sealed.damaged = true;

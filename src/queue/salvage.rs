@@ -47,18 +47,16 @@ pub fn scan(mut file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> 
         let mut at = 0;
         while let Some(next) = finder.find(&window[at..]).map(|n| at + n).filter(|n| *n < sure) {
             let bytes = &window[next..];
-            at = match FrameHead::read(bytes).and_then(|head| head.payload(bytes).map(|_| head)) {
-                Ok(head) => {
-                    if head.queue == queue && head.segment == segment {
-                        scan.found.push(Found { head, offset: window_offset + next as u64 });
-                    }
-                    next + head.frame_bytes()
-                }
-                Err(_) => {
-                    scan.broken += 1;
-                    next + 1
-                }
+            let sound = FrameHead::read(bytes).and_then(|head| head.payload(bytes).map(|_| head));
+            let Ok(head) = sound else {
+                scan.broken += 1;
+                at = next + 1;
+                continue;
             };
+            if head.queue == queue && head.segment == segment {
+                scan.found.push(Found { head, offset: window_offset + next as u64 });
+            }
+            at = next + head.frame_bytes();
         }
         if at_end {
             scan.found.sort_by_key(|frame| frame.head.number);
@@ -86,7 +84,7 @@ mod tests {
             seq: number,
             kind: "x".to_owned(),
             at_ms: 0,
-            payload: Bytes::from((0..bytes).map(|n| (n * n % 251) as u8).collect::<Vec<_>>()),
+            payload: Bytes::from((0..=250_u8).cycle().take(bytes).collect::<Vec<_>>()),
         };
         let place = Place { queue: Uuid::nil(), segment: 1, number, batch: 0, first_seq: number };
         block::encode(place, &[record], &[]).remove(0)

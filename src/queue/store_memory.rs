@@ -183,7 +183,7 @@ impl SegmentWriter for MemoryWriter {
     fn append(&mut self, _number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
         let mut disk = self.disk.writing("append")?;
         let segment = disk.segments.entry(self.id).or_default();
-        frames.iter().for_each(|frame| segment.extend_from_slice(frame));
+        segment.extend(frames.iter().flatten());
         Ok(())
     }
 

@@ -51,7 +51,7 @@ fn group(numbers: std::ops::Range<u64>) -> Group {
 }
 
 fn drain<S: Store>(log: &mut Log<S>, backend: &mut Backend) {
-    while let Some(batch) = log.next_batch().expect("readable") {
+    while let Some(batch) = log.next_batch(i64::MAX).expect("readable") {
         backend.take(&batch);
         // A disk that cannot note the delivery means that the batch may come again.
         log.delivered(batch.key, batch.records.len() as u64, &[]).ok();
@@ -72,7 +72,7 @@ fn delivers_and_forgets<S: Store>(mut log: Log<S>) {
     assert_eq!((log.status().records, log.status().segments), (0, 0));
     let appended = log.append(vec![group(0..25), group(25..30)], 10);
     assert_eq!(appended, Appended { first_seq: 0, records: 30, home: Home::Disk });
-    assert!(log.next_batch().unwrap().is_none(), "an open window is not sent");
+    assert!(log.next_batch(i64::MAX).unwrap().is_none(), "an open window is not sent");
     log.seal(20);
     assert_eq!((log.status().records, log.status().segments), (30, 1));
     assert!(log.status().batches > 1 && log.status().raw_bytes > 0);
@@ -118,7 +118,7 @@ fn restarts_keep_records_ids_and_numbers() {
     assert_all(&backend, 0..55);
     drop(log);
     let mut log = reopen();
-    assert!(log.next_batch().unwrap().is_none(), "nothing is sent again");
+    assert!(log.next_batch(i64::MAX).unwrap().is_none(), "nothing is sent again");
     assert_eq!(log.append(vec![group(55..56)], 60).first_seq, 55);
 }
 
@@ -127,12 +127,16 @@ fn a_batch_that_was_put_back_comes_again() {
     let mut log = open(&MemoryDisk::new());
     log.append(vec![group(0..1)], 10);
     log.seal(20);
-    let first = log.next_batch().unwrap().unwrap();
-    assert!(log.next_batch().unwrap().is_none(), "it is being sent");
+    let first = log.next_batch(i64::MAX).unwrap().unwrap();
+    assert!(log.next_batch(i64::MAX).unwrap().is_none(), "it is being sent");
     log.put_back(first.key, "503".to_owned(), 1_000);
     let info = &log.batches().unwrap()[0];
     assert_eq!((info.attempts, info.last_answer.as_deref()), (1, Some("503")));
-    assert_eq!(log.next_batch().unwrap(), Some(first));
+    assert!(log.next_batch(999).unwrap().is_none(), "it is not due");
+    log.retry_now();
+    assert_eq!(log.next_batch(999).unwrap().as_ref(), Some(&first));
+    log.put_back(first.key, "503".to_owned(), 1_000);
+    assert_eq!(log.next_batch(i64::MAX).unwrap(), Some(first));
 }
 
 /// Q7: without a disk, records are delivered from memory; with the disk back they are written.
@@ -147,7 +151,7 @@ fn a_full_disk_stops_nothing() {
     log.seal(3_000);
     log.append(vec![group(10..15)], 4_000);
     let mut backend = Backend::default();
-    let batch = log.next_batch().unwrap().unwrap();
+    let batch = log.next_batch(i64::MAX).unwrap().unwrap();
     backend.take(&batch);
     disk.heal();
     assert_eq!(log.append(vec![group(15..20)], 90_000).home, Home::Disk);
@@ -252,7 +256,7 @@ fn refused_records_become_dead_letters() {
     let mut log = open(&disk);
     log.append(vec![group(0..3)], 10);
     log.seal(20);
-    let batch = log.next_batch().unwrap().unwrap();
+    let batch = log.next_batch(i64::MAX).unwrap().unwrap();
     let letter = DeadLetter { line: "{}".to_owned() };
     log.delivered(batch.key, 3, std::slice::from_ref(&letter)).unwrap();
     assert_eq!(disk.dead(), [letter]);
@@ -349,13 +353,13 @@ proptest! {
                 }
                 Step::Seal => log.seal(now_ms),
                 Step::Deliver => {
-                    if let Some(batch) = log.next_batch().unwrap() {
+                    if let Some(batch) = log.next_batch(i64::MAX).unwrap() {
                         backend.take(&batch);
                         log.delivered(batch.key, batch.records.len() as u64, &[]).ok();
                     }
                 }
                 Step::PutBack => {
-                    if let Some(batch) = log.next_batch().unwrap() {
+                    if let Some(batch) = log.next_batch(i64::MAX).unwrap() {
                         // The request arrived and its answer was lost.
                         backend.take(&batch);
                         log.put_back(batch.key, "timeout".to_owned(), now_ms);

@@ -1,0 +1,328 @@
+//! Stage 3: batches leave. One at a time, oldest first; what fails stays where it was.
+//!
+//! The forwarder knows neither where batches are kept ([`Source`]) nor how they travel ([`Wire`]).
+//! After a failure of the backend or the network everything waits ([`pace`]); a batch that the
+//! backend refuses waits by itself and the others go on. Nothing is given up.
+
+pub mod batch; // envelope + compression
+pub mod pace; // how long to wait
+pub mod verdict; // what an answer means
+
+use std::{future::Future, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use self::{
+    pace::Pace,
+    verdict::{Refusal, Verdict},
+};
+use crate::{
+    clock,
+    metric::envelope::{AgentInfo, EnvelopeHead, PushResponse, Rejected},
+    units,
+};
+
+/// Where batches wait.
+pub trait Source: Send + Sync {
+    /// Names a batch to its source.
+    type Key: Copy + Send + Sync;
+
+    /// The oldest batch that is due; it counts as being sent until one of the two below.
+    fn next(&self) -> impl Future<Output = Result<Option<Outgoing<Self::Key>>, String>> + Send;
+
+    /// The backend has the batch, apart from what it rejected.
+    fn delivered(
+        &self,
+        batch: &Outgoing<Self::Key>,
+        rejected: &[Rejected],
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// The batch stays, and is due again at `next_at`.
+    fn put_back(
+        &self,
+        key: Self::Key,
+        answer: String,
+        next_at: Timestamp,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// What the agent says of itself in the envelope.
+    fn agent_info(&self) -> impl Future<Output = Option<AgentInfo>> + Send;
+}
+
+/// How batches travel.
+pub trait Wire: Send + Sync {
+    /// Sends a body under its batch's id.
+    fn push(
+        &self,
+        body: Bytes,
+        batch_id: Uuid,
+    ) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+}
+
+/// A batch to be sent.
+#[derive(Debug, Clone)]
+pub struct Outgoing<K> {
+    /// Its name at the source.
+    pub key: K,
+    /// Its name at the backend, for ever.
+    pub id: Uuid,
+    /// The records' JSON.
+    pub metrics: Vec<Bytes>,
+}
+
+/// What the backend said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// How long it wants to be left alone.
+    pub retry_after: Option<Duration>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why nothing came back, with a hint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WireError {
+    /// For a person.
+    pub message: String,
+}
+
+/// `[forward]` of the configuration, and who is sending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardConfig {
+    /// The agent's id at the backend.
+    pub collector_id: String,
+    /// This host.
+    pub hostname: String,
+    /// 0 (fast) to 9 (small).
+    pub gzip_level: u32,
+    /// The first and the highest ceiling of a pause after a failure.
+    pub backoff: (Duration, Duration),
+}
+
+/// What the forwarder has done and is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardStatus {
+    /// Batches that the backend took.
+    pub delivered_batches: u64,
+    /// Records in them.
+    pub delivered_records: u64,
+    /// Batches that the backend had already.
+    pub duplicate_batches: u64,
+    /// Records that the backend refused.
+    pub rejected_records: u64,
+    /// Bytes that were sent and taken, compressed.
+    pub sent_bytes: u64,
+    /// The same before compression.
+    pub raw_bytes: u64,
+    /// Size of the last batch, before and after compression.
+    pub last_batch_bytes: (u64, u64),
+    /// Tries that failed.
+    pub failures: u64,
+    /// The last answer.
+    pub last_answer: Option<String>,
+    /// When it came.
+    pub last_answer_at: Option<Timestamp>,
+    /// When the backend took a batch last.
+    pub last_delivery_at: Option<Timestamp>,
+    /// When the next try is due, while everything waits.
+    pub next_try_at: Option<Timestamp>,
+    /// The version of the configuration that the backend has for this agent.
+    pub next_config_version: Option<i64>,
+}
+
+/// How a drain has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing that is due is left.
+    Empty,
+    /// Everything waits this long.
+    Waiting(Duration),
+}
+
+/// Sends batches until told otherwise.
+#[derive(Debug)]
+pub struct Forwarder<S, W> {
+    source: S,
+    wire: W,
+    config: ForwardConfig,
+    pace: Pace,
+    troubled: bool,
+    status: watch::Sender<ForwardStatus>,
+}
+
+impl<S: Source, W: Wire> Forwarder<S, W> {
+    /// A forwarder that has sent nothing yet, and where its status shows.
+    pub fn new(
+        source: S,
+        wire: W,
+        config: ForwardConfig,
+    ) -> (Self, watch::Receiver<ForwardStatus>) {
+        let (status, shown) = watch::channel(ForwardStatus::default());
+        let pace = Pace::new(config.backoff.0, config.backoff.1);
+        (Self { source, wire, config, pace, troubled: false, status }, shown)
+    }
+
+    /// Sends what is due until nothing is left or everything has to wait.
+    pub async fn drain(&mut self) -> Drained {
+        self.status.send_modify(|status| status.next_try_at = None);
+        loop {
+            let batch = match self.source.next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return Drained::Empty,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the queue");
+                    return Drained::Waiting(self.pace.after_failure(1.0, None));
+                }
+            };
+            if let Some(wait) = self.send(&batch).await {
+                let next = later(wait);
+                self.status.send_modify(|status| status.next_try_at = Some(next));
+                return Drained::Waiting(wait);
+            }
+        }
+    }
+
+    /// Sends one batch. `Some` when everything has to wait.
+    async fn send(&mut self, batch: &Outgoing<S::Key>) -> Option<Duration> {
+        let body = self.encode(batch).await;
+        let sent = (body.raw_bytes, body.bytes.len() as u64);
+        let answer = match self.wire.push(body.bytes, batch.id).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let wait = self.pace.after_failure(fastrand::f64(), None);
+                self.failed(batch, error.message, wait).await;
+                return Some(wait);
+            }
+        };
+        let shown = show_answer(&answer);
+        let known_batch = answer.status == 409 && names_known_batch(&answer.body);
+        match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
+            Verdict::Delivered => self.delivered(batch, &answer, sent).await,
+            Verdict::BackOff(at_least) => {
+                let wait = self.pace.after_failure(fastrand::f64(), at_least);
+                self.failed(batch, shown, wait).await;
+                Some(wait)
+            }
+            Verdict::Pause(trouble) => {
+                let wait = self.pace.at_cap(fastrand::f64());
+                let text = format!("{shown}\n  hint: {}", trouble.hint());
+                self.failed(batch, text, wait).await;
+                Some(wait)
+            }
+            Verdict::Refused(refusal) => {
+                let wait = self.pace.at_cap(fastrand::f64());
+                let what = match refusal {
+                    Refusal::TooLarge => "the backend finds a batch too large; it stays",
+                    Refusal::Invalid => "the backend refuses a batch; it stays",
+                };
+                tracing::error!(batch = %batch.id, answer = shown, "{what}, the others go on");
+                self.failed(batch, shown, wait).await;
+                None
+            }
+        }
+    }
+
+    async fn encode(&self, batch: &Outgoing<S::Key>) -> batch::Body {
+        let agent = self.source.agent_info().await;
+        let (config, metrics) = (self.config.clone(), batch.metrics.clone());
+        let timestamp = clock::now();
+        let encode = move || {
+            let head = EnvelopeHead {
+                collector_id: &config.collector_id,
+                hostname: &config.hostname,
+                timestamp,
+                agent: agent.as_ref(),
+            };
+            batch::encode(&head, &metrics, config.gzip_level)
+        };
+        // Compression of a full batch takes tens of milliseconds: not on the runtime's threads.
+        tokio::task::spawn_blocking(encode).await.expect("compression does not panic")
+    }
+
+    async fn delivered(
+        &mut self,
+        batch: &Outgoing<S::Key>,
+        answer: &WireAnswer,
+        (raw, sent): (u64, u64),
+    ) -> Option<Duration> {
+        let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
+        let rejected = response.as_ref().map_or(&[][..], |response| &response.rejected);
+        if let Err(error) = self.source.delivered(batch, rejected).await {
+            // The batch may come again, under the same id, and the backend will know it.
+            tracing::warn!(%error, "a delivery could not be noted in the queue");
+        }
+        if !rejected.is_empty() {
+            tracing::error!(
+                batch = %batch.id,
+                records = rejected.len(),
+                first = rejected.first().map(|first| format!("{}: {}", first.path, first.message)),
+                "the backend refused records; they are in the dead letters"
+            );
+        }
+        if std::mem::take(&mut self.troubled) {
+            tracing::info!("the backend takes batches again");
+        }
+        self.pace.reset();
+        let now = clock::now();
+        let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
+        self.status.send_modify(|status| {
+            status.delivered_batches += 1;
+            status.delivered_records += (batch.metrics.len() - rejected.len()) as u64;
+            status.duplicate_batches += u64::from(duplicate);
+            status.rejected_records += rejected.len() as u64;
+            status.sent_bytes += sent;
+            status.raw_bytes += raw;
+            status.last_batch_bytes = (raw, sent);
+            status.last_answer = Some(show_answer(answer));
+            status.last_answer_at = Some(now);
+            status.last_delivery_at = Some(now);
+            if let Some(response) = &response {
+                status.next_config_version = Some(response.next_config_version);
+            }
+        });
+        None
+    }
+
+    async fn failed(&mut self, batch: &Outgoing<S::Key>, answer: String, wait: Duration) {
+        if !std::mem::replace(&mut self.troubled, true) {
+            let wait = units::show_duration(wait);
+            tracing::warn!(batch = %batch.id, answer, wait, "a batch was not delivered; it stays");
+        }
+        self.status.send_modify(|status| {
+            status.failures += 1;
+            status.last_answer = Some(answer.clone());
+            status.last_answer_at = Some(clock::now());
+        });
+        self.source.put_back(batch.key, answer, later(wait)).await;
+    }
+}
+
+fn later(wait: Duration) -> Timestamp {
+    clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+/// The status and the start of the message, for logs and `inspect`.
+fn show_answer(answer: &WireAnswer) -> String {
+    let body: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
+    let message = body.as_ref().and_then(|body| body.get("message")?.as_str()).unwrap_or_default();
+    let message: String = message.chars().take(200).collect();
+    format!("{} {message}", answer.status).trim_end().to_owned()
+}
+
+/// Whether a 409 is about the batch id and not about something else.
+fn names_known_batch(body: &[u8]) -> bool {
+    let body: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    body.as_ref()
+        .and_then(|body| body.get("error")?.as_str())
+        .is_some_and(|slug| matches!(slug, "duplicate_batch" | "batch_exists" | "already_exists"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! The forwarder against a source and a wire of its own.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use super::*;
+
+#[derive(Debug, Clone, Default)]
+struct Queued(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    waiting: VecDeque<u64>,
+    put_back: Vec<(u64, String)>,
+    delivered: Vec<(u64, usize)>,
+}
+
+impl Queued {
+    fn with(batches: u64) -> Self {
+        let held = Held { waiting: (0..batches).collect(), ..Held::default() };
+        Self(Arc::new(Mutex::new(held)))
+    }
+}
+
+impl Source for Queued {
+    type Key = u64;
+
+    async fn next(&self) -> Result<Option<Outgoing<u64>>, String> {
+        let key = self.0.lock().unwrap().waiting.pop_front();
+        let batch = |key| Outgoing {
+            key,
+            id: Uuid::from_u128(u128::from(key)),
+            metrics: vec![Bytes::from_static(b"{}"); 3],
+        };
+        Ok(key.map(batch))
+    }
+
+    async fn delivered(&self, batch: &Outgoing<u64>, rejected: &[Rejected]) -> Result<(), String> {
+        self.0.lock().unwrap().delivered.push((batch.key, rejected.len()));
+        Ok(())
+    }
+
+    async fn put_back(&self, key: u64, answer: String, _next_at: Timestamp) {
+        self.0.lock().unwrap().put_back.push((key, answer));
+    }
+
+    async fn agent_info(&self) -> Option<AgentInfo> {
+        None
+    }
+}
+
+struct Script(Mutex<VecDeque<Result<WireAnswer, WireError>>>);
+
+impl Wire for Script {
+    async fn push(&self, _body: Bytes, _id: Uuid) -> Result<WireAnswer, WireError> {
+        self.0.lock().unwrap().pop_front().expect("one answer per push")
+    }
+}
+
+fn answer(status: u16, body: &str) -> Result<WireAnswer, WireError> {
+    let body = Bytes::from(body.to_owned());
+    Ok(WireAnswer { status, retry_after: None, body })
+}
+
+fn unreachable() -> Result<WireAnswer, WireError> {
+    Err(WireError { message: "connection refused".to_owned() })
+}
+
+async fn drain(
+    batches: u64,
+    answers: Vec<Result<WireAnswer, WireError>>,
+) -> (Drained, Queued, ForwardStatus) {
+    let queued = Queued::with(batches);
+    let config = ForwardConfig {
+        collector_id: "c".to_owned(),
+        hostname: "h".to_owned(),
+        gzip_level: 6,
+        backoff: (pace::FIRST, pace::CAP),
+    };
+    let script = Script(Mutex::new(answers.into()));
+    let (mut forwarder, status) = Forwarder::new(queued.clone(), script, config);
+    let drained = forwarder.drain().await;
+    let status = status.borrow().clone();
+    (drained, queued, status)
+}
+
+/// C19, C32
+#[tokio::test]
+async fn delivers_until_nothing_is_left() {
+    let ok = || answer(200, r#"{"message":"fine"}"#);
+    let (drained, queued, status) = drain(3, vec![ok(), answer(201, ""), ok()]).await;
+    assert_eq!(drained, Drained::Empty);
+    assert_eq!(queued.0.lock().unwrap().delivered, [(0, 0), (1, 0), (2, 0)]);
+    assert_eq!((status.delivered_batches, status.delivered_records), (3, 9));
+    assert_eq!(status.last_answer.as_deref(), Some("200 fine"));
+}
+
+/// C34, C36: one failure and everything waits; the batch is back where it was.
+#[tokio::test]
+async fn a_failure_keeps_the_batch_and_waits() {
+    for failure in [unreachable(), answer(503, ""), answer(401, ""), answer(403, "")] {
+        let (drained, queued, status) = drain(3, vec![answer(200, ""), failure]).await;
+        assert!(matches!(drained, Drained::Waiting(_)), "{drained:?}");
+        let held = queued.0.lock().unwrap();
+        assert_eq!((held.delivered.len(), held.put_back.len(), held.waiting.len()), (1, 1, 1));
+        assert!(status.next_try_at.is_some() && status.failures == 1);
+    }
+}
+
+/// C35: a refused batch waits by itself; it is neither dropped nor in the way of the others.
+#[tokio::test]
+async fn a_refused_batch_does_not_hold_up_the_others() {
+    for status in [400, 413, 422] {
+        let answers = vec![answer(status, r#"{"message":"no"}"#), answer(200, "")];
+        let (drained, queued, _) = drain(2, answers).await;
+        assert_eq!(drained, Drained::Empty);
+        let held = queued.0.lock().unwrap();
+        assert_eq!(held.put_back, [(0, format!("{status} no"))]);
+        assert_eq!(held.delivered, [(1, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn rejected_metrics_are_handed_to_the_source() {
+    let body = r#"{"status":"success","collector_id":"c","metrics_inserted":2,"bytes_received":1,
+        "processing_time_ms":1,"next_config_version":4,"next_check_in_seconds":60,
+        "duplicate":true,"rejected":[{"index":1,"path":"cpu.user","message":"is negative"}]}"#;
+    let (_, queued, status) = drain(1, vec![answer(200, body)]).await;
+    assert_eq!(queued.0.lock().unwrap().delivered, [(0, 1)]);
+    assert_eq!((status.delivered_records, status.rejected_records), (2, 1));
+    assert_eq!((status.duplicate_batches, status.next_config_version), (1, Some(4)));
+}
+
+#[test]
+fn a_409_is_a_delivery_only_when_it_is_about_the_batch() {
+    assert!(names_known_batch(br#"{"code":409,"error":"duplicate_batch","message":""}"#));
+    assert!(!names_known_batch(br#"{"code":409,"error":"name_taken","message":""}"#));
+    assert!(!names_known_batch(b"conflict"));
+}
