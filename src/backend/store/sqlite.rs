@@ -1,0 +1,322 @@
+//! The embedded store: one SQLite file with a write-ahead log.
+//!
+//! One connection writes, `synchronous = FULL`: a commit is on disk before it is answered (S1).
+//! A few others read beside it. All of them work on the blocking threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::rows::{
+    Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
+    NewConfig, NewUser, Page, Push, Pushed, Rotate, Rotation, Server, Session, StoredMetric, User,
+};
+use super::{Store, StoreError};
+
+mod collectors;
+mod configs;
+mod metrics;
+mod users;
+
+refinery::embed_migrations!("src/backend/store/sqlite/migrations");
+
+/// Connections that read beside the one that writes.
+const READERS: usize = 3;
+/// How long a connection waits for another process's lock, such as a backup's.
+const BUSY_TIMEOUT_MS: u32 = 5_000;
+
+/// The store in one SQLite file.
+pub(super) struct SqliteStore {
+    writer: Arc<Mutex<Option<Connection>>>,
+    readers: Vec<Arc<Mutex<Option<Connection>>>>,
+    next_reader: AtomicUsize,
+}
+
+impl SqliteStore {
+    /// Opens or creates the file, readable by its owner only, and migrates it.
+    pub(super) async fn open(path: PathBuf) -> Result<Self, StoreError> {
+        let (writer, readers) =
+            tokio::task::spawn_blocking(move || open_all(&path)).await.map_err(panicked)??;
+        let shared = |connection| Arc::new(Mutex::new(Some(connection)));
+        Ok(Self {
+            writer: shared(writer),
+            readers: readers.into_iter().map(shared).collect(),
+            next_reader: AtomicUsize::new(0),
+        })
+    }
+
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        on(&self.writer, |connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
+
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let turn = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
+        let reader = self.readers.get(turn).unwrap_or(&self.writer);
+        on(reader, |connection| work(&connection.transaction()?)).await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn ready(&self) -> Result<(), StoreError> {
+        self.read(|db| Ok(db.query_row("SELECT 1", [], |_| Ok(()))?)).await
+    }
+
+    async fn bind_keys(&self, fingerprint: &str) -> Result<String, StoreError> {
+        let fingerprint = fingerprint.to_owned();
+        self.write(move |db| collectors::bind_keys(db, &fingerprint)).await
+    }
+
+    async fn close(&self) {
+        for reader in &self.readers {
+            reader.lock().await.take();
+        }
+        let last = self.writer.lock().await.take();
+        // Closing the last connection copies the log into the file.
+        let _ = tokio::task::spawn_blocking(move || drop(last)).await;
+    }
+
+    async fn enrol(&self, enrolment: Enrolment) -> Result<(), StoreError> {
+        self.write(move |db| collectors::enrol(db, &enrolment)).await
+    }
+
+    async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError> {
+        self.read(move |db| collectors::one(db, id, now)).await
+    }
+
+    async fn collector_named(&self, name: &str) -> Result<Option<(Uuid, String)>, StoreError> {
+        let name = name.to_owned();
+        self.read(move |db| collectors::named(db, &name)).await
+    }
+
+    async fn collectors(
+        &self,
+        page: Page,
+        now: Timestamp,
+    ) -> Result<Listing<Collector>, StoreError> {
+        self.read(move |db| collectors::all(db, page, now)).await
+    }
+
+    async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
+        self.read(move |db| collectors::credentials(db, id)).await
+    }
+
+    async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError> {
+        self.write(move |db| collectors::deregister(db, id, &audit)).await
+    }
+
+    async fn push(&self, push: Push) -> Result<Pushed, StoreError> {
+        self.write(move |db| metrics::push(db, &push)).await
+    }
+
+    async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {
+        self.read(move |db| configs::newest(db, id)).await
+    }
+
+    async fn config_versions(
+        &self,
+        id: Uuid,
+        page: Page,
+    ) -> Result<Listing<KeptConfig>, StoreError> {
+        self.read(move |db| configs::versions(db, id, page)).await
+    }
+
+    async fn first_config(&self, config: NewConfig) -> Result<KeptConfig, StoreError> {
+        self.write(move |db| configs::first(db, &config)).await
+    }
+
+    async fn next_config(&self, config: NewConfig) -> Result<i64, StoreError> {
+        self.write(move |db| configs::next(db, &config)).await
+    }
+
+    async fn servers(&self, page: Page) -> Result<Listing<Server>, StoreError> {
+        self.read(move |db| metrics::servers(db, page)).await
+    }
+
+    async fn server(&self, id: i64) -> Result<Option<Server>, StoreError> {
+        self.read(move |db| metrics::server(db, id)).await
+    }
+
+    async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError> {
+        self.read(move |db| metrics::select(db, &query)).await
+    }
+
+    async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError> {
+        self.read(move |db| metrics::lost(db, id, page)).await
+    }
+
+    async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
+        self.write(move |db| users::add(db, &user)).await
+    }
+
+    async fn disable_user(&self, username: &str, audit: Audit) -> Result<bool, StoreError> {
+        let username = username.to_owned();
+        self.write(move |db| users::disable(db, &username, &audit)).await
+    }
+
+    async fn account(&self, username: &str) -> Result<Option<Account>, StoreError> {
+        let username = username.to_owned();
+        self.read(move |db| users::account(db, &username)).await
+    }
+
+    async fn open_session(&self, session: Session) -> Result<(), StoreError> {
+        self.write(move |db| users::open_session(db, &session)).await
+    }
+
+    async fn session_user(&self, id: Uuid, now: Timestamp) -> Result<Option<User>, StoreError> {
+        self.read(move |db| users::session_user(db, id, now)).await
+    }
+
+    async fn rotate_session(&self, rotate: Rotate) -> Result<Rotation, StoreError> {
+        self.write(move |db| users::rotate(db, &rotate)).await
+    }
+
+    async fn end_session(&self, id: Uuid, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |db| users::end_session(db, id, now)).await
+    }
+
+    async fn audit(&self, entry: Audit) -> Result<(), StoreError> {
+        self.write(move |db| users::audit(db, &entry)).await
+    }
+
+    async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError> {
+        self.read(move |db| users::audits(db, page)).await
+    }
+}
+
+/// Runs `work` on a blocking thread once the connection is free: waiting takes no thread.
+async fn on<T, F>(slot: &Arc<Mutex<Option<Connection>>>, work: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+{
+    let mut held = Arc::clone(slot).lock_owned().await;
+    let task = tokio::task::spawn_blocking(move || match held.as_mut() {
+        Some(connection) => work(connection),
+        None => Err(StoreError::Unavailable("it is closed".to_owned())),
+    });
+    task.await.map_err(panicked)?
+}
+
+fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
+    create_private(path)
+        .map_err(|err| StoreError::Unavailable(format!("{err}; hint: check the store's path")))?;
+    let mut writer = connect(path)?;
+    writer.pragma_update(None, "journal_mode", "WAL")?;
+    writer.pragma_update(None, "synchronous", "FULL")?;
+    migrations::runner().run(&mut writer).map_err(|err| {
+        StoreError::Damaged(format!("{}: cannot bring its tables up to date: {err}", path.display()))
+    })?;
+    let readers = (0..READERS)
+        .map(|_| {
+            let reader = connect(path)?;
+            reader.pragma_update(None, "query_only", "ON")?;
+            Ok(reader)
+        })
+        .collect::<Result<_, StoreError>>()?;
+    Ok((writer, readers))
+}
+
+/// The write-ahead log takes the mode of the file.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    use fs_err::os::unix::fs::OpenOptionsExt as _;
+    fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.pragma_update(None, "busy_timeout", BUSY_TIMEOUT_MS)?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn panicked(err: tokio::task::JoinError) -> StoreError {
+    StoreError::Damaged(format!("a store task died: {err}"))
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(err: rusqlite::Error) -> Self {
+        use ErrorCode as Code;
+        let text = err.to_string();
+        match err.sqlite_error_code() {
+            Some(Code::ConstraintViolation) => Self::Conflict(text),
+            Some(Code::TooBig | Code::TypeMismatch) => Self::Refused(text),
+            Some(
+                Code::DatabaseBusy
+                | Code::DatabaseLocked
+                | Code::DiskFull
+                | Code::CannotOpen
+                | Code::ReadOnly
+                | Code::SystemIoFailure
+                | Code::OutOfMemory
+                | Code::OperationInterrupted
+                | Code::PermissionDenied
+                | Code::FileLockingProtocolFailed,
+            ) => Self::Unavailable(text),
+            _ => Self::Damaged(text),
+        }
+    }
+}
+
+/// Microseconds since 1970, as the tables keep times.
+fn micros(at: Timestamp) -> i64 {
+    at.as_microsecond()
+}
+
+/// Reads a time.
+fn time(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<Timestamp> {
+    time_option(row, column).map(Option::unwrap_or_default)
+}
+
+/// Reads a time that may be missing.
+fn time_option(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<Option<Timestamp>> {
+    row.get::<_, Option<i64>>(column)?.map(Timestamp::from_microsecond).transpose().map_err(wrong)
+}
+
+/// Reads a UUID.
+fn uuid(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<Uuid> {
+    row.get_ref(column)?.as_str()?.parse().map_err(wrong)
+}
+
+fn wrong(err: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Null, Box::new(err))
+}
+
+/// A count for an INTEGER column.
+fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Reads a count.
+fn counted(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    Ok(row.get::<_, i64>(column)?.try_into().unwrap_or(0))
+}

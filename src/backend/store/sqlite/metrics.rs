@@ -1,0 +1,231 @@
+//! Pushes, and the servers and metrics they bring.
+
+use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
+use uuid::Uuid;
+
+use super::super::StoreError;
+use super::super::rows::{
+    Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
+};
+use super::{configs, count, counted, micros, time, uuid};
+
+const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
+       c.deregistered_at IS NULL AS is_active
+  FROM servers s JOIN collectors c ON c.id = s.collector_id";
+
+/// The newest `:limit` of the range, one per step, type and database when there is a step.
+/// The inner query is answered from the index alone.
+const METRICS_BY_STEP: &str = "SELECT type, database, at, document FROM metrics WHERE id IN (
+    SELECT max(id) FROM metrics
+     WHERE server_id = :server AND type IN (SELECT value FROM json_each(:types))
+       AND at >= :start AND at < :end
+     GROUP BY type, database, at / :step
+     ORDER BY max(at) DESC LIMIT :limit)
+ ORDER BY at, id";
+
+const METRICS: &str = "SELECT type, database, at, document FROM metrics WHERE id IN (
+    SELECT id FROM metrics
+     WHERE server_id = :server AND type IN (SELECT value FROM json_each(:types))
+       AND at >= :start AND at < :end
+     ORDER BY at DESC, id DESC LIMIT :limit)
+ ORDER BY at, id";
+
+pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreError> {
+    let collector = push.collector_id.to_string();
+    let received_at = micros(push.received_at);
+    let inserted = db
+        .prepare_cached(
+            "INSERT INTO pushes (collector_id, batch_id, received_at, metrics, rejected)
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (collector_id, batch_id) DO NOTHING",
+        )?
+        .execute(params![
+            collector,
+            push.batch_id,
+            received_at,
+            count(push.metrics.len() as u64),
+            push.rejected
+        ])?;
+    let config_version = configs::version(db, &collector)?;
+    if inserted == 0 {
+        let rejected = db
+            .prepare_cached("SELECT rejected FROM pushes WHERE collector_id = ?1 AND batch_id = ?2")?
+            .query_row(params![collector, push.batch_id], |row| row.get(0))?;
+        return Ok(Pushed { duplicate: true, rejected, config_version });
+    }
+    let push_id = db.last_insert_rowid();
+    let server_id = server_of(db, push, &collector)?;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO metrics (push_id, server_id, type, database, at, document)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for metric in &push.metrics {
+        insert.execute(params![
+            push_id,
+            server_id,
+            metric.kind,
+            metric.database,
+            micros(metric.at),
+            metric.document
+        ])?;
+    }
+    for lost in &push.lost {
+        insert_lost(db, &collector, lost)?;
+    }
+    db.prepare_cached(
+        "UPDATE collectors SET last_seen_at = max(coalesce(last_seen_at, 0), ?2),
+                metrics_total = metrics_total + ?3, report = coalesce(?4, report)
+          WHERE id = ?1",
+    )?
+    .execute(params![collector, received_at, count(push.metrics.len() as u64), push.report])?;
+    Ok(Pushed { duplicate: false, rejected: None, config_version })
+}
+
+/// The server row of the collector, made by its first push.
+fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, StoreError> {
+    let known = db
+        .prepare_cached("SELECT id FROM servers WHERE collector_id = ?1 AND hostname = ?2")?
+        .query_row(params![collector, push.hostname], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    let id = db
+        .prepare_cached(
+            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
+             VALUES (?1, ?2, ?2, ?3, ?3)
+             ON CONFLICT (collector_id) DO UPDATE SET
+                 name = excluded.name, hostname = excluded.hostname,
+                 updated_at = excluded.updated_at
+             RETURNING id",
+        )?
+        .query_row(params![collector, push.hostname, micros(push.received_at)], |row| row.get(0))?;
+    Ok(id)
+}
+
+fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO lost (collector_id, queue_id, first, last, records, reason, at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+    )?
+    .execute(params![
+        collector,
+        lost.queue_id.to_string(),
+        count(lost.from),
+        count(lost.to),
+        count(lost.records),
+        lost.reason,
+        micros(lost.at)
+    ])?;
+    Ok(())
+}
+
+pub(super) fn servers(db: &Transaction<'_>, page: Page) -> Result<Listing<Server>, StoreError> {
+    let total = db.query_row("SELECT count(*) AS n FROM servers", [], |row| counted(row, "n"))?;
+    let mut statement =
+        db.prepare_cached(&format!("{SERVER} ORDER BY s.name, s.id LIMIT ?1 OFFSET ?2"))?;
+    let rows = statement
+        .query_map(params![page.limit(), page.offset()], as_server)?
+        .collect::<Result<_, _>>()?;
+    Ok(Listing { rows, total })
+}
+
+pub(super) fn server(db: &Transaction<'_>, id: i64) -> Result<Option<Server>, StoreError> {
+    let mut statement = db.prepare_cached(&format!("{SERVER} WHERE s.id = ?1"))?;
+    Ok(statement.query_row([id], as_server).optional()?)
+}
+
+pub(super) fn select(
+    db: &Transaction<'_>,
+    query: &MetricQuery,
+) -> Result<Vec<StoredMetric>, StoreError> {
+    // Naming every type keeps the index in use: it begins with server and type.
+    let types = match &query.kind {
+        Some(kind) => vec![kind.clone()],
+        None => types_of(db, query.server_id)?,
+    };
+    let types = serde_json::Value::from(types).to_string();
+    let (start, end) = (micros(query.start), micros(query.end));
+    let found = match query.step {
+        Some(step) => db.prepare_cached(METRICS_BY_STEP)?.query_map(
+            named_params! {
+                ":server": query.server_id, ":types": types, ":start": start, ":end": end,
+                ":limit": query.limit,
+                ":step": i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1),
+            },
+            stored,
+        )?.collect::<Result<_, _>>()?,
+        None => db.prepare_cached(METRICS)?.query_map(
+            named_params! {
+                ":server": query.server_id, ":types": types, ":start": start, ":end": end,
+                ":limit": query.limit,
+            },
+            stored,
+        )?.collect::<Result<_, _>>()?,
+    };
+    Ok(found)
+}
+
+/// The types stored of one server, by jumping from one to the next in the index.
+fn types_of(db: &Transaction<'_>, server: i64) -> Result<Vec<String>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "WITH RECURSIVE kinds (type) AS (
+             SELECT min(type) FROM metrics WHERE server_id = ?1
+             UNION ALL
+             SELECT (SELECT min(m.type) FROM metrics m
+                      WHERE m.server_id = ?1 AND m.type > kinds.type)
+               FROM kinds WHERE kinds.type IS NOT NULL)
+         SELECT type FROM kinds WHERE type IS NOT NULL",
+    )?;
+    Ok(statement.query_map([server], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn lost(
+    db: &Transaction<'_>,
+    id: Uuid,
+    page: Page,
+) -> Result<Listing<LostRows>, StoreError> {
+    let total = db.query_row(
+        "SELECT count(*) AS n FROM lost WHERE collector_id = ?1",
+        [id.to_string()],
+        |row| counted(row, "n"),
+    )?;
+    let mut statement = db.prepare_cached(
+        "SELECT * FROM lost WHERE collector_id = ?1 ORDER BY at DESC, first LIMIT ?2 OFFSET ?3",
+    )?;
+    let rows = statement
+        .query_map(params![id.to_string(), page.limit(), page.offset()], |row| {
+            Ok(LostRows {
+                queue_id: uuid(row, "queue_id")?,
+                from: counted(row, "first")?,
+                to: counted(row, "last")?,
+                records: counted(row, "records")?,
+                reason: row.get("reason")?,
+                at: time(row, "at")?,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
+    Ok(Listing { rows, total })
+}
+
+fn stored(row: &Row<'_>) -> rusqlite::Result<StoredMetric> {
+    Ok(StoredMetric {
+        kind: row.get("type")?,
+        database: row.get("database")?,
+        at: time(row, "at")?,
+        document: row.get("document")?,
+    })
+}
+
+fn as_server(row: &Row<'_>) -> rusqlite::Result<Server> {
+    Ok(Server {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        hostname: row.get("hostname")?,
+        address: row.get("address")?,
+        environment: row.get("environment")?,
+        collector_id: Some(uuid(row, "collector_id")?),
+        is_active: row.get("is_active")?,
+        created_at: time(row, "created_at")?,
+        updated_at: time(row, "updated_at")?,
+    })
+}
