@@ -50,9 +50,11 @@ pub enum StoreError {
 pub trait Store: Send + Sync + 'static {
     /// Answers when the database does.
     async fn ready(&self) -> Result<(), StoreError>;
-    /// Ties the store to the keys its secrets are sealed with: keeps `fingerprint` when none is
-    /// kept, and returns the kept one.
-    async fn bind_keys(&self, fingerprint: &str) -> Result<String, StoreError>;
+    /// The keys that the store's secrets are sealed with; `None` before [`Store::bind_keys`].
+    async fn bound_keys(&self) -> Result<Option<String>, StoreError>;
+    /// Ties the store to the keys its secrets are sealed with, for ever;
+    /// [`StoreError::Conflict`] when it is tied to others.
+    async fn bind_keys(&self, fingerprint: &str) -> Result<(), StoreError>;
     /// Lets go of the database; the last call.
     async fn close(&self);
 

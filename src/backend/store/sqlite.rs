@@ -83,7 +83,11 @@ impl Store for SqliteStore {
         self.read(|db| Ok(db.query_row("SELECT 1", [], |_| Ok(()))?)).await
     }
 
-    async fn bind_keys(&self, fingerprint: &str) -> Result<String, StoreError> {
+    async fn bound_keys(&self) -> Result<Option<String>, StoreError> {
+        self.read(|db| collectors::bound_keys(db)).await
+    }
+
+    async fn bind_keys(&self, fingerprint: &str) -> Result<(), StoreError> {
         let fingerprint = fingerprint.to_owned();
         self.write(move |db| collectors::bind_keys(db, &fingerprint)).await
     }

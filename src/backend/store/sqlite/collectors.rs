@@ -14,12 +14,17 @@ const COLLECTOR: &str = "SELECT c.*,
                   WHERE collector_id = c.id AND received_at >= :since), 0) AS metrics_24h
   FROM collectors c";
 
-pub(super) fn bind_keys(db: &Transaction<'_>, fingerprint: &str) -> Result<String, StoreError> {
-    db.execute(
-        "INSERT INTO keys (only, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING",
-        [fingerprint],
-    )?;
-    Ok(db.query_row("SELECT fingerprint FROM keys", [], |row| row.get(0))?)
+pub(super) fn bound_keys(db: &Transaction<'_>) -> Result<Option<String>, StoreError> {
+    Ok(db.query_row("SELECT fingerprint FROM keys", [], |row| row.get(0)).optional()?)
+}
+
+pub(super) fn bind_keys(db: &Transaction<'_>, fingerprint: &str) -> Result<(), StoreError> {
+    let insert = "INSERT INTO keys (only, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING";
+    db.execute(insert, [fingerprint])?;
+    if bound_keys(db)?.as_deref() == Some(fingerprint) {
+        return Ok(());
+    }
+    Err(StoreError::Conflict("its secrets are sealed with other keys".to_owned()))
 }
 
 pub(super) fn enrol(db: &Transaction<'_>, new: &Enrolment) -> Result<(), StoreError> {

@@ -1,0 +1,134 @@
+use super::*;
+use crate::backend::store::Role;
+use jiff::ToSpan as _;
+
+const HALF_HOUR: Duration = Duration::from_secs(1800);
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().expect("a time")
+}
+
+fn id() -> Uuid {
+    Uuid::from_u128(7)
+}
+
+fn user() -> User {
+    User {
+        id: 3,
+        username: "ann".into(),
+        email: String::new(),
+        full_name: None,
+        role: Role::Admin,
+        is_active: true,
+        last_login: None,
+        created_at: now(),
+        updated_at: now(),
+    }
+}
+
+/// C7, C12: three parts, base64url without padding, a new token every time.
+#[test]
+fn a_token_has_three_parts_and_is_never_the_same() {
+    let key = TokenKey::new(&[1; 32]);
+    let one = key.mint_collector(id(), "db1", now(), HALF_HOUR);
+    let two = key.mint_collector(id(), "db1", now(), HALF_HOUR);
+    assert_ne!(one.token, two.token);
+    let parts: Vec<&str> = one.token.split('.').collect();
+    assert_eq!(parts.len(), 3);
+    assert!(parts.iter().all(|part| super::super::decode(part).is_some()), "{}", one.token);
+}
+
+/// C10, C11: a token is good for its life and the leeway, before and after.
+#[test]
+fn a_token_is_good_for_its_life_and_sixty_seconds() {
+    let key = TokenKey::new(&[1; 32]);
+    let minted = key.mint_collector(id(), "db1", now(), HALF_HOUR);
+    let check = |seconds: i64, good: bool| {
+        let at = now() + seconds.seconds();
+        let read = key.verify(&minted.token, at, Expiry::Checked);
+        assert_eq!(read, good.then_some(Subject::Collector(id())), "after {seconds} s");
+    };
+    check(-61, false);
+    check(-60, true);
+    check(0, true);
+    check(1859, true);
+    check(1860, false);
+    let late = key.verify(&minted.token, now() + 1000.hours(), Expiry::Ignored);
+    assert_eq!(late, Some(Subject::Collector(id())));
+}
+
+/// C11: what another key signed, what is no token, and what was changed.
+#[test]
+fn only_this_keys_own_tokens_pass() {
+    let (key, other) = (TokenKey::new(&[1; 32]), TokenKey::new(&[2; 32]));
+    let good = key.mint_collector(id(), "db1", now(), HALF_HOUR).token;
+    let foreign = other.mint_collector(id(), "db1", now(), HALF_HOUR).token;
+    let (head, rest) = good.split_once('.').expect("parts");
+    let (claims, signature) = rest.split_once('.').expect("parts");
+    let none = super::super::encode(br#"{"alg":"none","typ":"JWT"}"#);
+    let hs512 = super::super::encode(br#"{"alg":"HS512","typ":"JWT"}"#);
+    let bad = [
+        foreign,
+        String::new(),
+        "a.b.c".into(),
+        format!("{none}.{claims}."),
+        format!("{none}.{claims}.{signature}"),
+        format!("{hs512}.{claims}.{signature}"),
+        format!("{head}.{claims}."),
+        format!("{head}.{claims}A.{signature}"),
+        format!("{good}="),
+    ];
+    for token in bad {
+        assert_eq!(key.verify(&token, now(), Expiry::Checked), None, "{token}");
+    }
+}
+
+/// C11: users and collectors, access and refresh do not pass for each other.
+#[test]
+fn every_token_stands_for_its_own_subject() {
+    let key = TokenKey::new(&[1; 32]);
+    let session = Uuid::from_u128(9);
+    let mint = |kind| key.mint_user(&user(), session, kind, now(), HALF_HOUR).token;
+    let check = |token: &str, expected| {
+        assert_eq!(key.verify(token, now(), Expiry::Checked), Some(expected));
+    };
+    check(&mint(UserToken::Access), Subject::UserAccess(session));
+    check(
+        &mint(UserToken::Refresh(id())),
+        Subject::UserRefresh { session, id: id() },
+    );
+    assert!(!verify_collector(&mint(UserToken::Access), id(), &[1; 32], now(), Expiry::Checked));
+}
+
+/// A subject whose claims disagree is nobody.
+#[test]
+fn claims_that_disagree_are_refused() {
+    let key = TokenKey::new(&[1; 32]);
+    let mint = |claims| key.mint(now(), HALF_HOUR, claims).token;
+    let collector = || Claims {
+        sub: format!("collector:{}", id()),
+        r#type: "access".into(),
+        collector_id: Some(id()),
+        ..Claims::default()
+    };
+    let verify = |claims| key.verify(&mint(claims), now(), Expiry::Checked);
+    assert_eq!(verify(collector()), Some(Subject::Collector(id())));
+    let other = Some(Uuid::from_u128(8));
+    assert_eq!(verify(Claims { collector_id: other, ..collector() }), None);
+    assert_eq!(verify(Claims { sub: "user:3".into(), ..collector() }), None);
+    assert_eq!(verify(Claims { r#type: "refresh".into(), ..collector() }), None);
+    assert_eq!(verify(Claims { user_id: Some(3), ..collector() }), None);
+    assert_eq!(verify(Claims { collector_id: None, ..collector() }), None);
+}
+
+/// A collector's own secret makes tokens for that collector only.
+#[test]
+fn a_collectors_secret_is_good_for_itself() {
+    let own = TokenKey::new(&[5; 32]);
+    let token = own.mint_collector(id(), "db1", now(), HALF_HOUR).token;
+    let verify = |id, secret: &[u8]| verify_collector(&token, id, secret, now(), Expiry::Checked);
+    assert!(verify(id(), &[5; 32]));
+    assert!(!verify(id(), &[6; 32]));
+    assert!(!verify(Uuid::from_u128(8), &[5; 32]));
+    assert_eq!(key_id(&token), None);
+}

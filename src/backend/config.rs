@@ -1,0 +1,232 @@
+//! What the backend can be told, and its defaults.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::reader::{self, ConfigError, Document, Key, Section};
+
+/// The backend's settings, from its own TOML file.
+#[derive(Debug, Clone)]
+pub struct BackendConfig {
+    /// Where agents and users reach the API, TLS 1.3.
+    pub listen: SocketAddr,
+    /// Where the API answers without TLS: a loopback address, `None` unless `allow_plaintext`.
+    pub plaintext_listen: Option<SocketAddr>,
+    /// Where the page is: a loopback address, `None` for no page.
+    pub page_listen: Option<SocketAddr>,
+    /// Keys, certificates and the embedded store; made at the first start, owner only.
+    pub data_dir: PathBuf,
+    /// `sqlite:/path` or `postgres://…`; `None` for SQLite in `data_dir`.
+    pub store: Option<String>,
+    /// Names and addresses that the server certificate is good for.
+    pub server_names: Vec<String>,
+    /// A file with the registration secret in place of the one in `data_dir`.
+    pub registration_secret_file: Option<PathBuf>,
+    /// What the backend takes at most.
+    pub limits: Limits,
+    /// How long things stay good.
+    pub lifetimes: Lifetimes,
+    /// When agents look for a new configuration.
+    pub next_check: Duration,
+}
+
+/// What the backend takes at most.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// A request's body as it came over the wire, bytes.
+    pub body_bytes_max: u64,
+    /// A request's body after decompression, bytes.
+    pub inflated_bytes_max: u64,
+    /// Open connections of one listener; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Pushes worked on at a time; more wait for a moment and are then sent away with 429.
+    pub pushes_at_once_max: usize,
+    /// Logins and wrong registration secrets from one address in a minute.
+    pub attempts_per_minute: u32,
+    /// For the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For a request's head, from the moment the connection is free for it: also the time after
+    /// which an idle HTTP/1.1 connection is closed.
+    pub idle_timeout: Duration,
+    /// From a request's head to its answer.
+    pub request_timeout: Duration,
+}
+
+/// How long things stay good.
+#[derive(Debug, Clone)]
+pub struct Lifetimes {
+    /// A collector's token.
+    pub collector_token: Duration,
+    /// A user's access token.
+    pub access_token: Duration,
+    /// A user's refresh token.
+    pub refresh_token: Duration,
+    /// A collector's certificate.
+    pub client_certificate: Duration,
+}
+
+impl Default for BackendConfig {
+    fn default() -> Self {
+        Self::read(Path::new("defaults"), "").expect("every default is in its range")
+    }
+}
+
+impl BackendConfig {
+    /// Reads the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, &reader::read_text(path)?)
+    }
+
+    /// Reads `text`, which came from `path`.
+    pub fn read(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::read_keys(path, text).map(|(config, _)| config)
+    }
+
+    /// Every key with its default.
+    pub fn keys() -> Vec<Key> {
+        Self::read_keys(Path::new("defaults"), "").map(|(_, keys)| keys).unwrap_or_default()
+    }
+
+    /// The store's address: the configured one, or the embedded one in the data directory.
+    pub fn store_url(&self) -> String {
+        match &self.store {
+            Some(url) => url.clone(),
+            None => format!("sqlite:{}", self.data_dir.join("metrics.db").display()),
+        }
+    }
+
+    fn read_keys(path: &Path, text: &str) -> Result<(Self, Vec<Key>), ConfigError> {
+        let mut document = Document::parse(path, text)?;
+        let mut section = document.section("backend");
+        let plaintext_listen = plaintext(&mut section);
+        let config = Self {
+            listen: section.address("listen", SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))),
+            plaintext_listen,
+            page_listen: loopback(&mut section, "page_listen", "127.0.0.1:8081"),
+            data_dir: section.path("data_dir", "/var/lib/pganalytics-backend"),
+            store: store(&mut section),
+            server_names: section.list("server_names", "localhost, 127.0.0.1, ::1"),
+            registration_secret_file: section.optional_path("registration_secret_file"),
+            next_check: section.duration("next_check", "5min", ["1s", "1d"]),
+            limits: limits(&mut document.section("limits")),
+            lifetimes: lifetimes(&mut document.section("lifetimes")),
+        };
+        Ok((config, document.finish()?))
+    }
+}
+
+fn limits(section: &mut Section<'_, '_>) -> Limits {
+    let whole = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    Limits {
+        body_bytes_max: section.size("body_bytes_max", "16MiB", ["1KiB", "1GiB"]),
+        inflated_bytes_max: section.size("inflated_bytes_max", "64MiB", ["1KiB", "1GiB"]),
+        connections_max: whole(section.integer("connections_max", 1024, 1..=65_536)),
+        pushes_at_once_max: whole(section.integer("pushes_at_once_max", 8, 1..=1024)),
+        attempts_per_minute: u32::try_from(section.integer("attempts_per_minute", 10, 1..=10_000))
+            .unwrap_or(u32::MAX),
+        handshake_timeout: section.duration("handshake_timeout", "10s", ["100ms", "5min"]),
+        idle_timeout: section.duration("idle_timeout", "90s", ["100ms", "1h"]),
+        request_timeout: section.duration("request_timeout", "30s", ["100ms", "1h"]),
+    }
+}
+
+fn lifetimes(section: &mut Section<'_, '_>) -> Lifetimes {
+    Lifetimes {
+        collector_token: section.duration("collector_token", "30min", ["1s", "7d"]),
+        access_token: section.duration("access_token", "15min", ["1s", "1d"]),
+        refresh_token: section.duration("refresh_token", "24h", ["1s", "90d"]),
+        client_certificate: section.duration("client_certificate", "365d", ["1s", "3650d"]),
+    }
+}
+
+fn plaintext(section: &mut Section<'_, '_>) -> Option<SocketAddr> {
+    let listen = loopback(section, "plaintext_listen", "off");
+    if section.boolean("allow_plaintext", false) {
+        return listen;
+    }
+    if listen.is_some() {
+        let hint = "set allow_plaintext = true to serve the API without TLS on loopback";
+        section.reject("plaintext_listen", "needs allow_plaintext", hint);
+    }
+    None
+}
+
+/// A loopback address, or `off`.
+fn loopback(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: &str,
+) -> Option<SocketAddr> {
+    let text = section.text(key, default);
+    if text == "off" {
+        return None;
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if is_loopback(address.ip()) => return Some(address),
+        Ok(_) => section.reject(
+            key,
+            "is not a loopback address",
+            "what is served here has no TLS: use 127.0.0.1, [::1] or \"off\"",
+        ),
+        Err(_) => section.reject(
+            key,
+            "is no address",
+            "an address and a port such as \"127.0.0.1:8081\", or \"off\"",
+        ),
+    }
+    None
+}
+
+/// Whether what is sent to `address` stays on this host.
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn store(section: &mut Section<'_, '_>) -> Option<String> {
+    let url = section.optional_text("store")?;
+    let known = ["sqlite:", "postgres://", "postgresql://"];
+    if !known.iter().any(|scheme| url.starts_with(scheme)) {
+        section.reject("store", "is no store", "sqlite:/path/to/file or postgres://user@host/db");
+        return None;
+    }
+    Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(text: &str) -> String {
+        BackendConfig::read(Path::new("backend.toml"), text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn defaults_serve_tls_and_a_page_on_loopback() {
+        let config = BackendConfig::default();
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.page_listen.map(|a| a.to_string()).as_deref(), Some("127.0.0.1:8081"));
+        assert_eq!(config.plaintext_listen, None);
+        assert_eq!(config.store_url(), "sqlite:/var/lib/pganalytics-backend/metrics.db");
+        assert_eq!(config.server_names, ["localhost", "127.0.0.1", "::1"]);
+    }
+
+    #[test]
+    fn what_has_no_tls_stays_on_loopback() {
+        let check = |text: &str, expected: &str| {
+            let problem = problem(text);
+            assert!(problem.contains(expected), "{problem}");
+        };
+        check("[backend]\npage_listen = \"0.0.0.0:1\"", "backend.toml:2: backend.page_listen");
+        check("[backend]\npage_listen = \"10.0.0.1:1\"", "is not a loopback address");
+        check("[backend]\npage_listen = \"here\"", "is no address");
+        check("[backend]\nplaintext_listen = \"127.0.0.1:1\"", "needs allow_plaintext");
+        check(
+            "[backend]\nallow_plaintext = true\nplaintext_listen = \"[::]:1\"",
+            "is not a loopback address",
+        );
+        check("[backend]\nstore = \"mysql://x\"", "is no store");
+        let mapped = "[backend]\npage_listen = \"[::ffff:127.0.0.1]:0\"";
+        assert!(BackendConfig::read(Path::new("x"), mapped).is_ok());
+    }
+}

@@ -1,0 +1,293 @@
+//! The backend's certificate authority: it signs its own server certificate and those of
+//! collectors.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+};
+use ring::digest;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use time::OffsetDateTime;
+
+use super::auth::random;
+
+/// How far behind a host's clock may be and still find the certificates begun.
+const BACKDATE: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// The authority outlives the hosts that trust it: changing it means visiting each.
+const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(20 * 365 * 24);
+/// Renewed at a start when [`RENEW_BEFORE`] is left.
+const SERVER_LIFE: SignedDuration = SignedDuration::from_hours(2 * 365 * 24);
+/// A backend is expected to be started at least this often.
+const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(180 * 24);
+
+/// The key and certificate that sign all others.
+pub(super) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate_pem: String,
+}
+
+/// A collector's new certificate.
+#[derive(Debug)]
+pub(super) struct Issued {
+    /// The certificate, PEM.
+    pub(super) certificate: String,
+    /// Its key, PEM, only when it was made here.
+    pub(super) private_key: Option<String>,
+    /// SHA-256 of the certificate, lower-case hex.
+    pub(super) thumbprint: String,
+    /// Its end.
+    pub(super) expires_at: Timestamp,
+}
+
+/// Why a certificate was not made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PkiError {
+    /// The request is none, or is not signed by its own key.
+    #[error("not a usable certificate signing request: {0}")]
+    Request(rcgen::Error),
+    /// A key or certificate of the backend's own cannot be used.
+    #[error("{0}")]
+    Own(#[from] rcgen::Error),
+    /// A certificate cannot be read.
+    #[error("not a certificate in PEM form")]
+    Unreadable,
+}
+
+impl Authority {
+    /// A new authority and its key in PEM.
+    pub(super) fn create(now: Timestamp) -> Result<(Self, String), PkiError> {
+        let key = KeyPair::generate()?;
+        let key_pem = key.serialize_pem();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named("pgAnalytics backend authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(serial());
+        (params.not_before, params.not_after) = span(now, AUTHORITY_LIFE);
+        let certificate_pem = params.self_signed(&key)?.pem();
+        Ok((Self::load(certificate_pem, &key_pem)?, key_pem))
+    }
+
+    /// The authority whose certificate and key were kept.
+    pub(super) fn load(certificate_pem: String, key_pem: &str) -> Result<Self, PkiError> {
+        let key = KeyPair::from_pem(key_pem)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)?;
+        Ok(Self { issuer, certificate_pem })
+    }
+
+    /// The certificate that agents trust, PEM.
+    pub(super) fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// A server certificate for `names`, PEM.
+    pub(super) fn certify_server(
+        &self,
+        names: &[String],
+        key: &KeyPair,
+        now: Timestamp,
+    ) -> Result<String, PkiError> {
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name = named("pgAnalytics backend");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial());
+        (params.not_before, params.not_after) = span(now, SERVER_LIFE);
+        Ok(params.signed_by(key, &self.issuer)?.pem())
+    }
+
+    /// A client certificate for the key that signed `csr`. Nothing else of the request is taken:
+    /// the subject is `name`, the purpose is to be a client.
+    pub(super) fn certify_client(
+        &self,
+        csr: &str,
+        name: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Issued, PkiError> {
+        let mut request =
+            CertificateSigningRequestParams::from_pem(csr).map_err(PkiError::Request)?;
+        let expires_at = now.saturating_add(life).unwrap_or(Timestamp::MAX);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial());
+        params.not_before = moment(now.saturating_sub(BACKDATE).unwrap_or(now));
+        params.not_after = moment(expires_at);
+        request.params = params;
+        let certificate = request.signed_by(&self.issuer)?;
+        Ok(Issued {
+            certificate: certificate.pem(),
+            private_key: None,
+            thumbprint: thumbprint(certificate.der()),
+            expires_at,
+        })
+    }
+
+    /// A client certificate and its key, for a collector that cannot make a request.
+    pub(super) fn certify_client_with_key(
+        &self,
+        name: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Issued, PkiError> {
+        let key = KeyPair::generate()?;
+        let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
+        let issued = self.certify_client(&csr, name, now, life)?;
+        Ok(Issued { private_key: Some(key.serialize_pem()), ..issued })
+    }
+}
+
+/// Whether a server certificate must be made anew: other names, or its end is near.
+pub(super) fn is_stale(
+    certificate_pem: &str,
+    names: &[String],
+    now: Timestamp,
+) -> Result<bool, PkiError> {
+    let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
+        .map_err(|_| PkiError::Unreadable)?;
+    let (_, certificate) =
+        x509_parser::parse_x509_certificate(&der).map_err(|_| PkiError::Unreadable)?;
+    let left = certificate.validity().not_after.timestamp() - now.as_second();
+    if left < RENEW_BEFORE.as_secs() {
+        return Ok(true);
+    }
+    let wanted = CertificateParams::new(names)?.subject_alt_names.len();
+    let held = certificate.subject_alternative_name().map_err(|_| PkiError::Unreadable)?;
+    let held: Vec<String> = held
+        .map(|names| names.value.general_names.iter().map(shown).collect())
+        .unwrap_or_default();
+    Ok(held.len() != wanted || !names.iter().all(|name| held.contains(name)))
+}
+
+/// SHA-256 of a certificate in DER, lower-case hex.
+pub(super) fn thumbprint(der: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, der).as_ref())
+}
+
+/// Bytes as lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn shown(name: &x509_parser::extensions::GeneralName<'_>) -> String {
+    use x509_parser::extensions::GeneralName;
+    match name {
+        GeneralName::DNSName(name) => (*name).to_owned(),
+        GeneralName::IPAddress(bytes) => {
+            if let Ok(v4) = <[u8; 4]>::try_from(*bytes) {
+                std::net::Ipv4Addr::from(v4).to_string()
+            } else if let Ok(v6) = <[u8; 16]>::try_from(*bytes) {
+                std::net::Ipv6Addr::from(v6).to_string()
+            } else {
+                String::new()
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// 127 random bits: positive, as X.509 asks.
+fn serial() -> SerialNumber {
+    let mut bytes = random::<16>();
+    bytes[0] &= 0x7f;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn span(now: Timestamp, life: SignedDuration) -> (OffsetDateTime, OffsetDateTime) {
+    let from = now.saturating_sub(BACKDATE).unwrap_or(now);
+    (moment(from), moment(now.saturating_add(life).unwrap_or(Timestamp::MAX)))
+}
+
+fn moment(at: Timestamp) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().expect("a time")
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_server_certificate_is_renewed_for_new_names_and_near_its_end() {
+        let (authority, _) = Authority::create(now()).expect("an authority");
+        let key = KeyPair::generate().expect("a key");
+        let held = names(&["localhost", "127.0.0.1", "::1"]);
+        let pem = authority.certify_server(&held, &key, now()).expect("a certificate");
+        let check = |wanted: &[&str], days: i64, stale: bool| {
+            let later = now() + SignedDuration::from_hours(days * 24);
+            assert_eq!(is_stale(&pem, &names(wanted), later).expect("readable"), stale);
+        };
+        check(&["localhost", "127.0.0.1", "::1"], 0, false);
+        check(&["::1", "localhost", "127.0.0.1"], 500, false);
+        check(&["localhost", "127.0.0.1", "::1"], 600, true);
+        check(&["localhost", "127.0.0.1"], 0, true);
+        check(&["localhost", "127.0.0.1", "db.example.com"], 0, true);
+    }
+
+    #[test]
+    fn only_the_key_of_a_request_is_taken() {
+        let (authority, _) = Authority::create(now()).expect("an authority");
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(names(&["evil.example.com"])).expect("a name");
+        params.distinguished_name = named("somebody else");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).expect("a request");
+        let life = Duration::from_secs(3600);
+        let issued = authority.certify_client(&csr, "c-1", now(), life).expect("a certificate");
+        let der = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM");
+        assert_eq!(issued.thumbprint, thumbprint(&der));
+        let (_, read) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
+        assert_eq!(read.subject().to_string(), "CN=c-1");
+        assert!(!read.is_ca());
+        assert!(read.subject_alternative_name().expect("readable").is_none());
+        assert_eq!(read.validity().not_after.timestamp(), now().as_second() + 3600);
+        assert_eq!(read.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
+    }
+
+    #[test]
+    fn a_request_that_its_key_did_not_sign_is_refused() {
+        let (authority, _) = Authority::create(now()).expect("an authority");
+        let key = KeyPair::generate().expect("a key");
+        let csr = CertificateParams::default().serialize_request(&key).expect("a request");
+        let mut der = csr.der().to_vec();
+        *der.last_mut().expect("not empty") ^= 1;
+        let pem = pem_of(&der);
+        let life = Duration::from_secs(3600);
+        for text in [pem.as_str(), "", "no PEM"] {
+            let refused = authority.certify_client(text, "c-1", now(), life);
+            assert!(matches!(refused, Err(PkiError::Request(_))), "{text}");
+        }
+    }
+
+    fn pem_of(der: &[u8]) -> String {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        let label = "CERTIFICATE REQUEST";
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+    }
+}
