@@ -1,7 +1,234 @@
-//! backend
+//! The server that agents report to: it registers them, checks and stores their pushes, and shows
+//! what it stored.
+//!
+//! What is served where: the API of `docs/API.md` on `listen`, TLS 1.3 only; the same without TLS
+//! on `plaintext_listen`, loopback only; the page on `page_listen`, loopback only. What a push is
+//! promised stands at [`store`].
+
+mod api; // the HTTP endpoints
 mod auth; // tokens, passwords, sealed secrets
 mod config; // the backend's own TOML
+mod keys; // the files in its data directory
 mod pki; // the certificate authority
+mod serve; // TLS and connections
 pub mod store; // where it keeps what it was told
 
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
 pub use config::{BackendConfig, Lifetimes, Limits};
+
+use crate::clock;
+use api::Shared;
+use serve::Listener;
+use store::{Audit, NewUser, Role, Store, StoreError};
+
+/// Why the backend does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A key or certificate is missing, half there or unusable.
+    #[error("{0}")]
+    Keys(String),
+    /// The store cannot be opened.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}; hint: is another backend running?")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file cannot be read or written.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A password cannot be used.
+    #[error("{0}")]
+    Password(String),
+}
+
+impl From<pki::PkiError> for BackendError {
+    fn from(err: pki::PkiError) -> Self {
+        Self::Keys(err.to_string())
+    }
+}
+
+impl From<auth::PasswordError> for BackendError {
+    fn from(err: auth::PasswordError) -> Self {
+        Self::Password(err.to_string())
+    }
+}
+
+/// A backend that is not serving yet, or not any more.
+#[derive(Debug)]
+pub struct Backend;
+
+/// A backend that serves in this process.
+pub struct Running {
+    address: SocketAddr,
+    plaintext_address: Option<SocketAddr>,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// A user to be added by hand.
+#[derive(Debug)]
+pub struct UserRequest {
+    /// Unique.
+    pub username: String,
+    /// May be empty.
+    pub email: String,
+    /// For people.
+    pub full_name: Option<String>,
+    /// What it may do.
+    pub role: Role,
+    /// In the clear, to be hashed.
+    pub password: SecretString,
+}
+
+impl Backend {
+    /// Starts to serve. The first start on a data directory makes its keys; a later one on a
+    /// directory with only some of them is refused.
+    pub async fn start(config: BackendConfig) -> Result<Running, BackendError> {
+        let (store, keys) = open(&config).await?;
+        let shared = Arc::new(Shared::new(config, keys, store)?);
+        let config = &shared.config;
+        let router = api::router(&shared);
+        let tls = serve::tls(&shared.keys)?;
+        let main =
+            Listener::bind(config.listen, Some(tls), router.clone(), &config.limits).await?;
+        let address = main.address()?;
+        let mut listeners = vec![main];
+        let mut plaintext_address = None;
+        if let Some(listen) = config.plaintext_listen {
+            let plain = Listener::bind(listen, None, router, &config.limits).await?;
+            plaintext_address = Some(plain.address()?);
+            tracing::warn!(address = ?plaintext_address, "the API is served without TLS too");
+            listeners.push(plain);
+        }
+        let (stop, stopped) = watch::channel(false);
+        let tasks = listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(listener.serve(stopped.clone())))
+            .collect();
+        tracing::info!(%address, "the backend serves");
+        Ok(Running { address, plaintext_address, shared, stop, tasks })
+    }
+}
+
+impl Running {
+    /// Where agents and users reach the API.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the API answers without TLS.
+    pub fn plaintext_address(&self) -> Option<SocketAddr> {
+        self.plaintext_address
+    }
+
+    /// The certificate that agents must trust, PEM.
+    pub fn ca_certificate(&self) -> &str {
+        self.shared.keys.authority.certificate_pem()
+    }
+
+    /// The file with [`Running::ca_certificate`].
+    pub fn ca_file(&self) -> PathBuf {
+        keys::directory(&self.shared.config.data_dir).join("ca.crt")
+    }
+
+    /// What a host must know to register.
+    pub fn registration_secret(&self) -> &SecretString {
+        &self.shared.keys.registration_secret
+    }
+
+    /// The store behind the API.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// Takes no more requests, finishes the ones it has, and closes the store. A new start on the
+    /// same data directory and port goes on where this one ended.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        self.shared.store.close().await;
+        tracing::info!("the backend has stopped");
+    }
+}
+
+/// Serves until `shutdown` is ready.
+pub async fn serve(
+    config: BackendConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), BackendError> {
+    let running = Backend::start(config).await?;
+    shutdown.await;
+    running.stop().await;
+    Ok(())
+}
+
+/// Adds a user to the store of a backend, which may be running.
+pub async fn add_user(config: &BackendConfig, user: UserRequest) -> Result<(), BackendError> {
+    let password_hash = auth::Passwords::hash(&user.password)?;
+    keys::create_data_dir(&config.data_dir)?;
+    let store = store::open(&config.store_url()).await?;
+    let audit = Audit {
+        at: clock::now(),
+        actor: "command line".to_owned(),
+        action: "user.add".to_owned(),
+        subject: user.username.clone(),
+    };
+    let added = store
+        .add_user(NewUser {
+            username: user.username,
+            email: user.email,
+            full_name: user.full_name,
+            role: user.role,
+            password_hash,
+            audit,
+        })
+        .await;
+    store.close().await;
+    added?;
+    Ok(())
+}
+
+/// Opens the store and the keys that belong to it, making both at the first start.
+async fn open(config: &BackendConfig) -> Result<(Arc<dyn Store>, keys::Keys), BackendError> {
+    keys::create_data_dir(&config.data_dir)?;
+    let store = store::open(&config.store_url()).await?;
+    let (directory, now) = (keys::directory(&config.data_dir), clock::now());
+    if !directory.exists() {
+        if store.bound_keys().await?.is_some() {
+            return Err(BackendError::Keys(format!(
+                "{} is missing, and the store holds secrets sealed with its keys; hint: restore \
+                 the directory from a backup",
+                directory.display()
+            )));
+        }
+        keys::create(&config.data_dir, &config.server_names, now)?;
+        tracing::info!(directory = %directory.display(), "made the keys of a new backend");
+    }
+    let secret_file = config.registration_secret_file.as_deref();
+    let keys = keys::load(&config.data_dir, &config.server_names, secret_file, now)?;
+    store.bind_keys(keys.sealer.fingerprint()).await.map_err(|err| match err {
+        StoreError::Conflict(_) => BackendError::Keys(format!(
+            "the store holds secrets sealed with other keys than those in {}; hint: use the data \
+             directory and the store that belong together",
+            directory.display()
+        )),
+        other => other.into(),
+    })?;
+    Ok((store, keys))
+}

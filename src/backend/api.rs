@@ -1,0 +1,175 @@
+//! The HTTP API of section 2 of the contract.
+//!
+//! Every handler takes the whole request and asks for what it needs in the order of the contract's
+//! refusals: who is asking, then whether they may, then whether the body is right.
+
+mod access;
+mod body;
+mod collectors;
+mod configs;
+mod error;
+mod push;
+mod request;
+mod servers;
+mod sessions;
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+use http::StatusCode;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::auth::{Attempts, PasswordError, Passwords};
+use super::config::BackendConfig;
+use super::keys::Keys;
+use super::store::Store;
+use crate::clock;
+
+pub(super) use access::{Channel, Peer};
+pub(super) use collectors::{Status, status_of};
+pub(super) use error::{ApiError, ok};
+pub(super) use request::Params;
+
+/// The version of the contract.
+const API_VERSION: &str = "1.0.0";
+/// How long the health endpoint waits for the store.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What all requests share.
+pub(super) struct Shared {
+    pub(super) config: BackendConfig,
+    pub(super) keys: Keys,
+    pub(super) store: Arc<dyn Store>,
+    passwords: Passwords,
+    logins: Attempts,
+    registrations: Attempts,
+    pushes: Semaphore,
+    started: Instant,
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: BackendConfig,
+        keys: Keys,
+        store: Arc<dyn Store>,
+    ) -> Result<Self, PasswordError> {
+        Ok(Self {
+            passwords: Passwords::new()?,
+            logins: Attempts::new(config.limits.attempts_per_minute),
+            registrations: Attempts::new(config.limits.attempts_per_minute),
+            pushes: Semaphore::new(config.limits.pushes_at_once_max),
+            started: clock::monotonic(),
+            config,
+            keys,
+            store,
+        })
+    }
+}
+
+/// All endpoints.
+pub(super) fn router(shared: &Arc<Shared>) -> Router {
+    let v1 = Router::new()
+        .route("/health", get(health))
+        .route("/auth/login", post(sessions::login))
+        .route("/auth/refresh", post(sessions::refresh))
+        .route("/auth/logout", post(sessions::logout))
+        .route("/collectors/register", post(collectors::register))
+        .route("/collectors/refresh-token", post(collectors::refresh_token))
+        .route("/collectors", get(collectors::list))
+        .route("/collectors/{id}", get(collectors::one).delete(collectors::delete))
+        .route("/metrics/push", post(push::push))
+        .route("/config/{id}", get(configs::get).put(configs::put))
+        .route("/config/{id}/versions", get(configs::versions))
+        .route("/servers", get(servers::list))
+        .route("/servers/{id}", get(servers::one))
+        .route("/servers/{id}/metrics", get(servers::metrics));
+    let router = Router::new().route("/version", get(version)).nest("/api/v1", v1);
+    finish(router, shared).with_state(Arc::clone(shared))
+}
+
+/// What every router of the backend has: answers in JSON for what it does not know, a limit of
+/// time, and 500 for a panic.
+pub(super) fn finish(
+    router: Router<Arc<Shared>>,
+    shared: &Arc<Shared>,
+) -> Router<Arc<Shared>> {
+    router
+        .fallback(async || ApiError::not_found("the path"))
+        .method_not_allowed_fallback(async || {
+            let message = "the path does not know this method";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        })
+        .layer(from_fn_with_state(Arc::clone(shared), in_time))
+        .layer(middleware::from_fn(note))
+        .layer(CatchPanicLayer::custom(panicked))
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    let ready = tokio::time::timeout(HEALTH_PATIENCE, shared.store.ready()).await;
+    let database_ok = matches!(ready, Ok(Ok(())));
+    let (status, word) =
+        if database_ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "error") };
+    let body = json!({
+        "status": word,
+        "version": env!("CARGO_PKG_VERSION"),
+        "timestamp": clock::rfc3339(clock::now()),
+        "uptime": clock::monotonic().saturating_duration_since(shared.started).as_secs(),
+        "database_ok": database_ok,
+        // Metrics are kept in the same database.
+        "timescale_ok": database_ok,
+    });
+    error::json(status, &body)
+}
+
+async fn version() -> Response {
+    error::ok(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "api": API_VERSION,
+        "encodings": ["gzip", "zstd"],
+    }))
+}
+
+async fn in_time(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let limit = shared.config.limits.request_timeout;
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = "the request took too long";
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message).into_response()
+        }
+    }
+}
+
+async fn note(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let began = clock::monotonic();
+    let response = next.run(request).await;
+    let took = clock::monotonic().saturating_duration_since(began);
+    tracing::debug!(%method, path, status = response.status().as_u16(), ?took, "answered");
+    response
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that tower-http asks for")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+    tracing::error!(panic = text, "a request handler panicked; hint: please report this");
+    ApiError::internal().into_response()
+}
+
+/// Waits for what an address may try next.
+fn admitted(attempts: &Attempts, address: IpAddr) -> Result<(), ApiError> {
+    match attempts.blocked(address, clock::monotonic()) {
+        Some(wait) => Err(ApiError::too_many(wait)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Configurations that the backend keeps for its collectors.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::access::{self, Peer, Reader};
+use super::error::{ApiError, ok};
+use super::request::{Id, Params, paginated};
+use super::{Shared, body};
+use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
+use crate::clock;
+
+/// What a collector is given until somebody writes a configuration for it: every section, no key,
+/// so that the host's own file stays in force.
+const DEFAULT_CONFIG: &str = include_str!("default_config.toml");
+
+/// GET `/config/{id}`.
+pub(super) async fn get(
+    State(shared): State<Arc<Shared>>,
+    peer: Peer,
+    headers: HeaderMap,
+    id: Id,
+) -> Result<Response, ApiError> {
+    let reader = access::reader(&shared, &headers, &peer).await?;
+    if let Reader::Collector(caller) = &reader
+        && caller.id.to_string() != id.0
+    {
+        let message = "a collector reads its own configuration only";
+        return Err(ApiError::forbidden("not_yours", message));
+    }
+    let config = kept_or_first(&shared, id.of("the collector")?).await?;
+    let tag = format!("\"{}\"", config.version);
+    if matches(&headers, &tag) {
+        return Ok(with_version(StatusCode::NOT_MODIFIED.into_response(), &config, &tag));
+    }
+    let mut response = config.text.clone().into_response();
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    Ok(with_version(response, &config, &tag))
+}
+
+/// PUT `/config/{id}`.
+pub(super) async fn put(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    id: Id,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let id: Uuid = id.of("the collector")?;
+    let text = body::small(&headers, body).await?;
+    let text = String::from_utf8(text.into())
+        .map_err(|_| ApiError::bad_request("a configuration is UTF-8 text"))?;
+    check(&text)?;
+    known(&shared, id).await?;
+    let audit = audit(id, user.username);
+    let version = shared.store.next_config(NewConfig { collector_id: id, text, audit }).await?;
+    Ok(ok(&json!({
+        "status": "success",
+        "collector_id": id,
+        "version": version,
+        "message": "the collector takes it at its next check",
+    })))
+}
+
+/// GET `/config/{id}/versions`.
+pub(super) async fn versions(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    id: Id,
+    params: Params,
+) -> Result<Response, ApiError> {
+    access::user(&shared, &headers, Role::Viewer).await?;
+    let page = params.page()?;
+    let id: Uuid = id.of("the collector")?;
+    known(&shared, id).await?;
+    let listing = shared.store.config_versions(id, page).await?;
+    Ok(ok(&paginated(listing, page, |config| {
+        json!({
+            "version": config.version,
+            "created_at": clock::rfc3339(config.created_at),
+            "updated_by": config.updated_by,
+        })
+    })))
+}
+
+async fn kept_or_first(shared: &Shared, id: Uuid) -> Result<KeptConfig, ApiError> {
+    if let Some(config) = shared.store.config(id).await? {
+        return Ok(config);
+    }
+    known(shared, id).await?;
+    let text = DEFAULT_CONFIG.to_owned();
+    let audit = audit(id, "default".to_owned());
+    Ok(shared.store.first_config(NewConfig { collector_id: id, text, audit }).await?)
+}
+
+async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
+    match shared.store.collector(id, clock::now()).await? {
+        Some(_) => Ok(()),
+        None => Err(ApiError::not_found("the collector")),
+    }
+}
+
+/// Whether an agent could read it.
+fn check(text: &str) -> Result<(), ApiError> {
+    let Err(err) = toml::de::DeTable::parse(text) else { return Ok(()) };
+    let line = err.span().map(|span| line_of(text, span.start));
+    let message = format!("the configuration would not load: {}", err.message());
+    let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_invalid", message);
+    Err(error.with_details(json!({"line": line})))
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+fn audit(id: Uuid, actor: String) -> Audit {
+    let (at, action) = (clock::now(), "config.write".to_owned());
+    Audit { at, actor, action, subject: id.to_string() }
+}
+
+fn matches(headers: &HeaderMap, tag: &str) -> bool {
+    let Some(wanted) = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()) else {
+        return false;
+    };
+    wanted.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == tag)
+}
+
+fn with_version(mut response: Response, config: &KeptConfig, tag: &str) -> Response {
+    let headers = response.headers_mut();
+    headers.insert("x-config-version", HeaderValue::from(config.version));
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        headers.insert(header::ETAG, tag);
+    }
+    response
+}

@@ -1,0 +1,204 @@
+//! POST `/metrics/push`: checked metric by metric, stored in one transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::HeaderMap;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::SemaphorePermit;
+use uuid::Uuid;
+
+use super::access::{self, Peer};
+use super::error::{ApiError, ok};
+use super::{Shared, body};
+use crate::backend::store::{LostRows, MetricRow, Push, StoreError};
+use crate::clock;
+use crate::metric::envelope::{AgentInfo, PushRequest, PushResponse, Rejected};
+use crate::metric::{self, Invalid, MetricType};
+
+/// How long a push waits for its turn before it is sent away.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
+const TURN_RETRY: Duration = Duration::from_secs(2);
+/// Longest batch id and host name taken, bytes.
+const BATCH_ID_MAX: usize = 128;
+const HOSTNAME_MAX: usize = 255;
+
+/// A push whose envelope is good.
+struct Checked {
+    push: Push,
+    rejected: Vec<Rejected>,
+}
+
+/// The metrics' own JSON text, beside what [`PushRequest`] reads of it.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow)]
+    metrics: Vec<&'a RawValue>,
+}
+
+/// The handler.
+pub(super) async fn push(
+    State(shared): State<Arc<Shared>>,
+    peer: Peer,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let began = clock::monotonic();
+    let caller = access::collector(&shared, &headers, &peer).await?;
+    let batch_id = batch_id(&headers)?;
+    let label = body::label(&headers).map(str::to_owned);
+    let _turn = turn(&shared).await?;
+    let limits = &shared.config.limits;
+    let received = body::read(&headers, body, limits.body_bytes_max).await?;
+    let bytes_received = received.len() as u64;
+    let (inflated_max, now) = (limits.inflated_bytes_max, clock::now());
+    let work = move || {
+        let body = body::inflate(label.as_deref(), received, inflated_max)?;
+        check(&body, caller.id, batch_id, now)
+    };
+    let checked = tokio::task::spawn_blocking(work).await.map_err(|err| {
+        tracing::error!(%err, "a push could not be checked");
+        ApiError::internal()
+    })??;
+    let (stored, mut rejected) = (checked.push.metrics.len() as u64, checked.rejected);
+    let outcome = shared.store.push(checked.push).await.inspect_err(|err| {
+        tracing::warn!(collector = %caller.id, %err, "a push was not stored");
+    })?;
+    if let Some(first) = &outcome.rejected {
+        rejected = serde_json::from_str(first).map_err(|e| StoreError::Damaged(e.to_string()))?;
+    }
+    let took = clock::monotonic().saturating_duration_since(began);
+    Ok(ok(&PushResponse {
+        status: "success".to_owned(),
+        collector_id: caller.id.to_string(),
+        metrics_inserted: if outcome.duplicate { 0 } else { stored },
+        bytes_received,
+        processing_time_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        next_config_version: outcome.config_version,
+        next_check_in_seconds: shared.config.next_check.as_secs(),
+        duplicate: outcome.duplicate.then_some(true),
+        rejected,
+    }))
+}
+
+async fn turn(shared: &Shared) -> Result<SemaphorePermit<'_>, ApiError> {
+    match tokio::time::timeout(TURN_PATIENCE, shared.pushes.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(ApiError::too_many(TURN_RETRY)),
+    }
+}
+
+fn batch_id(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let id = value.to_str().unwrap_or_default().trim();
+    if id.is_empty() || id.len() > BATCH_ID_MAX {
+        let message = format!("an Idempotency-Key has 1 to {BATCH_ID_MAX} ASCII characters");
+        return Err(ApiError::bad_request(message));
+    }
+    Ok(Some(id.to_owned()))
+}
+
+fn check(
+    body: &[u8],
+    collector_id: Uuid,
+    batch_id: Option<String>,
+    now: Timestamp,
+) -> Result<Checked, ApiError> {
+    let request = PushRequest::parse(body).map_err(|invalid| envelope_refused(&invalid))?;
+    if request.collector_id != collector_id.to_string() {
+        let message = "the envelope names another collector than the token";
+        return Err(ApiError::forbidden("collector_mismatch", message));
+    }
+    let hostname = request.hostname;
+    if hostname.len() > HOSTNAME_MAX || hostname.chars().any(char::is_control) {
+        let why = format!("longer than {HOSTNAME_MAX} bytes or not plain text");
+        return Err(envelope_refused(&Invalid::new("hostname", why)));
+    }
+    // A body with `metrics` twice has no text to pair with the values: those are written again.
+    let raw = serde_json::from_slice::<Raw<'_>>(body).ok().map(|raw| raw.metrics);
+    let raw = raw.filter(|raw| raw.len() == request.metrics.len()).unwrap_or_default();
+    let mut metrics = Vec::with_capacity(request.metrics.len());
+    let mut rejected = Vec::new();
+    for (index, value) in request.metrics.into_iter().enumerate() {
+        let text = raw.get(index).map(|raw| raw.get());
+        if let Err(invalid) = add(value, text, now, &mut metrics) {
+            let Invalid { path, message } = invalid;
+            rejected.push(Rejected { index, path, message });
+        }
+    }
+    let (report, lost) = request.agent.map(said_by_agent).unwrap_or_default();
+    let refusals = (!rejected.is_empty()).then(|| serde_json::to_string(&rejected));
+    let push = Push {
+        collector_id,
+        hostname,
+        batch_id,
+        received_at: now,
+        metrics,
+        rejected: refusals.transpose().map_err(|_| ApiError::internal())?,
+        report,
+        lost,
+    };
+    Ok(Checked { push, rejected })
+}
+
+/// Adds the rows of one metric: one, or one for each database of an older collector's document.
+fn add(
+    value: Value,
+    text: Option<&str>,
+    now: Timestamp,
+    rows: &mut Vec<MetricRow>,
+) -> Result<(), Invalid> {
+    let nested = value.get("database").is_none_or(Value::is_null)
+        && value.get("databases").is_some_and(Value::is_array);
+    if !nested {
+        let document = text.map_or_else(|| value.to_string(), str::to_owned);
+        rows.push(row(&value, document, now)?);
+        return Ok(());
+    }
+    let parts = metric::split_compat(value);
+    let split: Result<Vec<MetricRow>, Invalid> =
+        parts.iter().map(|part| row(part, part.to_string(), now)).collect();
+    rows.extend(split?);
+    Ok(())
+}
+
+fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Invalid> {
+    let kind: MetricType = metric::validate(value, now)?;
+    let text = |key| value.get(key).and_then(Value::as_str);
+    let at = text("timestamp").and_then(|at| at.parse().ok());
+    Ok(MetricRow {
+        kind: kind.to_string(),
+        database: text("database").map(str::to_owned),
+        at: at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?,
+        document,
+    })
+}
+
+/// The agent's report and its losses, which are kept apart from it.
+fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
+    let queue_id = agent.queue_id;
+    let lost = std::mem::take(&mut agent.lost)
+        .into_iter()
+        .map(|lost| LostRows {
+            queue_id,
+            from: lost.from,
+            to: lost.to,
+            records: lost.records,
+            reason: lost.reason,
+            at: lost.at,
+        })
+        .collect();
+    (serde_json::to_string(&agent).ok(), lost)
+}
+
+fn envelope_refused(invalid: &Invalid) -> ApiError {
+    let details = serde_json::json!({"path": invalid.path});
+    ApiError::bad_request(invalid.to_string()).with_details(details)
+}
+
