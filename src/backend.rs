@@ -103,8 +103,7 @@ impl Backend {
         let config = &shared.config;
         let router = api::router(&shared);
         let tls = serve::tls(&shared.keys)?;
-        let main =
-            Listener::bind(config.listen, Some(tls), router.clone(), &config.limits).await?;
+        let main = Listener::bind(config.listen, Some(tls), router.clone(), &config.limits).await?;
         let address = main.address()?;
         let mut listeners = vec![main];
         let mut plaintext_address = None;

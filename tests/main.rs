@@ -7,6 +7,7 @@
 
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
+mod backend_push; // pushes: what is taken, refused, known already, and stored
 mod link_push; // pushes: headers, tokens, answers
 mod link_tls; // trust, certificates, and what each failure says
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards

@@ -98,10 +98,7 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
 
 /// What every router of the backend has: answers in JSON for what it does not know, a limit of
 /// time, and 500 for a panic.
-pub(super) fn finish(
-    router: Router<Arc<Shared>>,
-    shared: &Arc<Shared>,
-) -> Router<Arc<Shared>> {
+pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Router<Arc<Shared>> {
     router
         .fallback(async || ApiError::not_found("the path"))
         .method_not_allowed_fallback(async || {
@@ -116,8 +113,11 @@ pub(super) fn finish(
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let ready = tokio::time::timeout(HEALTH_PATIENCE, shared.store.ready()).await;
     let database_ok = matches!(ready, Ok(Ok(())));
-    let (status, word) =
-        if database_ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "error") };
+    let (status, word) = if database_ok {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "error")
+    };
     let body = json!({
         "status": word,
         "version": env!("CARGO_PKG_VERSION"),

@@ -153,11 +153,7 @@ fn plaintext(section: &mut Section<'_, '_>) -> Option<SocketAddr> {
 }
 
 /// A loopback address, or `off`.
-fn loopback(
-    section: &mut Section<'_, '_>,
-    key: &'static str,
-    default: &str,
-) -> Option<SocketAddr> {
+fn loopback(section: &mut Section<'_, '_>, key: &'static str, default: &str) -> Option<SocketAddr> {
     let text = section.text(key, default);
     if text == "off" {
         return None;

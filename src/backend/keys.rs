@@ -54,7 +54,11 @@ pub(super) fn create_data_dir(data_dir: &Path) -> Result<(), BackendError> {
 }
 
 /// Makes a whole set of keys. They appear all at once: a start that is cut short leaves none.
-pub(super) fn create(data_dir: &Path, names: &[String], now: Timestamp) -> Result<(), BackendError> {
+pub(super) fn create(
+    data_dir: &Path,
+    names: &[String],
+    now: Timestamp,
+) -> Result<(), BackendError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let directory = directory(data_dir);
     let draft = data_dir.join("keys.new");
@@ -62,9 +66,10 @@ pub(super) fn create(data_dir: &Path, names: &[String], now: Timestamp) -> Resul
         // Never renamed, so nothing was ever signed or sealed with it.
         fs_err::remove_dir_all(&draft)?;
     }
-    std::fs::DirBuilder::new().mode(0o700).create(&draft).map_err(|err| {
-        BackendError::Keys(format!("cannot make {}: {err}", draft.display()))
-    })?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&draft)
+        .map_err(|err| BackendError::Keys(format!("cannot make {}: {err}", draft.display())))?;
     let (authority, authority_key) = Authority::create(now)?;
     let server_key = KeyPair::generate().map_err(pki::PkiError::from)?;
     let server_certificate = authority.certify_server(names, &server_key, now)?;

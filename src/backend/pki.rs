@@ -161,9 +161,8 @@ pub(super) fn is_stale(
     }
     let wanted = CertificateParams::new(names)?.subject_alt_names.len();
     let held = certificate.subject_alternative_name().map_err(|_| PkiError::Unreadable)?;
-    let held: Vec<String> = held
-        .map(|names| names.value.general_names.iter().map(shown).collect())
-        .unwrap_or_default();
+    let held: Vec<String> =
+        held.map(|names| names.value.general_names.iter().map(shown).collect()).unwrap_or_default();
     Ok(held.len() != wanted || !names.iter().all(|name| held.contains(name)))
 }
 

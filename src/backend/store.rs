@@ -18,7 +18,6 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-
 mod rows;
 mod sqlite;
 

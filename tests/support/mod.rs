@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each helper is one call away for the next test")]
 
+pub mod backend;
 pub mod backend_stub;
 pub mod postgres;
 pub mod process;

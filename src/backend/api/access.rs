@@ -92,8 +92,7 @@ pub(in crate::backend) async fn session(
 ) -> Result<(User, Uuid), ApiError> {
     let now = clock::now();
     let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-    let Some(Subject::UserAccess(session)) =
-        shared.keys.tokens.verify(token, now, Expiry::Checked)
+    let Some(Subject::UserAccess(session)) = shared.keys.tokens.verify(token, now, Expiry::Checked)
     else {
         return Err(ApiError::unauthorized());
     };

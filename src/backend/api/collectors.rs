@@ -160,8 +160,7 @@ pub(super) async fn refresh_token(
 ) -> Result<Response, ApiError> {
     let caller = access::collector_renewing(&shared, &headers, &peer).await?;
     let life = shared.config.lifetimes.collector_token;
-    let minted =
-        shared.keys.tokens.mint_collector(caller.id, &caller.hostname, clock::now(), life);
+    let minted = shared.keys.tokens.mint_collector(caller.id, &caller.hostname, clock::now(), life);
     let expires_at = clock::rfc3339(minted.expires_at);
     Ok(ok(&json!({"token": minted.token, "expires_at": expires_at})))
 }
@@ -297,8 +296,7 @@ fn certify(
     id: Uuid,
     now: Timestamp,
 ) -> Result<Issued, ApiError> {
-    let (authority, life) =
-        (&shared.keys.authority, shared.config.lifetimes.client_certificate);
+    let (authority, life) = (&shared.keys.authority, shared.config.lifetimes.client_certificate);
     let issued = match &request.csr {
         Some(csr) => authority.certify_client(csr, &id.to_string(), now, life),
         None => authority.certify_client_with_key(&id.to_string(), now, life),

@@ -201,4 +201,3 @@ fn envelope_refused(invalid: &Invalid) -> ApiError {
     let details = serde_json::json!({"path": invalid.path});
     ApiError::bad_request(invalid.to_string()).with_details(details)
 }
-

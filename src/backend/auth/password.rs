@@ -1,7 +1,7 @@
 //! Passwords of users: Argon2id with the crate's parameters, 19 MiB and two passes.
 
-use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::Argon2;
+use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 

@@ -105,14 +105,18 @@ impl TokenKey {
         now: Timestamp,
         life: Duration,
     ) -> Minted {
-        self.mint(now, life, Claims {
-            sub: format!("collector:{id}"),
-            jti: Uuid::new_v4().to_string(),
-            r#type: "access".to_owned(),
-            collector_id: Some(id),
-            hostname: Some(hostname.to_owned()),
-            ..Claims::default()
-        })
+        self.mint(
+            now,
+            life,
+            Claims {
+                sub: format!("collector:{id}"),
+                jti: Uuid::new_v4().to_string(),
+                r#type: "access".to_owned(),
+                collector_id: Some(id),
+                hostname: Some(hostname.to_owned()),
+                ..Claims::default()
+            },
+        )
     }
 
     /// A user's token.
@@ -128,17 +132,21 @@ impl TokenKey {
             UserToken::Access => ("access", Uuid::new_v4()),
             UserToken::Refresh(id) => ("refresh", id),
         };
-        self.mint(now, life, Claims {
-            sub: format!("user:{}", user.id),
-            jti: id.to_string(),
-            r#type: kind.to_owned(),
-            user_id: Some(user.id),
-            username: Some(user.username.clone()),
-            email: Some(user.email.clone()),
-            role: Some(user.role.as_str().to_owned()),
-            sid: Some(session),
-            ..Claims::default()
-        })
+        self.mint(
+            now,
+            life,
+            Claims {
+                sub: format!("user:{}", user.id),
+                jti: id.to_string(),
+                r#type: kind.to_owned(),
+                user_id: Some(user.id),
+                username: Some(user.username.clone()),
+                email: Some(user.email.clone()),
+                role: Some(user.role.as_str().to_owned()),
+                sid: Some(session),
+                ..Claims::default()
+            },
+        )
     }
 
     /// Whom a token of this key stands for; `None` for a bad, early or expired one.

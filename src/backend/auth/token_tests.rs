@@ -93,10 +93,7 @@ fn every_token_stands_for_its_own_subject() {
         assert_eq!(key.verify(token, now(), Expiry::Checked), Some(expected));
     };
     check(&mint(UserToken::Access), Subject::UserAccess(session));
-    check(
-        &mint(UserToken::Refresh(id())),
-        Subject::UserRefresh { session, id: id() },
-    );
+    check(&mint(UserToken::Refresh(id())), Subject::UserRefresh { session, id: id() });
     assert!(!verify_collector(&mint(UserToken::Access), id(), &[1; 32], now(), Expiry::Checked));
 }
 

@@ -230,7 +230,10 @@ fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
     writer.pragma_update(None, "journal_mode", "WAL")?;
     writer.pragma_update(None, "synchronous", "FULL")?;
     migrations::runner().run(&mut writer).map_err(|err| {
-        StoreError::Damaged(format!("{}: cannot bring its tables up to date: {err}", path.display()))
+        StoreError::Damaged(format!(
+            "{}: cannot bring its tables up to date: {err}",
+            path.display()
+        ))
     })?;
     let readers = (0..READERS)
         .map(|_| {
@@ -245,12 +248,7 @@ fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
 /// The write-ahead log takes the mode of the file.
 fn create_private(path: &Path) -> std::io::Result<()> {
     use fs_err::os::unix::fs::OpenOptionsExt as _;
-    fs_err::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map(drop)
+    fs_err::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {

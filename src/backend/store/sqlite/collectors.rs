@@ -60,10 +60,7 @@ pub(super) fn one(
 ) -> Result<Option<Collector>, StoreError> {
     let mut statement = db.prepare_cached(&format!("{COLLECTOR} WHERE c.id = :id"))?;
     let found = statement
-        .query_row(
-            named_params! { ":id": id.to_string(), ":since": since(now) },
-            collector,
-        )
+        .query_row(named_params! { ":id": id.to_string(), ":since": since(now) }, collector)
         .optional()?;
     Ok(found)
 }
@@ -73,7 +70,8 @@ pub(super) fn all(
     page: Page,
     now: Timestamp,
 ) -> Result<Listing<Collector>, StoreError> {
-    let total = db.query_row("SELECT count(*) AS n FROM collectors", [], |row| counted(row, "n"))?;
+    let total =
+        db.query_row("SELECT count(*) AS n FROM collectors", [], |row| counted(row, "n"))?;
     let mut statement =
         db.prepare_cached(&format!("{COLLECTOR} ORDER BY c.name LIMIT :limit OFFSET :offset"))?;
     let rows = statement

@@ -16,8 +16,8 @@ pub(super) fn newest(db: &Transaction<'_>, id: Uuid) -> Result<Option<KeptConfig
 }
 
 pub(super) fn version(db: &Transaction<'_>, id: &str) -> Result<i64, StoreError> {
-    let mut statement = db
-        .prepare_cached("SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = ?1")?;
+    let mut statement =
+        db.prepare_cached("SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = ?1")?;
     Ok(statement.query_row([id], |row| row.get(0))?)
 }
 

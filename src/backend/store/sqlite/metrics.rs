@@ -48,7 +48,9 @@ pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreErr
     let config_version = configs::version(db, &collector)?;
     if inserted == 0 {
         let rejected = db
-            .prepare_cached("SELECT rejected FROM pushes WHERE collector_id = ?1 AND batch_id = ?2")?
+            .prepare_cached(
+                "SELECT rejected FROM pushes WHERE collector_id = ?1 AND batch_id = ?2",
+            )?
             .query_row(params![collector, push.batch_id], |row| row.get(0))?;
         return Ok(Pushed { duplicate: true, rejected, config_version });
     }
@@ -76,7 +78,12 @@ pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreErr
                 metrics_total = metrics_total + ?3, report = coalesce(?4, report)
           WHERE id = ?1",
     )?
-    .execute(params![collector, received_at, count(push.metrics.len() as u64), push.report])?;
+    .execute(params![
+        collector,
+        received_at,
+        count(push.metrics.len() as u64),
+        push.report
+    ])?;
     Ok(Pushed { duplicate: false, rejected: None, config_version })
 }
 
@@ -146,21 +153,27 @@ pub(super) fn select(
     let types = serde_json::Value::from(types).to_string();
     let (start, end) = (micros(query.start), micros(query.end));
     let found = match query.step {
-        Some(step) => db.prepare_cached(METRICS_BY_STEP)?.query_map(
-            named_params! {
-                ":server": query.server_id, ":types": types, ":start": start, ":end": end,
-                ":limit": query.limit,
-                ":step": i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1),
-            },
-            stored,
-        )?.collect::<Result<_, _>>()?,
-        None => db.prepare_cached(METRICS)?.query_map(
-            named_params! {
-                ":server": query.server_id, ":types": types, ":start": start, ":end": end,
-                ":limit": query.limit,
-            },
-            stored,
-        )?.collect::<Result<_, _>>()?,
+        Some(step) => db
+            .prepare_cached(METRICS_BY_STEP)?
+            .query_map(
+                named_params! {
+                    ":server": query.server_id, ":types": types, ":start": start, ":end": end,
+                    ":limit": query.limit,
+                    ":step": i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1),
+                },
+                stored,
+            )?
+            .collect::<Result<_, _>>()?,
+        None => db
+            .prepare_cached(METRICS)?
+            .query_map(
+                named_params! {
+                    ":server": query.server_id, ":types": types, ":start": start, ":end": end,
+                    ":limit": query.limit,
+                },
+                stored,
+            )?
+            .collect::<Result<_, _>>()?,
     };
     Ok(found)
 }
