@@ -6,6 +6,7 @@
 
 pub mod disk_usage;
 mod notices;
+pub mod pg_stats;
 pub mod schedule;
 pub mod sysstat;
 

@@ -191,7 +191,10 @@ impl Postgres {
         until(&format!("server ready, see {}", start_log.display()), START_LIMIT, || {
             assert!(alive(self.pid), "PostgreSQL {} ended: {}", self.major, text(&start_log));
             // The eighth line of postmaster.pid is the state that pg_ctl waits for as well.
-            text(&status_file).lines().nth(7).is_some_and(|state| state.trim() == "ready")
+            text(&status_file)
+                .lines()
+                .nth(7)
+                .is_some_and(|state| matches!(state.trim(), "ready" | "standby"))
         });
     }
 

@@ -1,0 +1,334 @@
+//! PostgreSQL 10 to 18: the cluster and each configured database.
+//!
+//! One connection to the maintenance database is kept; at most one more is open, for the database
+//! being visited. Counters are read at every collection, sizes every few minutes. A statement that
+//! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
+
+mod backoff;
+mod connection;
+mod queries;
+mod rows;
+mod session;
+mod sizes;
+mod visit;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{CollectError, Collected, Collector, Notices, document};
+use crate::clock;
+use crate::metric::pg_stats::{Cost, PgStats as Document, Problem, Server};
+use crate::metric::{Status, Time};
+use backoff::Backoff;
+use rows::Database;
+use session::{Failure, Query, Recovery, Session};
+use sizes::{Plan, Sizes};
+use visit::Relations;
+
+pub use connection::PgConnection;
+pub use session::Timeouts;
+
+/// The databases whose sizes one collection measures; the others wait for the next.
+const DATABASE_SIZES_MAX: usize = 50;
+/// The relations whose sizes one collection measures.
+const RELATION_SIZES_MAX: usize = 1_000;
+/// How long a locked relation, or one of a failed statement, is left alone.
+const SIZE_RETRY: Duration = Duration::from_secs(60);
+
+/// What to collect.
+#[derive(Debug, Clone)]
+pub struct PgStatsConfig {
+    /// The server and the maintenance database.
+    pub connection: PgConnection,
+    /// The databases to visit; empty: the maintenance database alone.
+    pub databases: Vec<String>,
+    /// The limits of every statement.
+    pub timeouts: Timeouts,
+    /// The largest tables of a database that are listed.
+    pub tables_max: u32,
+    /// The largest indexes of a database that are listed.
+    pub indexes_max: u32,
+    /// How long a size is shown before it is measured again.
+    pub sizes_every: Duration,
+}
+
+/// The collector `pg_stats`.
+pub struct PgStatsCollector {
+    config: PgStatsConfig,
+    main: Option<Session>,
+    /// The database visited last that is not the maintenance database.
+    visited: Option<(String, Session)>,
+    backoff: Backoff,
+    database_sizes: Sizes,
+    relations: HashMap<String, Relations>,
+    notices: Notices,
+}
+
+impl Default for PgStatsConfig {
+    fn default() -> Self {
+        Self {
+            connection: PgConnection::default(),
+            databases: Vec::new(),
+            timeouts: Timeouts::default(),
+            tables_max: 200,
+            indexes_max: 200,
+            sizes_every: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What the maintenance connection gave.
+struct Cluster {
+    server: Option<Server>,
+    databases: Vec<Database>,
+    recovery: Recovery,
+    problems: Vec<Problem>,
+}
+
+impl PgStatsCollector {
+    /// A collector that has not connected yet.
+    pub fn new(config: PgStatsConfig) -> Self {
+        Self {
+            config,
+            main: None,
+            visited: None,
+            backoff: Backoff::default(),
+            database_sizes: Sizes::default(),
+            relations: HashMap::new(),
+            notices: Notices::new(),
+        }
+    }
+
+    /// The configured databases, each once, or the maintenance database when there is none.
+    fn wanted(&self) -> Vec<String> {
+        let mut wanted: Vec<String> = Vec::new();
+        for name in &self.config.databases {
+            if !name.is_empty() && !wanted.contains(name) {
+                wanted.push(name.clone());
+            }
+        }
+        if wanted.is_empty() {
+            wanted.push(self.config.connection.database.clone());
+        }
+        wanted
+    }
+
+    /// Opens the kept connection unless it is open.
+    async fn connect(&mut self, cost: &mut Cost) -> Result<(), CollectError> {
+        if let Some(stale) = self.main.take_if(|session| session.is_busy()) {
+            stale.cancel().await;
+        }
+        if let Some((_, stale)) = self.visited.take_if(|(_, session)| session.is_busy()) {
+            stale.cancel().await;
+        }
+        if self.main.is_some() {
+            return Ok(());
+        }
+        let place = &self.config.connection;
+        if let Some(message) = self.backoff.waits(clock::monotonic()) {
+            return Err(CollectError::new(message));
+        }
+        cost.connects += 1;
+        match Session::open(place, &place.database, &self.config.timeouts).await {
+            Ok(session) => {
+                self.main = Some(session);
+                self.backoff.reset();
+                Ok(())
+            }
+            Err(failure) => {
+                let message = connect_message(place, &failure);
+                self.backoff.failed(message.clone(), clock::monotonic());
+                Err(CollectError::new(message))
+            }
+        }
+    }
+
+    async fn cluster(&mut self, cost: &mut Cost) -> Result<Cluster, CollectError> {
+        let mut problems = Vec::new();
+        let server = self.ask_main(queries::SERVER, &[], cost, &mut problems).await?;
+        let server = server.as_deref().and_then(<[Row]>::first).map(rows::server);
+        let recovery = match server.as_ref().and_then(|server| server.in_recovery) {
+            Some(true) => Recovery::Standby,
+            _ => Recovery::Primary,
+        };
+        if let Some(session) = &mut self.main
+            && let Err(failure) = session.set_standby(recovery).await
+        {
+            return Err(self.main_lost(&failure));
+        }
+        let rows = self.ask_main(queries::DATABASES, &[], cost, &mut problems).await?;
+        let mut databases: Vec<Database> =
+            rows.unwrap_or_default().iter().filter_map(rows::database).collect();
+        self.size_databases(&mut databases, recovery, cost, &mut problems).await?;
+        Ok(Cluster { server, databases, recovery, problems })
+    }
+
+    async fn size_databases(
+        &mut self,
+        databases: &mut [Database],
+        recovery: Recovery,
+        cost: &mut Cost,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), CollectError> {
+        if recovery == Recovery::Standby {
+            return Ok(());
+        }
+        let plan = self.plan(DATABASE_SIZES_MAX);
+        let oids: Vec<_> = databases.iter().map(|database| database.oid).collect();
+        let due = self.database_sizes.due(&oids, &plan);
+        if !due.is_empty() {
+            let rows = self.ask_main(queries::DATABASE_SIZES, &[&due], cost, problems).await?;
+            match rows {
+                Some(rows) => {
+                    let answers = rows.iter().filter_map(rows::size).collect();
+                    self.database_sizes.answered(&due, &answers, Status::Permission, plan.now);
+                }
+                None => self.database_sizes.failed(&due, Status::Error, plan.now),
+            }
+        }
+        for database in databases {
+            let shown = self.database_sizes.show(database.oid, plan.now);
+            database.summary.stats.size_bytes = shown.bytes;
+            database.summary.stats.size_age_s = shown.age_s;
+        }
+        Ok(())
+    }
+
+    fn plan(&self, limit: usize) -> Plan {
+        let every = self.config.sizes_every;
+        Plan { now: clock::monotonic(), every, retry: SIZE_RETRY.min(every), limit }
+    }
+
+    /// Runs a statement on the kept connection. `None`: it failed, which is noted.
+    async fn ask_main(
+        &mut self,
+        query: Query,
+        parameters: &[&(dyn ToSql + Sync)],
+        cost: &mut Cost,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Option<Vec<Row>>, CollectError> {
+        let Some(session) = &mut self.main else {
+            return Err(CollectError::new("not connected to PostgreSQL"));
+        };
+        let result = session.rows(query, parameters, cost).await;
+        let part = format!("statement {}", query.name);
+        match result {
+            Ok(rows) => {
+                self.notices.recovered(&part);
+                Ok(Some(rows))
+            }
+            Err(failure) if failure.lost => Err(self.main_lost(&failure)),
+            Err(failure) => {
+                self.notices.failed(&part, &failure.message);
+                problems.push(failure.problem(query));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The kept connection is of no use any more. The next collection may connect at once: the
+    /// server has answered until now.
+    fn main_lost(&mut self, failure: &Failure) -> CollectError {
+        self.main = None;
+        self.visited = None;
+        let place = self.config.connection.place();
+        CollectError::new(format!(
+            "lost the connection to PostgreSQL at {place}: {}; \
+             hint: the next collection connects again",
+            failure.message
+        ))
+    }
+}
+
+impl Collector for PgStatsCollector {
+    fn name(&self) -> &'static str {
+        "pg_stats"
+    }
+
+    async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
+        let mut cost = Cost::default();
+        self.connect(&mut cost).await?;
+        let cluster = self.cluster(&mut cost).await?;
+        let maintenance = self.config.connection.database.clone();
+        let wanted = self.wanted();
+        self.relations.retain(|name, _| wanted.contains(name));
+        let mut documents = Vec::with_capacity(wanted.len() + 1);
+        for name in self.visiting_order(&wanted) {
+            documents.extend(self.visit(now, &name, &cluster, &mut cost).await?);
+        }
+        documents.sort_by_key(|d: &Document| wanted.iter().position(|name| *name == d.database));
+        let at = documents.iter().position(|document| document.database == maintenance);
+        let at = at.unwrap_or_else(|| {
+            documents.insert(0, empty_document(now, &maintenance, &cluster));
+            0
+        });
+        if let Some(document) = documents.get_mut(at) {
+            document.problems.splice(0..0, cluster.problems);
+            document.status = document.problems.first().map_or(Status::Ok, |p| p.status);
+            let databases = cluster.databases.into_iter().map(|database| database.summary);
+            document.databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
+            document.server = cluster.server;
+            cost.elapsed_ms = super::round2(cost.elapsed_ms);
+            document.cost = Some(cost);
+        }
+        let metrics = documents.iter().map(document).collect::<Result<_, _>>()?;
+        Ok(Collected { metrics, state: None })
+    }
+}
+
+/// A database with its own counters and nothing else.
+fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
+    let known = cluster.databases.iter().find(|database| database.summary.name == name);
+    Document {
+        timestamp: Time(now),
+        database: name.to_owned(),
+        status: Status::Ok,
+        problems: Vec::new(),
+        own: known.map(|database| database.summary.stats.clone()),
+        tables: None,
+        indexes: None,
+        relations: None,
+        databases: None,
+        server: None,
+        cost: None,
+    }
+}
+
+/// Why there is no connection, with what to look at.
+fn connect_message(place: &PgConnection, failure: &Failure) -> String {
+    let hint = match failure.sqlstate.as_deref() {
+        Some("28P01") => "check postgres.user and postgres.password",
+        Some("28000") => {
+            "pg_hba.conf must let this role in; TLS is not spoken, so prefer the Unix socket"
+        }
+        Some("3D000") => "postgres.database names a database that is not there",
+        Some("53300") => "the server has no connection left; raise max_connections",
+        Some("57P03") => "the server is starting up or shutting down; it is tried again",
+        Some(_) => "the server's log says more",
+        None => "is PostgreSQL running there? check postgres.host and postgres.port",
+    };
+    let message = &failure.message;
+    format!("cannot connect to PostgreSQL at {}: {message}; hint: {hint}", place.place())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C42: no databases means the maintenance database; doubles count once.
+    #[test]
+    fn databases_fall_back_to_the_maintenance_database() {
+        let check = |databases: &[&str], expected: &[&str]| {
+            let databases = databases.iter().map(ToString::to_string).collect();
+            let config = PgStatsConfig { databases, ..PgStatsConfig::default() };
+            assert_eq!(PgStatsCollector::new(config).wanted(), expected);
+        };
+        check(&[], &["postgres"]);
+        check(&[""], &["postgres"]);
+        check(&["b", "a", "b"], &["b", "a"]);
+    }
+}
