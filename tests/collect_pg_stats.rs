@@ -62,9 +62,11 @@ fn same_time(ours: &Value, theirs: &Value) {
 
 const FILL: &str = "
     CREATE SCHEMA \"odd schema\";
-    CREATE TABLE \"odd schema\".\"quo\"\"ted\" (id int PRIMARY KEY, v text) WITH (autovacuum_enabled = off);
+    CREATE TABLE \"odd schema\".\"quo\"\"ted\" (id int PRIMARY KEY, v text)
+        WITH (autovacuum_enabled = off);
     CREATE INDEX unused ON \"odd schema\".\"quo\"\"ted\" (v);
-    INSERT INTO \"odd schema\".\"quo\"\"ted\" SELECT i, repeat('x', 50) FROM generate_series(1, 5000) i;
+    INSERT INTO \"odd schema\".\"quo\"\"ted\"
+        SELECT i, repeat('x', 50) FROM generate_series(1, 5000) i;
     VACUUM ANALYZE \"odd schema\".\"quo\"\"ted\";
     SET enable_seqscan = off;
     SELECT * FROM \"odd schema\".\"quo\"\"ted\" WHERE id = 7;

@@ -135,7 +135,8 @@ fn numbers_are_bounded() {
     check(
         "pg_stats",
         json!({"database": "a", "status": "tired"}),
-        "status: \"tired\" is none of ok, unsupported_version, permission, locked, timeout, recovery, disabled, error",
+        "status: \"tired\" is none of ok, unsupported_version, permission, locked, timeout, \
+         recovery, disabled, error",
     );
 }
 

@@ -95,7 +95,8 @@ fn numbers_are_those_of_df() {
     assert_eq!(
         filesystem(statvfs),
         json!({
-            "device": "/dev/sda1", "mount": "/", "fstype": "ext4", "read_only": false, "stuck": false,
+            "device": "/dev/sda1", "mount": "/", "fstype": "ext4",
+            "read_only": false, "stuck": false,
             "total_gb": 100.0, "used_gb": 50.0, "free_gb": 50.0, "percent_used": 52.63,
             "total_bytes": 107_374_182_400_u64, "used_bytes": 53_687_091_200_u64,
             "free_bytes": 53_687_091_200_u64, "available_bytes": 48_318_382_080_u64,

@@ -40,7 +40,8 @@ const BEFORE: &[(&str, &str)] = &[
     (
         "net/dev",
         "Inter-|   Receive                                                |  Transmit\n \
-         face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    \
+         face |bytes    packets errs drop fifo frame compressed multicast|\
+         bytes    packets errs drop fifo colls carrier compressed\n    \
          lo: 999 9 0 0 0 0 0 0 999 9 0 0 0 0 0 0\n  \
          eth0: 1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 0\n\
          veth1: 5 5 0 0 0 0 0 0 5 5 0 0 0 0 0 0\n",
@@ -70,7 +71,8 @@ const AFTER: &[(&str, &str)] = &[
     ),
     (
         "net/dev",
-        "h\nh\n  eth0: 11000 110 1 2 0 0 0 0 22000 120 3 4 0 0 0 0\n  eth1: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n",
+        "h\nh\n  eth0: 11000 110 1 2 0 0 0 0 22000 120 3 4 0 0 0 0\n\
+         \x20 eth1: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n",
     ),
     (
         "pressure/io",
@@ -164,7 +166,10 @@ fn rates_come_from_two_readings() {
                 "read_ops": 5, "write_ops": 0, "read_sectors": 8, "write_sectors": 0,
             },
             // A disk that appeared in between has counters and no rates.
-            {"device": "sdb", "read_ops": 7, "write_ops": 1, "read_sectors": 70, "write_sectors": 10},
+            {
+                "device": "sdb", "read_ops": 7, "write_ops": 1, "read_sectors": 70,
+                "write_sectors": 10,
+            },
         ])
     );
     assert_eq!(
@@ -182,7 +187,9 @@ fn rates_come_from_two_readings() {
         metric["pressure"],
         json!({
             "cpu": {"some_percent": 0.0, "some_avg10": 2.0, "some_avg60": 0.0},
-            "io": {"some_percent": 20.0, "full_percent": 10.0, "some_avg10": 1.5, "some_avg60": 0.5},
+            "io": {
+                "some_percent": 20.0, "full_percent": 10.0, "some_avg10": 1.5, "some_avg60": 0.5,
+            },
         })
     );
 }
@@ -207,7 +214,9 @@ fn counters_that_fall_give_no_rates() {
     let metric = two_readings(&[("diskstats", "8 0 sda 1 0 1 1 1 0 1 1 0 1 1\n")]);
     assert_eq!(
         metric["disk_io"],
-        json!([{"device": "sda", "read_ops": 1, "write_ops": 1, "read_sectors": 1, "write_sectors": 1}])
+        json!([{
+            "device": "sda", "read_ops": 1, "write_ops": 1, "read_sectors": 1, "write_sectors": 1,
+        }])
     );
     let metric = two_readings(&[("net/dev", "h\nh\neth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n")]);
     assert_eq!(metric["network"][0].get("rx_bytes_s"), None);
