@@ -92,7 +92,9 @@ struct RegisterRequest<'a> {
 /// Registers this host and puts key, certificate, CA and identity into place.
 pub async fn register(registration: &Registration) -> Result<Registered, RegisterError> {
     let _lock = journal::lock(&registration.state_dir)?;
-    let old = Identity::find(&registration.state_dir)?;
+    finish(&registration.state_dir)?;
+    // A damaged identity must not keep this host from getting a new one.
+    let old = Identity::find(&registration.state_dir).ok().flatten();
     let endpoint = Endpoint::parse(&registration.link.url, registration.link.allow_plaintext)?;
     let trust = if endpoint.is_plaintext() { None } else { Some(first_trust(registration, old)?) };
     let key = NewKey::generate(&registration.hostname)?;
