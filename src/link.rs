@@ -144,7 +144,8 @@ impl Link {
             request = request.header(header::CONTENT_ENCODING, push.encoding);
         }
         if let Some(id) = push.batch_id {
-            request = request.header(header::HeaderName::from_static("idempotency-key"), id);
+            request =
+                request.header(header::HeaderName::from_static("idempotency-key"), &id.to_string());
         }
         self.send(request).await
     }

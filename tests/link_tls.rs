@@ -175,7 +175,7 @@ async fn servers_without_tls_1_3_are_refused() {
     check(b"", SendErrorKind::Reset, &["broke the connection"]).await;
 }
 
-/// A ServerHello of TLS 1.2: no `supported_versions`, suite ECDHE-RSA-AES128-GCM-SHA256.
+/// A `ServerHello` of TLS 1.2: no `supported_versions`, suite `ECDHE-RSA-AES128-GCM-SHA256`.
 const SERVER_HELLO_1_2: &[u8] = &[
     0x16, 3, 3, 0, 42, 2, 0, 0, 38, 3, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
     17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 0, 0xc0, 0x2f, 0,

@@ -39,12 +39,11 @@ impl Answer {
 /// Reads `Retry-After`, in seconds or as an HTTP date that is compared with `server_now`.
 pub fn retry_after(headers: &HeaderMap, server_now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let until = http_date(text)?.duration_since(server_now);
-            Duration::try_from(until).unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let until = http_date(text)?.duration_since(server_now);
+        Duration::try_from(until).unwrap_or_default()
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }

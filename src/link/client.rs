@@ -44,8 +44,8 @@ impl Outgoing {
 
     /// Sets a header.
     #[must_use]
-    pub fn header(self, name: HeaderName, value: impl ToString) -> Self {
-        let value = HeaderValue::from_str(&value.to_string());
+    pub fn header(self, name: HeaderName, value: &str) -> Self {
+        let value = HeaderValue::from_str(value);
         self.set(name, value)
     }
 

@@ -243,6 +243,6 @@ mod tests {
         refuse("");
         refuse(&hex[2..]);
         refuse(&hex.replace('0', "g"));
-        refuse(&"é".repeat(32));
+        refuse(&"\u{e9}".repeat(32));
     }
 }

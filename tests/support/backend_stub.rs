@@ -147,8 +147,11 @@ pub enum Reply {
     /// No answer, the connection stays.
     Hang,
     /// A whole answer that is made from the request.
-    Made(Arc<dyn Fn(&Recorded) -> (u16, Bytes) + Send + Sync>),
+    Made(Maker),
 }
+
+/// Makes status and body of an answer from the request.
+pub type Maker = Arc<dyn Fn(&Recorded) -> (u16, Bytes) + Send + Sync>;
 
 impl Reply {
     pub fn status(status: u16) -> Self {
