@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli; // one file per command
 pub mod config; // TOML -> one validated part per stage
 
 pub mod metric; // the documents of the contract and their validation

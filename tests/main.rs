@@ -9,6 +9,7 @@ mod support; // PostgreSQL servers of every major, the agent as a process, polli
 
 mod backend_push; // pushes: what is taken, refused, known already, and stored
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
+mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
 mod link_tls; // trust, certificates, and what each failure says
