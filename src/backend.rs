@@ -9,6 +9,7 @@ mod api; // the HTTP endpoints
 mod auth; // tokens, passwords, sealed secrets
 mod config; // the backend's own TOML
 mod keys; // the files in its data directory
+mod page; // what a browser on this host is shown
 mod pki; // the certificate authority
 mod serve; // TLS and connections
 pub mod store; // where it keeps what it was told
@@ -74,6 +75,7 @@ pub struct Backend;
 pub struct Running {
     address: SocketAddr,
     plaintext_address: Option<SocketAddr>,
+    page_address: Option<SocketAddr>,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
@@ -113,13 +115,19 @@ impl Backend {
             tracing::warn!(address = ?plaintext_address, "the API is served without TLS too");
             listeners.push(plain);
         }
+        let mut page_address = None;
+        if let Some(listen) = config.page_listen {
+            let page = Listener::bind(listen, None, page::router(&shared), &config.limits).await?;
+            page_address = Some(page.address()?);
+            listeners.push(page);
+        }
         let (stop, stopped) = watch::channel(false);
         let tasks = listeners
             .into_iter()
             .map(|listener| tokio::spawn(listener.serve(stopped.clone())))
             .collect();
         tracing::info!(%address, "the backend serves");
-        Ok(Running { address, plaintext_address, shared, stop, tasks })
+        Ok(Running { address, plaintext_address, page_address, shared, stop, tasks })
     }
 }
 
@@ -132,6 +140,11 @@ impl Running {
     /// Where the API answers without TLS.
     pub fn plaintext_address(&self) -> Option<SocketAddr> {
         self.plaintext_address
+    }
+
+    /// Where the page is.
+    pub fn page_address(&self) -> Option<SocketAddr> {
+        self.page_address
     }
 
     /// The certificate that agents must trust, PEM.

@@ -37,7 +37,7 @@ use crate::clock;
 pub(super) use access::{Channel, Peer};
 pub(super) use collectors::{Status, status_of};
 pub(super) use error::{ApiError, ok};
-pub(super) use request::Params;
+pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";

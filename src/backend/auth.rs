@@ -12,8 +12,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 pub(super) use attempts::Attempts;
 pub(super) use password::{PasswordError, Passwords};
-pub(super) use seal::{Sealer, Unsealed};
-pub(super) use token::{Expiry, Minted, Subject, TokenKey, UserToken, key_id, verify_collector};
+pub(super) use seal::Sealer;
+pub(super) use token::{Expiry, Subject, TokenKey, UserToken, key_id, verify_collector};
 
 /// Random bytes of the operating system.
 pub(super) fn random<const N: usize>() -> [u8; N] {
