@@ -6,6 +6,7 @@ pub mod backend;
 pub mod backend_stub;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 
 use std::time::Duration;
 
