@@ -1,3 +1,367 @@
 //! The agent's configuration: TOML in, one validated part per stage out.
+//!
+//! The keys of the first table in `docs/CONFIGURATION.md` are those of existing installations; the
+//! others are grouped by stage. `config.sample.toml` lists all of them, and a test keeps it so.
 
 pub mod reader;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use self::reader::{ConfigError, Document, Key, Section};
+use crate::{
+    collect::{
+        disk_usage::DiskUsageConfig,
+        pg_stats::{PgConnection, PgStatsConfig, Timeouts},
+        sysstat::SysstatConfig,
+    },
+    link::{LinkConfig, TlsConfig, endpoint::Endpoint},
+    queue::{BatchLimits, LogLimits, QueueConfig},
+};
+
+/// Everything that `agent run` needs, one part per stage.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Who this agent is until it is registered, and where it keeps what it knows.
+    pub agent: AgentConfig,
+    /// How to reach the backend.
+    pub link: LinkConfig,
+    /// The collectors and when each of them runs.
+    pub collectors: Collectors,
+    /// The queue.
+    pub queue: QueueConfig,
+    /// How batches leave.
+    pub forward: ForwardSettings,
+    /// The local socket of `agent status`, `inspect` and `replay`.
+    pub control_socket: PathBuf,
+    /// How long the last push at a shutdown may take.
+    pub shutdown_deadline: Duration,
+    /// What is logged.
+    pub log_level: tracing::Level,
+}
+
+/// `[collector]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The agent's id when an external token is used; a registered agent has its own.
+    pub id: String,
+    /// The host that the metrics are about.
+    pub hostname: String,
+    /// How often windows end and are pushed.
+    pub push_interval: Duration,
+    /// How often the backend is asked for a new configuration.
+    pub config_pull_interval: Duration,
+    /// Identity, queue and socket live here.
+    pub state_dir: PathBuf,
+}
+
+/// The collectors that are enabled.
+#[derive(Debug, Clone, Default)]
+pub struct Collectors {
+    /// Host numbers.
+    pub sysstat: Option<(Timing, SysstatConfig)>,
+    /// File systems.
+    pub disk_usage: Option<(Timing, DiskUsageConfig)>,
+    /// PostgreSQL statistics.
+    pub pg_stats: Option<(Timing, PgStatsConfig)>,
+}
+
+/// When a collector runs and how long it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From one collection to the next.
+    pub interval: Duration,
+    /// After this a collection is given up.
+    pub deadline: Duration,
+}
+
+/// `[forward]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForwardSettings {
+    /// 0 (fast) to 9 (small).
+    pub gzip_level: u32,
+    /// The ceiling of the pause after the first failure.
+    pub backoff_first: Duration,
+    /// The highest ceiling.
+    pub backoff_max: Duration,
+}
+
+const LEVELS: [(&str, tracing::Level); 5] = [
+    ("info", tracing::Level::INFO),
+    ("error", tracing::Level::ERROR),
+    ("warn", tracing::Level::WARN),
+    ("debug", tracing::Level::DEBUG),
+    ("trace", tracing::Level::TRACE),
+];
+
+impl Config {
+    /// Reads the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, &reader::read_text(path)?)
+    }
+
+    /// Reads `text`, which came from `path`.
+    pub fn read(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::read_keys(path, text).map(|(config, _)| config)
+    }
+
+    /// Every key with its default.
+    pub fn keys() -> Vec<Key> {
+        Self::read_keys(Path::new("defaults"), "").map(|(_, keys)| keys).unwrap_or_default()
+    }
+
+    fn read_keys(path: &Path, text: &str) -> Result<(Self, Vec<Key>), ConfigError> {
+        let mut document = Document::parse(path, text)?;
+        let (agent, interval) = agent(&mut document.section("collector"));
+        let tls = tls(&mut document.section("tls"));
+        let link = link(&mut document.section("backend"), tls);
+        let postgres = postgres(&mut document.section("postgres"));
+        let config = Self {
+            collectors: collectors(&mut document, interval, &postgres),
+            queue: queue(&mut document.section("queue"), &agent.state_dir),
+            forward: forward(&mut document.section("forward")),
+            control_socket: document
+                .section("control")
+                .optional_path("socket")
+                .unwrap_or_else(|| agent.state_dir.join("control.sock")),
+            shutdown_deadline: document.section("shutdown").duration(
+                "deadline",
+                "10s",
+                ["0s", "1h"],
+            ),
+            log_level: LEVELS[document.section("log").choice("level", &LEVELS.map(|l| l.0))].1,
+            agent,
+            link,
+        };
+        Ok((config, document.finish()?))
+    }
+}
+
+fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
+    let config = AgentConfig {
+        id: section.text("id", "collector-001"),
+        hostname: section.text("hostname", "localhost"),
+        push_interval: section.duration("push_interval", "60", ["100ms", "1h"]),
+        config_pull_interval: section.duration("config_pull_interval", "300", ["1s", "1d"]),
+        state_dir: section.path("state_dir", "/var/lib/pganalytics"),
+    };
+    if config.hostname.trim().is_empty() {
+        section.reject("hostname", "is empty", "name the host that the metrics are about");
+    }
+    (config, section.duration("interval", "60", ["100ms", "1d"]))
+}
+
+fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
+    TlsConfig {
+        verify: section.boolean("verify", true),
+        cert_file: section.path("cert_file", "/etc/pganalytics/collector.crt"),
+        key_file: section.path("key_file", "/etc/pganalytics/collector.key"),
+        ca_file: section.optional_path("ca_file"),
+    }
+}
+
+fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig {
+    let config = LinkConfig {
+        url: section.text("url", "https://localhost:8080"),
+        connect_timeout: section.duration("connect_timeout", "10s", ["100ms", "5min"]),
+        request_timeout: section.duration("request_timeout", "30s", ["100ms", "1h"]),
+        allow_plaintext: section.boolean("allow_plaintext", false),
+        token_file: section.optional_path("token_file"),
+        tls,
+        ..LinkConfig::default()
+    };
+    if let Err(error) = Endpoint::parse(&config.url, config.allow_plaintext) {
+        section.reject("url", &error.what, &error.hint);
+    }
+    config
+}
+
+/// The connection and the databases to visit.
+fn postgres(section: &mut Section<'_, '_>) -> (PgConnection, Vec<String>) {
+    let password: SecretString = section.secret("password");
+    let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
+    let connection = PgConnection {
+        host: section.text("host", "localhost"),
+        port: u16::try_from(port).unwrap_or(5432),
+        user: section.text("user", "postgres"),
+        password: Some(password).filter(|password| !password.expose_secret().is_empty()),
+        database: section.text("database", "postgres"),
+        connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
+    };
+    (connection, section.list("databases", ""))
+}
+
+fn collectors(
+    document: &mut Document<'_>,
+    interval: Duration,
+    (connection, databases): &(PgConnection, Vec<String>),
+) -> Collectors {
+    let mut section = document.section("sysstat");
+    let sysstat = timing(&mut section, interval).map(|timing| (timing, SysstatConfig::default()));
+    let mut section = document.section("disk_usage");
+    let disk_usage = timing(&mut section, interval).map(|timing| {
+        let mut config = DiskUsageConfig::default();
+        config.timeout = config.timeout.min(timing.deadline / 2);
+        (timing, config)
+    });
+    let mut section = document.section("pg_stats");
+    let pg_stats_timing = timing(&mut section, interval);
+    let pg_stats = pg_stats(&mut section, connection, databases);
+    Collectors { sysstat, disk_usage, pg_stats: pg_stats_timing.map(|timing| (timing, pg_stats)) }
+}
+
+/// `enabled`, `interval` and `timeout` of a collector; `None` when it is disabled.
+fn timing(section: &mut Section<'_, '_>, interval: Duration) -> Option<Timing> {
+    let enabled = section.boolean("enabled", true);
+    let own = section.duration("interval", "60", ["100ms", "1d"]);
+    let interval = if section.has("interval") { own } else { interval };
+    let timeout = section.duration("timeout", "10s", ["100ms", "10min"]);
+    enabled.then_some(Timing { interval, deadline: timeout.min(interval) })
+}
+
+fn pg_stats(
+    section: &mut Section<'_, '_>,
+    connection: &PgConnection,
+    databases: &[String],
+) -> PgStatsConfig {
+    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let timeouts = Timeouts {
+        lock: section.duration("lock_timeout", "250ms", ["1ms", "1min"]),
+        statement: section.duration("statement_timeout", "5s", ["10ms", "10min"]),
+        client: section.duration("client_timeout", "7s", ["10ms", "10min"]),
+    };
+    if timeouts.lock >= timeouts.statement || timeouts.statement >= timeouts.client {
+        section.reject(
+            "statement_timeout",
+            "the timeouts are out of order",
+            "lock_timeout < statement_timeout < client_timeout",
+        );
+    }
+    PgStatsConfig {
+        connection: connection.clone(),
+        databases: databases.to_vec(),
+        timeouts,
+        tables_max: count(section.integer("tables_max", 200, 1..=10_000)),
+        indexes_max: count(section.integer("indexes_max", 200, 1..=10_000)),
+        sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
+    }
+}
+
+fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
+    let memory = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    QueueConfig {
+        dir: section.optional_path("dir").unwrap_or_else(|| state_dir.join("queue")),
+        commit_interval: section.duration("commit_interval", "100ms", ["0s", "10s"]),
+        limits: LogLimits {
+            segment_bytes_max: section.size("segment_bytes_max", "16MiB", ["64KiB", "16MiB"]),
+            batch: BatchLimits {
+                raw_bytes_max: section.size("batch_bytes_max", "1MiB", ["16KiB", "16MiB"]),
+                records_max: section.integer("batch_records_max", 1_000, 1..=100_000),
+            },
+            ring_bytes_max: memory(section.size("ring_bytes_max", "4MiB", ["0B", "1GiB"])),
+            volatile_bytes_max: memory(section.size("memory_max", "16MiB", ["1MiB", "1GiB"])),
+        },
+    }
+}
+
+fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
+    let settings = ForwardSettings {
+        gzip_level: u32::try_from(section.integer("gzip_level", 6, 0..=9)).unwrap_or(6),
+        backoff_first: section.duration("backoff_first", "1s", ["10ms", "1h"]),
+        backoff_max: section.duration("backoff_max", "300s", ["10ms", "1d"]),
+    };
+    if settings.backoff_first > settings.backoff_max {
+        section.reject("backoff_first", "is longer than backoff_max", "make it shorter");
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        Config::read(Path::new("agent.toml"), text).map_err(|error| error.to_string())
+    }
+
+    /// C21
+    #[test]
+    fn existing_keys_have_their_documented_defaults() {
+        let config = read("").unwrap();
+        assert_eq!((&*config.agent.id, &*config.agent.hostname), ("collector-001", "localhost"));
+        assert_eq!(config.agent.push_interval, Duration::from_secs(60));
+        assert_eq!(config.agent.config_pull_interval, Duration::from_secs(300));
+        assert_eq!(config.link.url, "https://localhost:8080");
+        assert!(config.link.tls.verify && config.link.tls.ca_file.is_none());
+        assert_eq!(config.link.tls.cert_file, Path::new("/etc/pganalytics/collector.crt"));
+        assert_eq!(config.link.tls.key_file, Path::new("/etc/pganalytics/collector.key"));
+        let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
+        assert_eq!(timing.interval, Duration::from_secs(60));
+        let connection = pg_stats.connection;
+        assert_eq!((&*connection.host, connection.port), ("localhost", 5432));
+        assert_eq!((&*connection.user, &*connection.database), ("postgres", "postgres"));
+        assert!(connection.password.is_none() && pg_stats.databases.is_empty());
+        assert!(config.collectors.sysstat.is_some() && config.collectors.disk_usage.is_some());
+    }
+
+    /// C21, C22, C25, C28, C29
+    #[test]
+    fn existing_files_are_read() {
+        let config = read(
+            r#"
+            [collector]
+            id = "collector-007"
+            hostname = "db-server-01.example.com"
+            interval = 30
+            push_interval = 15
+            config_pull_interval = 600
+            [backend]
+            url = "https://api.example.com:8080"
+            [postgres]
+            host = "/run/postgresql"
+            port = 5433
+            user = "mon"
+            password = "p://w\"d"
+            database = "postgres"
+            databases = "postgres, myapp, analytics"
+            [tls]
+            verify = false
+            ca_file = "/etc/ca.crt"
+            [pg_stats]
+            interval = 120
+            [sysstat]
+            enabled = false
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.link.url, "https://api.example.com:8080");
+        assert!(!config.link.tls.verify && config.collectors.sysstat.is_none());
+        let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
+        assert_eq!(timing.interval, Duration::from_secs(120));
+        assert_eq!(pg_stats.databases, ["postgres", "myapp", "analytics"]);
+        let password = pg_stats.connection.password.unwrap();
+        assert_eq!(password.expose_secret(), "p://w\"d");
+        let (timing, _) = config.collectors.disk_usage.unwrap();
+        assert_eq!(timing.interval, Duration::from_secs(30), "collector.interval is the default");
+    }
+
+    /// C24
+    #[test]
+    fn bad_values_are_refused_with_their_line() {
+        let check = |text: &str, expected: &str| {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(expected), "{error}");
+        };
+        check("[backend]\nurl = \"localhost:8080\"", "agent.toml:2: backend.url");
+        check("[backend]\nurl = \"ftp://host\"", "agent.toml:2: backend.url");
+        check("[backend]\nurl = \"http://host\"", "agent.toml:2: backend.url");
+        check("[pg_stats]\nlock_timeout = \"9s\"", "timeouts are out of order");
+        check("[collector]\nhostname = \"\"", "agent.toml:2: collector.hostname");
+        check("[collector]\npush_interval = -5", "agent.toml:2: collector.push_interval = -5");
+        check("[pg_stats]\nenabled = \"yes\"", "true or false");
+    }
+}

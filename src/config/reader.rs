@@ -294,6 +294,11 @@ impl<'t> Section<'_, 't> {
         .unwrap_or(default)
     }
 
+    /// Whether the file sets `key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     /// Adds a mistake about `key` that only its meaning shows.
     pub fn reject(&mut self, key: &'static str, message: &str, hint: &str) {
         let shown = self.get(key).map(|value| self.source_of(value).to_owned());
