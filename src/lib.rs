@@ -15,7 +15,10 @@ pub mod collect; // stage 1: the host and PostgreSQL -> metrics
 pub mod queue; // stage 2: metrics -> durable records -> batches
 pub mod forward; // stage 3: batches -> pushes
 pub mod link; // the wire to the backend: TLS, tokens, the client, registration
+pub mod agent; // joins the stages
 pub mod backend; // the server that agents report to
 
 pub mod clock; // the only reader of the clocks
 pub mod units; // durations and sizes as text
+pub mod shutdown; // signals, and telling tasks to stop
+pub mod telemetry; // the agent's own logs and counters

@@ -1,0 +1,107 @@
+//! What joins the forwarder to the queue and to the link.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::{
+    clock,
+    forward::{Outgoing, Source, Wire, WireAnswer, WireError},
+    link::{Link, Push},
+    metric::envelope::{AgentInfo, Backlog, Rejected},
+    queue::{BatchKey, DeadLetter, Queue},
+};
+
+/// Batches come from the queue.
+#[derive(Debug)]
+pub struct QueueSource {
+    /// The queue.
+    pub queue: Queue,
+    /// For the clock's offset.
+    pub link: Arc<Link>,
+}
+
+/// Batches travel over the link.
+#[derive(Debug)]
+pub struct LinkWire(pub Arc<Link>);
+
+#[derive(serde::Serialize)]
+struct Letter<'a> {
+    at: Timestamp,
+    batch: Uuid,
+    path: &'a str,
+    message: &'a str,
+    metric: &'a RawValue,
+}
+
+impl Source for QueueSource {
+    type Key = BatchKey;
+
+    async fn next(&self) -> Result<Option<Outgoing<BatchKey>>, String> {
+        let batch = self.queue.next_batch().await.map_err(|error| error.to_string())?;
+        Ok(batch.map(|batch| Outgoing {
+            key: batch.key,
+            id: batch.id,
+            metrics: batch.records.into_iter().map(|record| record.payload).collect(),
+        }))
+    }
+
+    async fn delivered(
+        &self,
+        batch: &Outgoing<BatchKey>,
+        rejected: &[Rejected],
+    ) -> Result<(), String> {
+        let letters = rejected.iter().filter_map(|rejected| letter(batch, rejected)).collect();
+        let records = batch.metrics.len() as u64;
+        let noted = self.queue.delivered(batch.key, records, letters).await;
+        noted.map_err(|error| error.to_string())
+    }
+
+    async fn put_back(&self, key: BatchKey, answer: String, next_at: Timestamp) {
+        // A queue that is closed needs nothing put back: the batch is on disk.
+        self.queue.put_back(key, answer, next_at.as_millisecond()).await.ok();
+    }
+
+    async fn agent_info(&self) -> Option<AgentInfo> {
+        let status = self.queue.status().await.ok()?;
+        Some(AgentInfo {
+            queue_id: status.queue_id,
+            config_version: 0,
+            config_error: None,
+            clock_offset_ms: self.link.clock_offset_ms(),
+            backlog: Backlog {
+                segments: status.segments,
+                batches: status.batches,
+                records: status.records,
+                bytes: status.disk_bytes,
+                oldest_at: status.oldest_at,
+            },
+            lost: Vec::new(),
+        })
+    }
+}
+
+impl Wire for LinkWire {
+    async fn push(&self, body: Bytes, batch_id: Uuid) -> Result<WireAnswer, WireError> {
+        let push = Push { body, encoding: "gzip", batch_id: Some(batch_id) };
+        let answer =
+            self.0.push(push).await.map_err(|error| WireError { message: error.to_string() })?;
+        let (status, retry_after) = (answer.status, answer.retry_after);
+        Ok(WireAnswer { status, retry_after, body: answer.body })
+    }
+}
+
+fn letter(batch: &Outgoing<BatchKey>, rejected: &Rejected) -> Option<DeadLetter> {
+    let payload = batch.metrics.get(rejected.index)?;
+    let letter = Letter {
+        at: clock::now(),
+        batch: batch.id,
+        path: &rejected.path,
+        message: &rejected.message,
+        metric: serde_json::from_slice(payload).ok()?,
+    };
+    Some(DeadLetter { line: serde_json::to_string(&letter).ok()? })
+}

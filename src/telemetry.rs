@@ -1,0 +1,36 @@
+//! The agent's own logs and counters.
+
+use std::io::IsTerminal;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tracing::Level;
+
+/// Starts the log on standard error: one line per event, in colour on a terminal. A second call
+/// changes nothing.
+pub fn start_log(level: Level) {
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr)
+        .try_init()
+        .ok();
+}
+
+/// Starts counting, for `/metrics` of the control socket. `None` when the process counts already.
+pub fn start_counters() -> Option<PrometheusHandle> {
+    PrometheusBuilder::new().install_recorder().ok()
+}
+
+/// Names of the counters, as Prometheus shows them.
+pub mod counter {
+    /// Metrics refused at the door, by `type` and JSON `path`.
+    pub const REJECTED: &str = "agent_metrics_rejected_total";
+    /// Collections, by `collector` and `result` (`ok`, `error`, `deadline`).
+    pub const COLLECTIONS: &str = "agent_collections_total";
+    /// Records that the queue took, by `collector`.
+    pub const APPENDED: &str = "agent_records_appended_total";
+    /// Ticks that went by because a collection took too long, by `collector`.
+    pub const MISSED: &str = "agent_collections_missed_total";
+}
