@@ -53,6 +53,9 @@ pub enum BackendError {
     /// A password cannot be used.
     #[error("{0}")]
     Password(String),
+    /// A user cannot be added or shut out.
+    #[error("{0}")]
+    User(String),
 }
 
 impl From<pki::PkiError> for BackendError {
@@ -122,10 +125,7 @@ impl Backend {
             listeners.push(page);
         }
         let (stop, stopped) = watch::channel(false);
-        let tasks = listeners
-            .into_iter()
-            .map(|listener| tokio::spawn(listener.serve(stopped.clone())))
-            .collect();
+        let tasks = listeners.into_iter().map(|listener| listener.start(stopped.clone())).collect();
         tracing::info!(%address, "the backend serves");
         Ok(Running { address, plaintext_address, page_address, shared, stop, tasks })
     }
@@ -155,6 +155,11 @@ impl Running {
     /// The file with [`Running::ca_certificate`].
     pub fn ca_file(&self) -> PathBuf {
         keys::directory(&self.shared.config.data_dir).join("ca.crt")
+    }
+
+    /// The file with [`Running::registration_secret`].
+    pub fn secret_file(&self) -> PathBuf {
+        keys::secret_file(&self.shared.config)
     }
 
     /// What a host must know to register.
@@ -192,34 +197,56 @@ pub async fn serve(
 
 /// Adds a user to the store of a backend, which may be running.
 pub async fn add_user(config: &BackendConfig, user: UserRequest) -> Result<(), BackendError> {
+    let username = user.username.clone();
+    if username.is_empty() || username.len() > 128 || username.chars().any(char::is_control) {
+        return Err(BackendError::User("a user name has 1 to 128 characters".to_owned()));
+    }
     let password_hash = auth::Passwords::hash(&user.password)?;
-    keys::create_data_dir(&config.data_dir)?;
-    let store = store::open(&config.store_url()).await?;
-    let audit = Audit {
+    let new = NewUser {
+        username: user.username,
+        email: user.email,
+        full_name: user.full_name,
+        role: user.role,
+        password_hash,
+        audit: by_hand("user.add", &username),
+    };
+    let store = open_store(config).await?;
+    let added = store.add_user(new).await;
+    store.close().await;
+    added.map(drop).map_err(|err| match err {
+        StoreError::Conflict(_) => BackendError::User(format!("the user {username} exists")),
+        other => other.into(),
+    })
+}
+
+/// Shuts a user of the store of a backend out.
+pub async fn disable_user(config: &BackendConfig, username: &str) -> Result<(), BackendError> {
+    let store = open_store(config).await?;
+    let disabled = store.disable_user(username, by_hand("user.disable", username)).await;
+    store.close().await;
+    if disabled? {
+        return Ok(());
+    }
+    Err(BackendError::User(format!("there is no user {username}")))
+}
+
+fn by_hand(action: &str, subject: &str) -> Audit {
+    Audit {
         at: clock::now(),
         actor: "command line".to_owned(),
-        action: "user.add".to_owned(),
-        subject: user.username.clone(),
-    };
-    let added = store
-        .add_user(NewUser {
-            username: user.username,
-            email: user.email,
-            full_name: user.full_name,
-            role: user.role,
-            password_hash,
-            audit,
-        })
-        .await;
-    store.close().await;
-    added?;
-    Ok(())
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+    }
+}
+
+async fn open_store(config: &BackendConfig) -> Result<Arc<dyn Store>, BackendError> {
+    keys::create_data_dir(&config.data_dir)?;
+    Ok(store::open(&config.store_url()).await?)
 }
 
 /// Opens the store and the keys that belong to it, making both at the first start.
 async fn open(config: &BackendConfig) -> Result<(Arc<dyn Store>, keys::Keys), BackendError> {
-    keys::create_data_dir(&config.data_dir)?;
-    let store = store::open(&config.store_url()).await?;
+    let store = open_store(config).await?;
     let (directory, now) = (keys::directory(&config.data_dir), clock::now());
     if !directory.exists() {
         if store.bound_keys().await?.is_some() {
@@ -232,8 +259,7 @@ async fn open(config: &BackendConfig) -> Result<(Arc<dyn Store>, keys::Keys), Ba
         keys::create(&config.data_dir, &config.server_names, now)?;
         tracing::info!(directory = %directory.display(), "made the keys of a new backend");
     }
-    let secret_file = config.registration_secret_file.as_deref();
-    let keys = keys::load(&config.data_dir, &config.server_names, secret_file, now)?;
+    let keys = keys::load(config, now)?;
     store.bind_keys(keys.sealer.fingerprint()).await.map_err(|err| match err {
         StoreError::Conflict(_) => BackendError::Keys(format!(
             "the store holds secrets sealed with other keys than those in {}; hint: use the data \

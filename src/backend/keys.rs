@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::BackendError;
 use super::auth::{Sealer, TokenKey, decode, encode, random};
+use super::config::BackendConfig;
 use super::pki::{self, Authority};
 
 const AUTHORITY_CERTIFICATE: &str = "ca.crt";
@@ -44,6 +45,12 @@ pub(super) struct Keys {
 /// Where the keys of `data_dir` are.
 pub(super) fn directory(data_dir: &Path) -> PathBuf {
     data_dir.join("keys")
+}
+
+/// Where the registration secret is.
+pub(super) fn secret_file(config: &BackendConfig) -> PathBuf {
+    let own = || directory(&config.data_dir).join(REGISTRATION_SECRET);
+    config.registration_secret_file.clone().unwrap_or_else(own)
 }
 
 /// Makes `data_dir`, for its owner only, unless it is there.
@@ -87,14 +94,9 @@ pub(super) fn create(
     Ok(())
 }
 
-/// Reads the keys of `data_dir`; the server certificate is made anew when it is stale.
-pub(super) fn load(
-    data_dir: &Path,
-    names: &[String],
-    secret_file: Option<&Path>,
-    now: Timestamp,
-) -> Result<Keys, BackendError> {
-    let directory = directory(data_dir);
+/// Reads the keys of the data directory; the server certificate is made anew when it is stale.
+pub(super) fn load(config: &BackendConfig, now: Timestamp) -> Result<Keys, BackendError> {
+    let (directory, names) = (directory(&config.data_dir), &config.server_names);
     check_complete(&directory)?;
     let read = |name: &str| read_private(&directory.join(name));
     let authority = Authority::load(
@@ -115,13 +117,11 @@ pub(super) fn load(
     let sealing_key = key_bytes(&directory.join(SEALING_KEY))?;
     let sealer = Sealer::new(&sealing_key)
         .ok_or_else(|| unusable(&directory.join(SEALING_KEY), "32 bytes are needed"))?;
-    let secret_file =
-        secret_file.map_or_else(|| directory.join(REGISTRATION_SECRET), Path::to_owned);
     Ok(Keys {
         authority,
         server_certificate,
         server_key,
-        registration_secret: registration_secret(&secret_file)?,
+        registration_secret: registration_secret(&secret_file(config))?,
         tokens: TokenKey::new(&token_key),
         sealer,
     })

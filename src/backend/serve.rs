@@ -19,7 +19,7 @@ use rustls::{RootCertStore, ServerConfig};
 use secrecy::ExposeSecret as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
@@ -73,7 +73,11 @@ impl Listener {
     }
 
     /// Serves until `stop` turns true; open requests are finished.
-    pub(super) async fn serve(self, mut stop: watch::Receiver<bool>) {
+    pub(super) fn start(self, stop: watch::Receiver<bool>) -> JoinHandle<()> {
+        tokio::spawn(self.serve(stop))
+    }
+
+    async fn serve(self, mut stop: watch::Receiver<bool>) {
         let graceful = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(self.limits.connections_max));
         let connection = Connection { tls: self.tls, router: self.router, limits: self.limits };

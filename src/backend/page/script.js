@@ -5,7 +5,9 @@ const RANGES = ["5min", "15min", "1h", "6h", "24h", "7d"];
 const EVERY = 5000;
 const COLOURS = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5"];
 const LINES_MAX = 6;
-const SIZE = { width: 560, height: 180, left: 52, right: 8, top: 8, bottom: 22 };
+const BARS_MAX = 8;
+const CARD_MIN = 500, CARD_GAP = 16, CARD_INSET = 34; // as in the style sheet
+const SIZE = { width: 560, height: 190, left: 58, right: 10, top: 8, bottom: 24 };
 const $ = (id) => document.getElementById(id);
 const state = { server: null, range: "15min", seen: 0, timer: null, hover: null };
 
@@ -39,7 +41,7 @@ function bytes(value) {
 }
 const percent = (value) => `${value >= 99.95 || value < 0.05 ? value.toFixed(0) : value.toFixed(1)} %`;
 const rate = (value) => `${value >= 100 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toFixed(2)} MB/s`;
-const plain = (value) => value >= 100 ? value.toFixed(0) : value.toFixed(2);
+const plain = (value, top = value) => value.toFixed(top >= 100 ? 0 : top >= 8 ? 1 : 2);
 const count = (value) => value.toLocaleString("en");
 
 function span(milliseconds) {
@@ -123,12 +125,21 @@ function showAgents(data) {
 }
 
 // The charts.
+// The top of an axis with four steps, each a number that reads well.
 function nice(top, binary) {
   if (!(top > 0)) return 1;
-  const base = binary ? 1024 ** Math.floor(Math.log(top) / Math.log(1024)) : 1;
-  const power = 10 ** Math.floor(Math.log10(top / base));
-  const step = [1, 2, 2.5, 5, 10].find((n) => n * power * base * 4 >= top * 4 - 1e-9) ?? 10;
-  return step * power * base;
+  const step = top / 4;
+  const base = binary ? 1024 ** Math.max(0, Math.floor(Math.log(top) / Math.log(1024))) : 1;
+  const power = 10 ** Math.floor(Math.log10(step / base));
+  const round = [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((n) => n * power * base >= step * (1 - 1e-9)) ?? 10;
+  return 4 * round * power * base;
+}
+
+// Charts are drawn as wide as they are shown, so that their text keeps its shape.
+function fit() {
+  const all = $("charts").clientWidth;
+  const columns = Math.max(1, Math.floor((all + CARD_GAP) / (CARD_MIN + CARD_GAP)));
+  SIZE.width = Math.max(220, Math.floor((all - CARD_GAP * (columns - 1)) / columns) - CARD_INSET);
 }
 
 function pathOf(points, x, y, gap) {
@@ -188,7 +199,7 @@ function axis(svg, data, x, y, spec, top) {
   for (let n = 0; n <= 4; n += 1) {
     const value = top * n / 4, line = y(value);
     svg.append(shape("line", { class: "rule", x1: left, x2: width - right, y1: line, y2: line }),
-      shape("text", { x: left - 7, y: line + 4, "text-anchor": "end" }, spec.tick(value)));
+      shape("text", { x: left - 7, y: line + 4, "text-anchor": "end" }, spec.tick(value, top)));
   }
   const long = data.to - data.from > 36 * 3600e3 ? "day" : data.to - data.from < 300e3;
   for (let n = 0; n <= 4; n += 1) {
@@ -199,7 +210,7 @@ function axis(svg, data, x, y, spec, top) {
 }
 
 function chart(spec, lines, data) {
-  lines = lines.slice(0, spec.lines ?? LINES_MAX).filter((line) => line.points.length > 0);
+  lines = lines.filter((line) => !spec.stacked || line.points.some((point) => point[1] > 0)).slice(0, LINES_MAX);
   if (lines.length === 0) return nothing(spec.title, spec.why);
   const { width, height, left, right, top: above, bottom } = SIZE;
   const layers = spec.stacked ? stacked(lines) : lines.map((line) => ({ line, upper: line.points }));
@@ -208,9 +219,9 @@ function chart(spec, lines, data) {
   const x = (at) => left + (at - data.from) / (data.to - data.from) * (width - left - right);
   const y = (value) => height - bottom - Math.min(1, value / top) * (height - above - bottom);
   const gap = gapOf(lines, data.step);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": spec.title });
+  const svg = shape("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spec.title });
   axis(svg, data, x, y, spec, top);
-  const colour = (n) => spec.colours?.[n] ?? COLOURS[n % COLOURS.length];
+  const colour = (n) => spec.colours?.[lines[n].name] ?? COLOURS[n % COLOURS.length];
   layers.forEach((layer, n) => {
     if (layer.lower) {
       const area = shape("path", { d: areaOf(layer.upper, layer.lower, x, y, gap), "fill-opacity": .55 });
@@ -269,20 +280,34 @@ function hoverable(box, svg, { spec, lines, data, x, colour }) {
   box.again = () => { if (state.hover?.[0] === spec.title) show(state.hover[1]); };
 }
 
-function mounts(list) {
-  if (list.length === 0) return nothing("File systems now", "Agents send disk_usage by default.");
-  const box = card("File systems now");
-  const rows = list.map((mount) => {
-    const tone = mount.percent >= 90 ? "fill full" : mount.percent >= 75 ? "fill tight" : "fill";
-    const width = Math.max(0, Math.min(100, mount.percent));
+function bars(title, why, list) {
+  if (list.length === 0) return nothing(title, why);
+  const box = card(title, list.length > BARS_MAX ? `the ${BARS_MAX} largest of ${list.length}` : "");
+  const rows = list.slice(0, BARS_MAX).map(({ name, about, text, width, tone }) => {
     const meter = shape("svg", { class: "meter", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-      shape("rect", { class: "track", width: 100, height: 8 }), shape("rect", { class: tone, width, height: 8 }));
-    return element("div", { className: "mount" }, element("div", {},
-      element("span", { title: `${mount.device} ${mount.fstype ?? ""}` }, mount.mount),
-      element("span", {}, `${bytes(mount.used)} of ${bytes(mount.total)} · ${percent(mount.percent)}`)), meter);
+      shape("rect", { class: "track", width: 100, height: 8 }),
+      shape("rect", { class: `fill ${tone}`, width: Math.max(0, Math.min(100, width)), height: 8 }));
+    return element("div", { className: "mount" },
+      element("div", {}, element("span", { title: about }, name), element("span", {}, text)), meter);
   });
   box.append(element("div", { className: "mounts" }, ...rows));
   return box;
+}
+
+function mounts(list) {
+  const rows = [...list].sort((a, b) => b.percent - a.percent).map((mount) => ({
+    name: mount.mount, about: `${mount.device} ${mount.fstype ?? ""}`, width: mount.percent,
+    text: `${bytes(mount.used)} of ${bytes(mount.total)} · ${percent(mount.percent)}`,
+    tone: mount.percent >= 90 ? "full" : mount.percent >= 75 ? "tight" : "",
+  }));
+  return bars("File systems now", "Agents send disk_usage by default.", rows);
+}
+
+function databases(lines) {
+  const rows = lines.map((line) => ({ name: line.name, size: last(line) })).sort((a, b) => b.size - a.size);
+  const largest = Math.max(1, ...rows.map((row) => row.size));
+  return bars("Databases now", "Agents send pg_stats when they reach PostgreSQL.", rows.map(({ name, size }) =>
+    ({ name, about: name, text: bytes(size), width: size / largest * 100, tone: "" })));
 }
 
 const last = (line) => line.points[line.points.length - 1][1];
@@ -295,12 +320,12 @@ function specs(charts) {
   };
   return [
     [{ title: "CPU", stacked: true, top: 100, show: percent, tick: (v) => `${v} %`, why: "Agents send sysstat by default.",
-       colours: ["--c0", "--c1", "--c3", "--c4", "--c2"],
+       colours: { user: "--c0", system: "--c1", irq: "--c3", steal: "--c4", iowait: "--c2" },
        now: (lines) => `${percent(lines.reduce((sum, line) => sum + last(line), 0))} busy${charts.cores ? ` of ${charts.cores} cores` : ""}` }, charts.cpu],
-    [{ title: "Load", show: plain, tick: (v) => plain(v), least: 1, why: "Agents send sysstat by default." }, charts.load],
+    [{ title: "Load", show: plain, tick: plain, least: 1, why: "Agents send sysstat by default." }, charts.load],
     [{ title: "Memory", stacked: true, show: bytes, tick: bytes, binary: true, now: memory, why: "Agents send sysstat by default.",
-       colours: ["--c0", "--c2", "--rest"] }, charts.memory],
-    [{ title: "Disk throughput", show: rate, tick: (v) => plain(v), least: .1, now: () => "MB/s", why: "Agents send sysstat by default." }, charts.disk_io],
+       colours: { used: "--c0", cache: "--c2", free: "--rest" } }, charts.memory],
+    [{ title: "Disk throughput", show: rate, tick: plain, least: .1, now: () => "MB/s", why: "Agents send sysstat by default." }, charts.disk_io],
     [{ title: "File systems, used", top: 100, show: percent, tick: (v) => `${v} %`, why: "Agents send disk_usage by default." }, charts.filesystems],
     [{ title: "Database sizes", show: bytes, tick: bytes, binary: true,
        now: (lines) => `${bytes(lines.reduce((sum, line) => sum + last(line), 0))} in ${charts.databases.length} database${charts.databases.length === 1 ? "" : "s"}`,
@@ -314,12 +339,14 @@ function showHost(data) {
   // A host that is new fills the width with what there is.
   data.from = Math.max(data.start, Math.min(first, data.end - 60e3));
   data.to = data.end;
-  $("host-title").textContent = data.server.name;
+  $("host-title").textContent = $("server").hidden ? data.server.name : "Host";
   const lost = data.lost.reduce((sum, hole) => sum + hole.records, 0);
   $("note").hidden = lost === 0;
   $("note").textContent = `${count(lost)} records of this range are known to be lost: the dashed lines show when.`;
+  fit();
   const made = specs(data.charts).map(([spec, lines]) => chart(spec, lines, data));
   made.splice(5, 0, mounts(data.charts.mounts));
+  made.push(databases(data.charts.databases));
   $("charts").replaceChildren(...made);
   for (const box of made) box.again?.();
 }
@@ -366,6 +393,8 @@ function showRanges() {
   }, range)));
 }
 
+let resized = null;
+window.onresize = () => { clearTimeout(resized); resized = setTimeout(refresh, 150); };
 $("server").onchange = (event) => choose(event.target.value);
 showRanges();
 refresh();
