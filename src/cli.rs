@@ -2,4 +2,106 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands talk to people")]
 
+pub mod backend; // the server, and its users
+pub mod config; // config init, config check
+pub mod demo; // agent and backend in one process, to look at
 pub mod register; // enrols this host with a backend
+pub mod run; // the agent
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use crate::{config::Config, telemetry};
+
+/// A wrong command line or configuration (`EX_USAGE`).
+pub const EXIT_USAGE: u8 = 64;
+
+/// What `agent` can do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Collect, queue and forward until SIGTERM or SIGINT.
+    #[command(alias = "cron")]
+    Run(ConfigFile),
+    /// Enrol this host with a backend.
+    Register {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The enrolment.
+        #[command(flatten)]
+        args: register::Args,
+    },
+    /// Write or check a configuration file.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Serve as the backend that agents report to.
+    Backend(backend::Args),
+    /// Run agent and backend in one process, and watch metrics arrive.
+    Demo(demo::Args),
+}
+
+/// `--config`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigFile {
+    /// The agent's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Runs a command to its end.
+pub fn execute(command: Command) -> ExitCode {
+    match command {
+        Command::Run(file) => run::run(&file),
+        Command::Register { config, args } => file_and(&config, |path, config| {
+            let host = register::Host {
+                config_file: path.to_owned(),
+                link: config.link,
+                state_dir: config.agent.state_dir,
+                hostname: config.agent.hostname,
+            };
+            block_on(register::run(args, host))
+        }),
+        Command::Config(command) => config::run(&command),
+        Command::Backend(args) => {
+            telemetry::start_log(tracing::Level::INFO);
+            block_on(backend::run(args, async {
+                // Without signals there is nothing to wait for.
+                crate::shutdown::signalled().await.ok();
+            }))
+        }
+        Command::Demo(args) => block_on(demo::run(args)),
+    }
+}
+
+/// Loads the configuration that a command needs, or says how to make one.
+fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
+    let Some(path) = &file.config else {
+        eprintln!(
+            "no configuration file is named\n  hint: `agent config init > agent.toml` writes one, \
+             then use --config agent.toml"
+        );
+        return ExitCode::from(EXIT_USAGE);
+    };
+    match Config::load(path) {
+        Ok(config) => command(path, config),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// Runs a command on a runtime of two threads: a host's database needs the others.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

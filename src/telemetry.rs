@@ -1,6 +1,6 @@
 //! The agent's own logs and counters.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, path::Path, sync::Mutex};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing::Level;
@@ -16,6 +16,19 @@ pub fn start_log(level: Level) {
         .with_writer(std::io::stderr)
         .try_init()
         .ok();
+}
+
+/// Starts the log in a file, for a command that uses the terminal for something else.
+pub fn start_log_file(path: &Path, level: Level) -> std::io::Result<()> {
+    let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(Mutex::new(file))
+        .try_init()
+        .ok();
+    Ok(())
 }
 
 /// Starts counting, for `/metrics` of the control socket. `None` when the process counts already.
