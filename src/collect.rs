@@ -6,7 +6,9 @@
 
 pub mod disk_usage;
 mod notices;
+pub mod pg_log;
 pub mod pg_stats;
+pub mod postgres;
 pub mod schedule;
 pub mod sysstat;
 
@@ -48,6 +50,12 @@ pub trait Collector: Send + 'static {
         &mut self,
         now: Timestamp,
     ) -> impl Future<Output = Result<Collected, CollectError>> + Send;
+
+    /// Whether the last [`Collector::collect`] stopped at a limit: once its metrics are committed,
+    /// the next collection need not wait for its interval.
+    fn has_more(&self) -> bool {
+        false
+    }
 
     /// The queue holds what the last [`Collector::collect`] returned.
     fn committed(&mut self) {}

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pganalytics::clock;
-use pganalytics::collect::pg_stats::{PgConnection, PgStatsCollector, PgStatsConfig, Timeouts};
+use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
+use pganalytics::collect::postgres::{PgConnection, Timeouts};
 use pganalytics::collect::{CollectError, Collector};
 use pganalytics::metric::validate;
 use secrecy::SecretString;
@@ -231,7 +232,7 @@ async fn special_characters_in_names_and_passwords() {
     let server = Postgres::start(17);
     let admin = server.client("postgres").await;
     let (user, password, database) =
-        ("we\"ird us'er", "p@:/ '\"\\ = üß%40", "db \"x\" 'y' -c z=1 ü");
+        ("we\"ird us'er", "p@:/ '\"\\ = \u{fc}\u{df}%40", "db \"x\" 'y' -c z=1 \u{fc}");
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     admin
         .batch_execute(&format!(

@@ -8,6 +8,7 @@
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
 mod backend_push; // pushes: what is taken, refused, known already, and stored
+mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers

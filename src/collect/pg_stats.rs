@@ -5,10 +5,8 @@
 //! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
 
 mod backoff;
-mod connection;
 mod queries;
 mod rows;
-mod session;
 mod sizes;
 mod visit;
 
@@ -19,18 +17,15 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts};
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
 use crate::metric::pg_stats::{Cost, PgStats as Document, Problem, Server};
 use crate::metric::{Status, Time};
 use backoff::Backoff;
 use rows::Database;
-use session::{Failure, Query, Recovery, Session};
 use sizes::{Plan, Sizes};
 use visit::Relations;
-
-pub use connection::PgConnection;
-pub use session::Timeouts;
 
 /// The databases whose sizes one collection measures; the others wait for the next.
 const DATABASE_SIZES_MAX: usize = 50;
@@ -140,7 +135,7 @@ impl PgStatsCollector {
                 Ok(())
             }
             Err(failure) => {
-                let message = connect_message(place, &failure);
+                let message = failure.to_connect(place);
                 self.backoff.failed(message.clone(), clock::monotonic());
                 Err(CollectError::new(message))
             }
@@ -224,7 +219,7 @@ impl PgStatsCollector {
             Err(failure) if failure.lost => Err(self.main_lost(&failure)),
             Err(failure) => {
                 self.notices.failed(&part, &failure.message);
-                problems.push(failure.problem(query));
+                problems.push(visit::failed(query, &failure));
                 Ok(None)
             }
         }
@@ -296,23 +291,6 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
         server: None,
         cost: None,
     }
-}
-
-/// Why there is no connection, with what to look at.
-fn connect_message(place: &PgConnection, failure: &Failure) -> String {
-    let hint = match failure.sqlstate.as_deref() {
-        Some("28P01") => "check postgres.user and postgres.password",
-        Some("28000") => {
-            "pg_hba.conf must let this role in; TLS is not spoken, so prefer the Unix socket"
-        }
-        Some("3D000") => "postgres.database names a database that is not there",
-        Some("53300") => "the server has no connection left; raise max_connections",
-        Some("57P03") => "the server is starting up or shutting down; it is tried again",
-        Some(_) => "the server's log says more",
-        None => "is PostgreSQL running there? check postgres.host and postgres.port",
-    };
-    let message = &failure.message;
-    format!("cannot connect to PostgreSQL at {}: {message}; hint: {hint}", place.place())
 }
 
 #[cfg(test)]

@@ -269,7 +269,7 @@ mod tests {
         };
         let head = EnvelopeHead {
             collector_id: "c \"1\"",
-            hostname: "db-ü",
+            hostname: "db-\u{fc}",
             timestamp: Timestamp::UNIX_EPOCH,
             agent: Some(&agent),
         };

@@ -1,7 +1,8 @@
 //! Which mounts are file systems that fill up. Pure.
 //!
 //! The line format is that of proc(5): id, parent, major:minor, root, mount point, options,
-//! optional fields, `-`, type, source, super options; space, tab, newline and backslash are octal escapes.
+//! optional fields, `-`, type, source, super options; space, tab, newline and backslash are
+//! octal escapes.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -4,7 +4,7 @@
 //! group every relation of the database before they give the rows that are asked for. No
 //! statement here but the three on sizes opens a relation of the user's.
 
-use super::session::Query;
+use crate::collect::postgres::Query;
 
 /// The server itself.
 pub(super) const SERVER: Query = Query {

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 
 use super::rows::{index, oid, relations, size, table};
-use super::session::{Failure, Query, Recovery, Session};
 use super::sizes::{Oid, Plan, Shown, Sizes};
 use super::{
     Cluster, CollectError, Document, PgStatsCollector, RELATION_SIZES_MAX, empty_document, queries,
 };
+use crate::collect::postgres::{Failure, Query, Recovery, Session};
 use crate::metric::Status;
 use crate::metric::pg_stats::{Cost, Problem};
 
@@ -213,17 +213,16 @@ impl Lister<'_, '_> {
 
 impl Findings<'_> {
     fn note(&mut self, query: Query, failure: Failure) {
-        self.problems.push(failure.problem(query));
+        self.problems.push(failed(query, &failure));
         if failure.lost {
             self.lost = Some(failure);
         }
     }
 }
 
-impl Failure {
-    pub(super) fn problem(&self, query: Query) -> Problem {
-        problem(query.name, self.status, self.sqlstate.as_deref())
-    }
+/// A statement's failure as the document has it.
+pub(super) fn failed(query: Query, failure: &Failure) -> Problem {
+    problem(query.name, failure.status, failure.sqlstate.as_deref())
 }
 
 fn problem(query: &'static str, status: Status, sqlstate: Option<&str>) -> Problem {

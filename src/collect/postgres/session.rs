@@ -33,24 +33,24 @@ pub struct Timeouts {
 
 /// A statement of the collector.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Query {
+pub(in crate::collect) struct Query {
     /// The name in messages, in `problems` and in the statement's comment.
-    pub(super) name: &'static str,
-    pub(super) sql: &'static str,
+    pub(in crate::collect) name: &'static str,
+    pub(in crate::collect) sql: &'static str,
 }
 
 /// Why a statement gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) status: Status,
-    pub(super) sqlstate: Option<String>,
-    pub(super) message: String,
+pub(in crate::collect) struct Failure {
+    pub(in crate::collect) status: Status,
+    pub(in crate::collect) sqlstate: Option<String>,
+    pub(in crate::collect) message: String,
     /// The connection is of no use any more.
-    pub(super) lost: bool,
+    pub(in crate::collect) lost: bool,
 }
 
 /// An open connection.
-pub(super) struct Session {
+pub(in crate::collect) struct Session {
     client: Client,
     connection: Connection<Socket, NoTlsStream>,
     statements: HashMap<&'static str, Statement>,
@@ -80,7 +80,7 @@ impl Timeouts {
 impl Session {
     /// Connects to `database`. The limits travel in the connection packet where the server (or a
     /// pooler before it) takes them there, else they are set first thing.
-    pub(super) async fn open(
+    pub(in crate::collect) async fn open(
         place: &PgConnection,
         database: &str,
         timeouts: &Timeouts,
@@ -137,12 +137,15 @@ impl Session {
     }
 
     /// Whether a statement was left behind unfinished.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(in crate::collect) fn is_busy(&self) -> bool {
         self.busy
     }
 
     /// Sets the shorter limits of a standby, or the usual ones again after a promotion.
-    pub(super) async fn set_standby(&mut self, in_recovery: Recovery) -> Result<(), Failure> {
+    pub(in crate::collect) async fn set_standby(
+        &mut self,
+        in_recovery: Recovery,
+    ) -> Result<(), Failure> {
         let standby = in_recovery == Recovery::Standby;
         if standby == self.standby {
             return Ok(());
@@ -159,7 +162,7 @@ impl Session {
     }
 
     /// Runs `query`, prepared on its first use here, and adds to `cost`.
-    pub(super) async fn rows(
+    pub(in crate::collect) async fn rows(
         &mut self,
         query: Query,
         parameters: &[&(dyn ToSql + Sync)],
@@ -178,7 +181,7 @@ impl Session {
     }
 
     /// Asks the server to stop what was left running, so that nothing of the agent's stays.
-    pub(super) fn cancel(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(in crate::collect) fn cancel(&self) -> impl Future<Output = ()> + Send + use<> {
         let token = self.client.cancel_token();
         async move { drop(timeout(CANCEL_TIMEOUT, token.cancel_query(NoTls)).await) }
     }
@@ -249,12 +252,29 @@ impl Session {
 
 /// Whether a server replays another's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recovery {
+pub(in crate::collect) enum Recovery {
     Primary,
     Standby,
 }
 
 impl Failure {
+    /// Why there is no connection to `place`, with what to look at.
+    pub(in crate::collect) fn to_connect(&self, place: &PgConnection) -> String {
+        let hint = match self.sqlstate.as_deref() {
+            Some("28P01") => "check postgres.user and postgres.password",
+            Some("28000") => {
+                "pg_hba.conf must let this role in; TLS is not spoken, so prefer the Unix socket"
+            }
+            Some("3D000") => "postgres.database names a database that is not there",
+            Some("53300") => "the server has no connection left; raise max_connections",
+            Some("57P03") => "the server is starting up or shutting down; it is tried again",
+            Some(_) => "the server's log says more",
+            None => "is PostgreSQL running there? check postgres.host and postgres.port",
+        };
+        let message = &self.message;
+        format!("cannot connect to PostgreSQL at {}: {message}; hint: {hint}", place.place())
+    }
+
     fn lost(status: Status, message: impl Into<String>) -> Self {
         Self { status, sqlstate: None, message: message.into(), lost: true }
     }

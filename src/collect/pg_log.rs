@@ -1,0 +1,258 @@
+//! The PostgreSQL log in the stderr format, as entries.
+//!
+//! The position in the log is handed over with the entries ([`Collected::state`]) and moves only
+//! when the queue has them ([`Collector::committed`]): a crash in between repeats a collection
+//! and loses nothing. Statements, details and values are left out unless redaction is off.
+
+mod entry;
+mod follow;
+mod pass;
+mod prefix;
+mod redact;
+mod settings;
+mod time;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use super::postgres::PgConnection;
+use super::{CollectError, Collected, Collector, Notices};
+use crate::clock;
+use entry::Reading;
+use follow::{Place, Position};
+use pass::Pass;
+use prefix::Prefix;
+use settings::Asked;
+
+/// How long the server's answers about its log are used before it is asked again.
+const SETTINGS_AGE_MAX: Duration = Duration::from_secs(600);
+/// How soon after a failure it is asked again.
+const SETTINGS_RETRY: Duration = Duration::from_secs(60);
+
+/// Whether text that may hold data is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Redaction {
+    /// Statements, details, contexts, parameters and values in messages stay on the host.
+    #[default]
+    On,
+    /// Everything is sent as the server wrote it.
+    Off,
+}
+
+/// Where a log without a stored position is begun.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StartAt {
+    /// With what is written from now on.
+    #[default]
+    End,
+    /// With the first line of the file that is written to now.
+    Beginning,
+}
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct PgLogConfig {
+    /// The server that is asked for what is not given here; its database names the metrics.
+    pub connection: PgConnection,
+    /// The log file, or the directory of the log files; absent: the server says.
+    pub path: Option<PathBuf>,
+    /// `log_line_prefix`; absent: the server says, and `%m [%p] ` until it has.
+    pub prefix: Option<String>,
+    /// `log_timezone`, an IANA name; absent: the server says.
+    pub timezone: Option<String>,
+    /// Whether text that may hold data is left out.
+    pub redaction: Redaction,
+    /// Where a log without a stored position is begun.
+    pub start_at: StartAt,
+    /// The most that one collection reads; the rest is for the next.
+    pub read_bytes_max: u64,
+    /// The size of a metric's JSON at which further entries go into another.
+    pub metric_bytes_max: usize,
+}
+
+/// The collector `pg_log`.
+#[derive(Debug)]
+pub struct PgLogCollector {
+    config: PgLogConfig,
+    /// What the server said, also before a restart.
+    known: Option<Server>,
+    asked: Option<Instant>,
+    committed: Followed,
+    pending: Option<Followed>,
+    more: bool,
+    notices: Notices,
+}
+
+/// How far the log has been read, with the file open: it may be renamed or removed.
+#[derive(Debug, Default)]
+struct Followed {
+    position: Option<Position>,
+    file: Option<fs_err::File>,
+}
+
+/// The part of the server's answers that outlives a restart while the server is down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Server {
+    prefix: String,
+    timezone: String,
+    place: Option<Place>,
+}
+
+/// [`Collected::state`], as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    position: Position,
+    server: Option<Server>,
+}
+
+impl Default for PgLogConfig {
+    fn default() -> Self {
+        Self {
+            connection: PgConnection::default(),
+            path: None,
+            prefix: None,
+            timezone: None,
+            redaction: Redaction::On,
+            start_at: StartAt::End,
+            read_bytes_max: 8 << 20,
+            metric_bytes_max: 256 << 10,
+        }
+    }
+}
+
+impl PgLogCollector {
+    /// A collector that goes on at `state`, the last [`Collected::state`] that was stored. A state
+    /// that cannot be read is logged and counts as none.
+    pub fn new(config: PgLogConfig, state: Option<&[u8]>) -> Self {
+        let state = state.and_then(|bytes| match serde_json::from_slice::<State>(bytes) {
+            Ok(state) => Some(state),
+            Err(error) => {
+                tracing::error!("the stored position of the log is unreadable: {error}");
+                None
+            }
+        });
+        let (position, known) = match state {
+            Some(State { position, server }) => (Some(position), server),
+            None => (None, None),
+        };
+        Self {
+            config,
+            known,
+            asked: None,
+            committed: Followed { position, file: None },
+            pending: None,
+            more: false,
+            notices: Notices::new(),
+        }
+    }
+
+    /// Asks the server when the configuration leaves something open and the last answer is old.
+    /// Returns why there is no answer.
+    async fn ask(&mut self) -> Option<String> {
+        let config = &self.config;
+        if config.path.is_some() && config.prefix.is_some() && config.timezone.is_some() {
+            return None;
+        }
+        let age = self.asked.map(|at| clock::monotonic().saturating_duration_since(at));
+        let wait = if self.known.is_some() { SETTINGS_AGE_MAX } else { SETTINGS_RETRY };
+        if age.is_some_and(|age| age < wait) {
+            return None;
+        }
+        match settings::ask(&config.connection).await {
+            Ok(Asked { prefix, timezone, place }) => {
+                // A server that has no log file yet is asked again at the next collection.
+                self.asked = place.is_ok().then(clock::monotonic);
+                let reason = place.as_ref().err().cloned();
+                self.known = Some(Server { prefix, timezone, place: place.ok() });
+                reason.filter(|_| config.path.is_none())
+            }
+            Err(message) => {
+                self.asked = Some(clock::monotonic());
+                Some(message)
+            }
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        match &self.config.path {
+            Some(path) if path.is_dir() => Some(Place::Directory(path.clone())),
+            Some(path) => Some(Place::File(path.clone())),
+            None => self.known.as_ref().and_then(|server| server.place.clone()),
+        }
+    }
+
+    fn reading(&mut self) -> Result<Reading, CollectError> {
+        let known = self.known.as_ref();
+        let text = self.config.prefix.as_deref().or(known.map(|server| server.prefix.as_str()));
+        let text = text.unwrap_or("%m [%p] ");
+        let prefix = Prefix::compile(text).map_err(CollectError::new)?;
+        if !prefix.has_time() {
+            return Err(CollectError::new(format!(
+                "log_line_prefix {text:?} gives no time; hint: begin it with %m"
+            )));
+        }
+        let zone = self.config.timezone.as_deref().or(known.map(|s| s.timezone.as_str()));
+        let zone = zone.and_then(|name| {
+            let zone = TimeZone::get(name).map_err(|error| {
+                format!("{error}; hint: pg_log.timezone takes an IANA name such as Europe/Berlin")
+            });
+            self.notices.ok("log_timezone", zone)
+        });
+        Ok(Reading { prefix, zone, redaction: self.config.redaction })
+    }
+}
+
+impl Collector for PgLogCollector {
+    fn name(&self) -> &'static str {
+        "pg_log"
+    }
+
+    async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
+        self.pending = None;
+        self.more = false;
+        let unasked = self.ask().await;
+        if let Some(message) = &unasked {
+            self.notices.failed("log settings", message);
+        } else {
+            self.notices.recovered("log settings");
+        }
+        let Some(place) = self.place() else {
+            let unknown =
+                "where PostgreSQL writes its log is not known; hint: name it in pg_log.path";
+            return Err(CollectError::new(unasked.unwrap_or_else(|| unknown.to_owned())));
+        };
+        let reading = self.reading()?;
+        let pass = Pass::new(now, &self.config, &place, &reading);
+        let read = pass.run(&self.committed).await?;
+        if read.untimed > 0 {
+            let hint = "name the server's log_timezone in pg_log.timezone";
+            let message = format!("entries whose time is not known are left out; hint: {hint}");
+            self.notices.failed("log times", &message);
+        } else if !read.metrics.is_empty() {
+            self.notices.recovered("log times");
+        }
+        let Some(position) = read.position else {
+            return Ok(Collected { metrics: read.metrics, state: None });
+        };
+        let state = State { position: position.clone(), server: self.known.clone() };
+        let state = serde_json::to_vec(&state)
+            .map_err(|error| CollectError::new(format!("cannot store the position: {error}")))?;
+        self.pending = Some(Followed { position: Some(position), file: read.file });
+        self.more = read.more;
+        Ok(Collected { metrics: read.metrics, state: Some(state) })
+    }
+
+    fn has_more(&self) -> bool {
+        self.more
+    }
+
+    fn committed(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            self.committed = pending;
+        }
+    }
+}
