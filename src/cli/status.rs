@@ -1,0 +1,293 @@
+//! `agent status`: the agent in one screen.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::Cell;
+
+use super::inspect::totals;
+use super::local::{self, Local};
+use super::screen::{Screen, count, counted, right};
+use crate::clock;
+use crate::config::Config;
+use crate::control::{BackendStatus, Client, ClientError, CollectorStatus, Forwarding, Status};
+use crate::queue::QueueStatus;
+use crate::units;
+
+/// Where the values stand, after the names.
+const INDENT: usize = 11;
+/// An offset of the clocks below this is the resolution of the HTTP date.
+const CLOCK_OFFSET_SHOWN_MS: u64 = 2_000;
+
+/// Show the running agent: backend, queue and collectors.
+///
+/// Exit codes: 0 all is well, 1 the agent does not run or does not answer, 2 it runs and something
+/// needs a look.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+pub async fn run(args: Args, config: &Config) -> ExitCode {
+    local::finish("status", show(&args, &Local::of(config)).await)
+}
+
+async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
+    let screen = Screen::stdout(clock::now());
+    let status = match Client::new(&local.socket).status().await {
+        Ok(status) => status,
+        Err(ClientError::NotRunning(path)) => {
+            eprintln!("the agent does not run (nobody answers on {})", path.display());
+            if let Ok(log) = local.view() {
+                eprintln!("queue      {}", totals(&screen, &log.status(), INDENT));
+            }
+            return Ok(ExitCode::from(1));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        println!("{}", page(&screen, &status).trim_end());
+    }
+    Ok(ExitCode::from(if concerns(&status).is_empty() { 0 } else { 2 }))
+}
+
+/// What a person should look at, in words.
+fn concerns(status: &Status) -> Vec<String> {
+    let (agent, queue) = (&status.agent, &status.queue);
+    let mut found = Vec::new();
+    if agent.backend.forwarding == Forwarding::Paused {
+        found
+            .push("the backend refuses this agent; nothing is dropped, see the last answer".into());
+    }
+    if let Some(error) = &queue.disk_error {
+        found.push(format!("the disk takes no records, they are in memory: {error}"));
+    }
+    if !agent.backend.verified {
+        found.push("tls.verify = false: the backend's certificate is not checked".to_owned());
+    }
+    let offset = agent.backend.clock_offset_ms;
+    if offset.unsigned_abs() >= CLOCK_OFFSET_SHOWN_MS {
+        let direction = if offset > 0 { "behind" } else { "ahead of" };
+        let offset = units::show_duration(Duration::from_millis(offset.unsigned_abs()));
+        found.push(format!("this host's clock is {offset} {direction} the backend's"));
+    }
+    for (number, what) in [
+        (queue.counts.refused_records, "refused by the backend, in the dead letters"),
+        (queue.counts.evicted_records, "evicted for want of room"),
+        (queue.counts.corrupt_records, "damaged on disk"),
+    ] {
+        if number > 0 {
+            found.push(format!("{} {what}", counted(number, "record")));
+        }
+    }
+    let failing = agent.collectors.iter().filter(|collector| collector.last_error.is_some());
+    found.extend(failing.map(|collector| format!("collector {} fails, see below", collector.name)));
+    found
+}
+
+fn page(screen: &Screen, status: &Status) -> String {
+    let agent = &status.agent;
+    let mut text = format!(
+        "agent      {} {}, pid {}, up {}, {}\n",
+        agent.version,
+        agent.hostname,
+        agent.pid,
+        screen.age(agent.started_at),
+        agent.config_file.display(),
+    );
+    text.push_str(&format!("collector  {}\n", agent.collector_id));
+    text.push_str(&backend(screen, &agent.backend));
+    text.push_str(&queue(screen, &status.queue));
+    for concern in concerns(status) {
+        text.push_str(&format!("look       {concern}\n"));
+    }
+    text.push('\n');
+    text.push_str(&collectors(screen, &agent.collectors));
+    text
+}
+
+fn backend(screen: &Screen, backend: &BackendStatus) -> String {
+    let doing = match backend.forwarding {
+        Forwarding::Flowing => "flowing",
+        Forwarding::BackingOff => "backing off",
+        Forwarding::Paused => "paused",
+    };
+    let mut parts = vec![doing.to_owned()];
+    parts.extend(backend.next_try_at.map(|at| match screen.until(at).as_str() {
+        "now" => "next try now".to_owned(),
+        wait => format!("next try in {wait}"),
+    }));
+    parts.push(match backend.last_delivery_at {
+        Some(at) => format!("last delivery {} ago", screen.age(at)),
+        None => "no delivery yet".to_owned(),
+    });
+    parts.push(format!("{} sent", units::show_size(backend.sent_bytes)));
+    let mut text = format!("backend    {}\n           {}\n", backend.url, parts.join(", "));
+    if let Some(answer) = &backend.last_answer {
+        let when = backend.last_answer_at.map(|at| format!(" ({} ago)", screen.age(at)));
+        let when = when.unwrap_or_default();
+        text.push_str(&format!("           last answer{when}: {}\n", answer.trim_end()));
+    }
+    text
+}
+
+fn queue(screen: &Screen, queue: &QueueStatus) -> String {
+    let counts = &queue.counts;
+    format!(
+        "queue      {}\n           {} taken, {} delivered in {} since the start\n",
+        totals(screen, queue, INDENT),
+        counted(counts.appended_records, "record"),
+        count(counts.delivered_records),
+        counted(counts.delivered_batches, "batch"),
+    )
+}
+
+fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
+    let header =
+        ["collector", ">every", ">last run", ">runs", ">failed", ">metrics", ">rejected", "state"];
+    let mut table = screen.table(&header);
+    for collector in list {
+        let state = match (&collector.last_error, collector.enabled, collector.last_run_at) {
+            (_, false, _) => "off",
+            (Some(_), ..) => "failing",
+            (None, _, None) => "starting",
+            (None, ..) => "ok",
+        };
+        table.add_row(vec![
+            Cell::new(&collector.name),
+            right(units::show_duration(Duration::from_secs(collector.interval_s))),
+            right(collector.last_run_at.map(|at| screen.age(at)).unwrap_or_default()),
+            right(count(collector.runs)),
+            right(count(collector.failures)),
+            right(count(collector.metrics)),
+            right(count(collector.rejects)),
+            Cell::new(state),
+        ]);
+    }
+    let mut text = screen.print(table);
+    for collector in list {
+        if let Some(error) = &collector.last_error {
+            text.push_str(&format!("\n{}: {}\n", collector.name, error.trim_end()));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::cli::screen::Look;
+    use crate::control::AgentStatus;
+    use crate::queue::Counts;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    fn healthy() -> Status {
+        let collector = |name: &str, metrics| CollectorStatus {
+            name: name.to_owned(),
+            enabled: true,
+            interval_s: 60,
+            last_run_at: Some(at("2026-11-21T11:59:48Z")),
+            last_error: None,
+            runs: 1_440,
+            failures: 0,
+            metrics,
+            rejects: 0,
+        };
+        let backend = BackendStatus {
+            url: "https://backend.example.com:8080".to_owned(),
+            verified: true,
+            forwarding: Forwarding::Flowing,
+            last_answer: Some("200".to_owned()),
+            last_answer_at: Some(at("2026-11-21T11:59:30Z")),
+            last_delivery_at: Some(at("2026-11-21T11:59:30Z")),
+            next_try_at: None,
+            clock_offset_ms: 120,
+            sent_bytes: 12_345_678,
+        };
+        let agent = AgentStatus {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            started_at: at("2026-11-20T12:00:00Z"),
+            config_file: PathBuf::from("/etc/pganalytics/agent.toml"),
+            collector_id: "0b0e8f4c-0000-4000-8000-000000000001".to_owned(),
+            hostname: "db.example".to_owned(),
+            backend,
+            collectors: vec![collector("sysstat", 1_440), collector("pg_stats", 4_320)],
+        };
+        let queue = QueueStatus {
+            queue_id: Uuid::from_u128(7),
+            segments: 1,
+            batches: 1,
+            records: 12,
+            raw_bytes: 34_567,
+            disk_bytes: 12_288,
+            oldest_at: Some(at("2026-11-21T11:59:30Z")),
+            next_seq: 5_772,
+            ring_bytes: 40_000,
+            disk_error: None,
+            counts: Counts {
+                appended_records: 5_772,
+                delivered_records: 5_760,
+                delivered_batches: 1_440,
+                ..Counts::default()
+            },
+        };
+        Status { agent, queue }
+    }
+
+    fn troubled() -> Status {
+        let mut status = healthy();
+        let backend = &mut status.agent.backend;
+        backend.forwarding = Forwarding::Paused;
+        backend.verified = false;
+        backend.last_answer = Some("403 certificate does not match the token's collector".into());
+        backend.last_delivery_at = None;
+        backend.next_try_at = Some(at("2026-11-21T12:04:00Z"));
+        backend.clock_offset_ms = -3_600_000;
+        status.queue.disk_error = Some("no space left on device".to_owned());
+        status.queue.counts.refused_records = 3;
+        status.queue.counts.evicted_records = 1;
+        let [sysstat, pg_stats] = &mut status.agent.collectors[..] else { panic!("two") };
+        sysstat.enabled = false;
+        pg_stats.last_error = Some("connect to /run/postgresql: refused; hint: start it".into());
+        pg_stats.failures = 3;
+        status
+    }
+
+    fn screen(width: usize) -> Screen {
+        Screen { width: Some(width), look: Look::Plain, now: at("2026-11-21T12:00:00Z") }
+    }
+
+    #[test]
+    fn healthy_agent_fits_one_screen() {
+        assert_eq!(concerns(&healthy()), Vec::<String>::new());
+        let text = page(&screen(80), &healthy());
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        insta::assert_snapshot!("healthy", text);
+    }
+
+    #[test]
+    fn trouble_is_named() {
+        assert_eq!(concerns(&troubled()).len(), 7);
+        insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
+    }
+
+    #[test]
+    fn status_survives_json() {
+        let text = serde_json::to_string(&troubled()).expect("JSON");
+        assert_eq!(serde_json::from_str::<Status>(&text).expect("read back"), troubled());
+    }
+}

@@ -1,0 +1,127 @@
+//! Asks a running agent.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::status::{Replay, Status};
+use crate::queue::{BatchInfo, SegmentInfo};
+
+/// An agent answers from memory; reading the batches of a large backlog takes longest.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a running agent gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No agent runs with this socket.
+    #[error("no agent answers on {0}; hint: is `agent run` running with this configuration?")]
+    NotRunning(PathBuf),
+    /// An agent runs, as another user.
+    #[error("{0} belongs to another user; hint: run this as the agent's user or as root")]
+    Forbidden(PathBuf),
+    /// The agent broke off or answered something else.
+    #[error("the agent at {path}: {why}; hint: look at the agent's log")]
+    Failed {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// A client of one agent's socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// Asks the agent whose `control.socket` this is; connects at each request.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The agent and its queue.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.ask(Method::GET, "/v1/status").await
+    }
+
+    /// All segments, oldest first.
+    pub async fn segments(&self) -> Result<Vec<SegmentInfo>, ClientError> {
+        self.ask(Method::GET, "/v1/segments").await
+    }
+
+    /// All batches, oldest first.
+    pub async fn batches(&self) -> Result<Vec<BatchInfo>, ClientError> {
+        self.ask(Method::GET, "/v1/batches").await
+    }
+
+    /// Has the agent push now what is queued now, and says how much that is.
+    pub async fn replay(&self) -> Result<Replay, ClientError> {
+        self.ask(Method::POST, "/v1/replay").await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        let body = self.text(method, path).await?;
+        serde_json::from_slice(&body).map_err(|error| self.failed(format!("{path}: {error}")))
+    }
+
+    async fn text(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(self.path.clone())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden(self.path.clone()),
+            _ => self.failed(error.to_string()),
+        })?;
+        let failed = |error: hyper::Error| self.failed(error.to_string());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "agent")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.failed(error.to_string()))?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(failed)?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(failed)?.to_bytes();
+            if status.is_success() {
+                return Ok(body);
+            }
+            #[derive(Deserialize)]
+            struct Failure {
+                message: String,
+            }
+            let message = serde_json::from_slice(&body).map(|Failure { message }| message);
+            Err(self.failed(message.unwrap_or_else(|_| status.to_string())))
+        };
+        // The connection has to be driven while the answer is awaited; it may end first.
+        tokio::pin!(answer, connection);
+        tokio::select! {
+            answer = &mut answer => return answer,
+            _ = &mut connection => {}
+        }
+        answer.await
+    }
+
+    fn failed(&self, why: String) -> ClientError {
+        ClientError::Failed { path: self.path.clone(), why }
+    }
+}

@@ -1,0 +1,132 @@
+//! The socket file: one agent owns it, left-overs of a killed one are replaced, strangers are kept
+//! out.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use axum::serve::Listener;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+
+/// The socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another agent answers on it.
+    #[error("{0}: another agent answers there; hint: stop it, or set another control.socket")]
+    InUse(PathBuf),
+    /// A file of another kind has its name.
+    #[error("{0} exists and is no socket; hint: set another control.socket")]
+    NoSocket(PathBuf),
+    /// The system says no.
+    #[error("{path}: {error}; hint: {hint}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+}
+
+impl SocketError {
+    fn io(path: &Path, error: io::Error) -> Self {
+        let hint = match error.kind() {
+            io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes",
+            io::ErrorKind::PermissionDenied => "let the agent's user write to that folder",
+            _ => "check control.socket",
+        };
+        Self::Io { path: path.to_owned(), error, hint }
+    }
+}
+
+/// The listening socket; its file is removed with it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+    owner: u32,
+}
+
+impl Socket {
+    /// Takes the socket; one that nobody answers on any more is replaced.
+    pub(super) async fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |error| SocketError::io(path, error);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(SocketError::NoSocket(path.to_owned()));
+            }
+            Ok(_) if UnixStream::connect(path).await.is_ok() => {
+                return Err(SocketError::InUse(path.to_owned()));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Until this moment the peer's user is all that is checked, and it is checked always.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
+        let inode = inode(path).map_err(failed)?;
+        let owner = rustix::process::geteuid().as_raw();
+        Ok(Self { listener, path: path.to_owned(), inode, owner })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Another agent may have taken the name since.
+        if inode(&self.path).is_ok_and(|found| found == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+impl Listener for Socket {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    /// The next connection of this user or root.
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            // axum's own: it waits a little when the process has no file descriptor left.
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            match stream.peer_cred() {
+                Ok(peer) if may_ask(peer.uid(), self.owner) => return (stream, address),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "control socket: refused a stranger"),
+                Err(error) => tracing::warn!(%error, "control socket: refused, user unknown"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+fn may_ask(peer: u32, owner: u32) -> bool {
+    peer == owner || peer == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_user_and_root_may_ask() {
+        let check = |peer, owner, expected| assert_eq!(may_ask(peer, owner), expected);
+        check(1000, 1000, true);
+        check(0, 1000, true);
+        check(0, 0, true);
+        check(1001, 1000, false);
+        check(1000, 0, false);
+    }
+}

@@ -1,0 +1,109 @@
+//! What the agent says about itself, for people, scripts and `--json`.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::queue::QueueStatus;
+
+/// The answer to `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent.
+    #[serde(flatten)]
+    pub agent: AgentStatus,
+    /// Its queue.
+    pub queue: QueueStatus,
+}
+
+/// The agent without its queue. The agent keeps it current as it works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The program's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// The configuration file in use.
+    pub config_file: PathBuf,
+    /// The collector as registered.
+    pub collector_id: String,
+    /// The host's name.
+    pub hostname: String,
+    /// The way to the backend.
+    pub backend: BackendStatus,
+    /// All collectors, enabled or not.
+    pub collectors: Vec<CollectorStatus>,
+}
+
+/// How forwarding goes. Times are the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// `backend.url`.
+    pub url: String,
+    /// `tls.verify`: whether the server's certificate is checked.
+    pub verified: bool,
+    /// What the forwarder is doing.
+    pub forwarding: Forwarding,
+    /// The last answer or error, in words.
+    pub last_answer: Option<String>,
+    /// When it came.
+    pub last_answer_at: Option<Timestamp>,
+    /// When the backend last took a batch.
+    pub last_delivery_at: Option<Timestamp>,
+    /// When the next try is due, while backing off or paused.
+    pub next_try_at: Option<Timestamp>,
+    /// The server's clock minus this host's, in milliseconds.
+    pub clock_offset_ms: i64,
+    /// Bytes of push bodies that the backend has taken, as sent.
+    pub sent_bytes: u64,
+}
+
+/// What the forwarder is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forwarding {
+    /// Batches leave as they come.
+    #[default]
+    Flowing,
+    /// The backend did not take the last batch; it is tried again at `next_try_at`.
+    BackingOff,
+    /// The backend says no for a reason that only a person can change (401, 403, 404 ...).
+    Paused,
+}
+
+/// One collector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectorStatus {
+    /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log`.
+    pub name: String,
+    /// Whether it is configured to run.
+    pub enabled: bool,
+    /// Seconds between its runs.
+    pub interval_s: u64,
+    /// When its last run ended.
+    pub last_run_at: Option<Timestamp>,
+    /// What was wrong with its last run; absent when it was good.
+    pub last_error: Option<String>,
+    /// Runs since the start.
+    pub runs: u64,
+    /// Runs that failed or came to their deadline.
+    pub failures: u64,
+    /// Metrics that became records.
+    pub metrics: u64,
+    /// Metrics rejected at the door.
+    pub rejects: u64,
+}
+
+/// The answer to `POST /v1/replay`: what was queued at that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// The newest segment that belongs to it; `None` when nothing was queued.
+    pub last_segment: Option<u64>,
+    /// Batches to deliver.
+    pub batches: u64,
+    /// Records in their segments.
+    pub records: u64,
+}
