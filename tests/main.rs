@@ -10,9 +10,13 @@ mod support; // PostgreSQL servers of every major, the agent as a process, polli
 mod backend_push; // pushes: what is taken, refused, known already, and stored
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
+mod crash; // kill -9 and damage: what was on disk is delivered
+mod delivery; // from the collectors to the store, with nothing in the way
+mod disk_full; // no free blocks, no free inodes
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
 mod link_tls; // trust, certificates, and what each failure says
+mod outage; // the backend or the network away, slow, or a stranger
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
 mod tidy; // the rules of this code base that a compiler does not check

@@ -7,6 +7,7 @@ pub mod backend_stub;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod site;
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::until;
 
 const RUN_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a command left behind.
 #[derive(Debug)]
@@ -84,6 +85,15 @@ impl Process {
     /// SIGTERM: asks it to stop as a service manager does.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Asks it to stop, and expects that it does so soon and with success.
+    #[track_caller]
+    pub fn stop(mut self) -> Finished {
+        self.terminate();
+        let done = self.finish(STOP_LIMIT);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done
     }
 
     /// Sends `signal`.

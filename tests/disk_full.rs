@@ -1,0 +1,63 @@
+//! No free blocks, no free inodes: the agent goes on from memory, and writes down what it has kept
+//! when there is room again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::proxy::Network;
+use crate::support::site::{Site, assert_distinct, longest_gap};
+use crate::support::until;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Writes files with `content` until there is no room for another; returns them.
+fn fill(place: &Path, content: &[u8]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    loop {
+        let file = place.join(format!("fill-{}", files.len()));
+        let written = fs_err::write(&file, content);
+        if file.exists() {
+            files.push(file);
+        }
+        if written.is_err() {
+            assert!(!files.is_empty(), "{written:?}");
+            return files;
+        }
+    }
+}
+
+/// A backend that is away and a disk that fills up meanwhile: each alone would be harmless.
+async fn check(options: &str, filling: &[u8]) {
+    let site = Site::registered().await;
+    let (agent, place) = site.run_on(options);
+    site.until_stored(5).await;
+    site.proxy.set(Network::Down);
+    let files = fill(&place, filling);
+    until("the full disk is said", LIMIT, || agent.stderr().contains("no free blocks or inodes"));
+    let before = site.queue_number("next_seq");
+    until("it collects on", LIMIT, || site.queue_number("next_seq") >= before + 20);
+    for file in files {
+        fs_err::remove_file(file).expect("give room back");
+    }
+    until("it writes again", LIMIT, || agent.stderr().contains("takes records again"));
+    site.proxy.set(Network::Up);
+    until("the backlog is delivered", LIMIT, || site.queue_number("records") < 20);
+    let counted = site.inspect();
+    assert_eq!(counted["queue"]["counts"]["evicted_records"], 0, "{counted}");
+    let done = agent.stop();
+    let stored = site.stored().await;
+    assert!(stored.len() as u64 > before + 20, "{}", done.stderr);
+    assert_distinct(&stored);
+    let gap = longest_gap(&stored);
+    assert!(gap < Duration::from_secs(2), "a hole of {gap:?}: {}", done.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_inode_table_loses_nothing() {
+    check("size=64m,nr_inodes=64", b"").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_nothing() {
+    check("size=64m", &vec![7; 64 << 10]).await;
+}
