@@ -1,7 +1,7 @@
 //! The server that agents report to: it registers them, checks and stores their pushes, and shows
 //! what it stored.
 //!
-//! What is served where: the API of `docs/API.md` on `listen`, TLS 1.3 only; the same without TLS
+//! What is served where: the API on `listen`, TLS 1.3 only; the same without TLS
 //! on `plaintext_listen`, loopback only; the page on `page_listen`, loopback only. What a push is
 //! promised stands at [`store`].
 
@@ -145,11 +145,6 @@ impl Running {
     /// Where the page is.
     pub fn page_address(&self) -> Option<SocketAddr> {
         self.page_address
-    }
-
-    /// The settings it was started with.
-    pub fn config(&self) -> &BackendConfig {
-        &self.shared.config
     }
 
     /// The certificate that agents must trust, PEM.

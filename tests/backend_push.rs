@@ -61,7 +61,7 @@ async fn a_push_stores_what_it_says_it_stored() {
         {"type": "disk_usage", "timestamp": at, "filesystems": []},
         {"type": "pg_stats", "timestamp": at, "database": "app", "tables": [], "indexes": []},
         {"type": "pg_log", "timestamp": at, "database": "app", "entries": [entry]},
-        {"type": "custom.mine", "timestamp": at, "é": "\u{0}\u{1f600}"},
+        {"type": "custom.mine", "timestamp": at, "\u{e9}": "\u{0}\u{1f600}"},
     ]);
     let reply = host.push(metrics.clone()).await;
     assert_eq!(reply.status, 200, "{reply:?}");

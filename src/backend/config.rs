@@ -17,7 +17,7 @@ pub struct BackendConfig {
     pub page_listen: Option<SocketAddr>,
     /// Keys, certificates and the embedded store; made at the first start, owner only.
     pub data_dir: PathBuf,
-    /// `sqlite:/path` or `postgres://…`; `None` for SQLite in `data_dir`.
+    /// `sqlite:/path` or `postgres://...`; `None` for SQLite in `data_dir`.
     pub store: Option<String>,
     /// Names and addresses that the server certificate is good for.
     pub server_names: Vec<String>,

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+mod postgres;
 mod rows;
 mod sqlite;
 
@@ -121,11 +122,11 @@ pub trait Store: Send + Sync + 'static {
     async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError>;
 }
 
-/// Opens the store that `url` names, `sqlite:/path` or `postgres://…`, and brings its tables up
+/// Opens the store that `url` names, `sqlite:/path` or `postgres://...`, and brings its tables up
 /// to date.
 pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     if let Some(path) = url.strip_prefix("sqlite:") {
         return Ok(Arc::new(sqlite::SqliteStore::open(path.into()).await?));
     }
-    Err(StoreError::Unavailable(String::new()))
+    Ok(Arc::new(postgres::PostgresStore::open(url).await?))
 }

@@ -28,6 +28,8 @@ const TURN_RETRY: Duration = Duration::from_secs(2);
 /// Longest batch id and host name taken, bytes.
 const BATCH_ID_MAX: usize = 128;
 const HOSTNAME_MAX: usize = 255;
+/// A row is found by the start of its database's name, characters; the document has it all.
+const DATABASE_MAX: usize = 255;
 
 /// A push whose envelope is good.
 struct Checked {
@@ -174,7 +176,7 @@ fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Inv
     let at = text("timestamp").and_then(|at| at.parse().ok());
     Ok(MetricRow {
         kind: kind.to_string(),
-        database: text("database").map(str::to_owned),
+        database: text("database").map(|name| name.chars().take(DATABASE_MAX).collect()),
         at: at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?,
         document,
     })
@@ -191,7 +193,8 @@ fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
             to: lost.to,
             records: lost.records,
             reason: lost.reason,
-            at: lost.at,
+            // No agent is older, and databases differ in how far back they go.
+            at: lost.at.max(Timestamp::UNIX_EPOCH),
         })
         .collect();
     (serde_json::to_string(&agent).ok(), lost)

@@ -36,7 +36,7 @@ impl Sealer {
         &self.fingerprint
     }
 
-    /// `nonce ‖ ciphertext ‖ tag`.
+    /// Nonce, ciphertext and tag, one after the other.
     pub(in crate::backend) fn seal(&self, owner: Uuid, secret: &[u8]) -> Vec<u8> {
         let nonce = random::<NONCE_LEN>();
         let mut sealed = secret.to_vec();

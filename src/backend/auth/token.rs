@@ -218,5 +218,4 @@ fn subject(claims: &Claims) -> Option<Subject> {
 }
 
 #[cfg(test)]
-#[path = "token_tests.rs"]
 mod tests;

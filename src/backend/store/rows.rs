@@ -381,7 +381,7 @@ pub struct Audit {
     pub at: Timestamp,
     /// A user, a collector, or the address of a stranger.
     pub actor: String,
-    /// `collector.register`, `user.add`, …
+    /// `collector.register`, `user.add`, ...
     pub action: String,
     /// The id or name of what it was done to.
     pub subject: String,

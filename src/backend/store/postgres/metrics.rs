@@ -1,0 +1,294 @@
+//! Pushes, and the servers and metrics they bring.
+
+use std::borrow::Cow;
+
+use deadpool_postgres::{Client, Transaction};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::super::StoreError;
+use super::super::rows::{
+    Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
+};
+use super::{count, counted, text};
+
+/// Rows of one statement: a few hundred KiB of documents.
+const ROWS_AT_ONCE: usize = 500;
+
+const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
+       c.deregistered_at IS NULL AS is_active
+  FROM servers s JOIN collectors c ON c.id = s.collector_id";
+
+const INSERT: &str = "INSERT INTO metrics (push_id, server_id, type, database, at, document)
+    SELECT $1, $2, m.type, m.database, m.at, m.document::jsonb
+      FROM unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
+           WITH ORDINALITY AS m (type, database, at, document, n)
+     ORDER BY m.n";
+
+/// The newest of the range, one per step, type and database when there is a step.
+/// The inner query is answered from the index alone.
+const METRICS_BY_STEP: &str = "SELECT type, database, at, document::text FROM metrics
+ WHERE id IN (
+    SELECT max(id) FROM metrics
+     WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
+     GROUP BY type, database, (extract(epoch FROM at) * 1000000)::bigint / $6
+     ORDER BY max(at) DESC LIMIT $5)
+ ORDER BY at, id";
+
+const METRICS: &str = "SELECT type, database, at, document::text FROM metrics
+ WHERE id IN (
+    SELECT id FROM metrics
+     WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
+     ORDER BY at DESC, id DESC LIMIT $5)
+ ORDER BY at, id";
+
+pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreError> {
+    let transaction = db.transaction().await?;
+    let statement = transaction
+        .prepare_cached(
+            "INSERT INTO pushes (collector_id, batch_id, received_at, metrics, rejected)
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (collector_id, batch_id) DO NOTHING
+             RETURNING id",
+        )
+        .await?;
+    let metrics = count(push.metrics.len() as u64);
+    let inserted = transaction
+        .query_opt(
+            &statement,
+            &[&push.collector_id, &push.batch_id, &push.received_at, &metrics, &push.rejected],
+        )
+        .await?;
+    let Some(row) = inserted else { return known(&transaction, push).await };
+    let push_id: i64 = row.try_get(0)?;
+    let server_id = server_of(&transaction, push).await?;
+    for rows in push.metrics.chunks(ROWS_AT_ONCE) {
+        insert(&transaction, push_id, server_id, rows).await?;
+    }
+    for lost in &push.lost {
+        insert_lost(&transaction, push.collector_id, lost).await?;
+    }
+    let statement = transaction
+        .prepare_cached(
+            "UPDATE collectors SET last_seen_at = greatest(last_seen_at, $2),
+                    metrics_total = metrics_total + $3, report = coalesce($4, report)
+              WHERE id = $1",
+        )
+        .await?;
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+        [&push.collector_id, &push.received_at, &metrics, &push.report];
+    transaction.execute(&statement, &values).await?;
+    let config_version = config_version(&transaction, push.collector_id).await?;
+    transaction.commit().await?;
+    Ok(Pushed { duplicate: false, rejected: None, config_version })
+}
+
+async fn known(transaction: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreError> {
+    let first = transaction
+        .query_one(
+            "SELECT rejected FROM pushes WHERE collector_id = $1 AND batch_id = $2",
+            &[&push.collector_id, &push.batch_id],
+        )
+        .await?;
+    let config_version = config_version(transaction, push.collector_id).await?;
+    Ok(Pushed { duplicate: true, rejected: first.try_get(0)?, config_version })
+}
+
+async fn config_version(transaction: &Transaction<'_>, id: Uuid) -> Result<i64, StoreError> {
+    let newest = "SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = $1";
+    let statement = transaction.prepare_cached(newest).await?;
+    Ok(transaction.query_one(&statement, &[&id]).await?.try_get(0)?)
+}
+
+/// The server row of the collector, made by its first push.
+async fn server_of(transaction: &Transaction<'_>, push: &Push) -> Result<i64, StoreError> {
+    let known = "SELECT id FROM servers WHERE collector_id = $1 AND hostname = $2";
+    let statement = transaction.prepare_cached(known).await?;
+    let row = transaction.query_opt(&statement, &[&push.collector_id, &push.hostname]).await?;
+    if let Some(row) = row {
+        return Ok(row.try_get(0)?);
+    }
+    let row = transaction
+        .query_one(
+            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
+             VALUES ($1, $2, $2, $3, $3)
+             ON CONFLICT (collector_id) DO UPDATE SET
+                 name = excluded.name, hostname = excluded.hostname,
+                 updated_at = excluded.updated_at
+             RETURNING id",
+            &[&push.collector_id, &push.hostname, &push.received_at],
+        )
+        .await?;
+    Ok(row.try_get(0)?)
+}
+
+async fn insert(
+    transaction: &Transaction<'_>,
+    push_id: i64,
+    server_id: i64,
+    rows: &[MetricRow],
+) -> Result<(), StoreError> {
+    let kinds: Vec<&str> = rows.iter().map(|row| row.kind.as_str()).collect();
+    let databases: Vec<Option<Cow<'_, str>>> =
+        rows.iter().map(|row| row.database.as_deref().map(text)).collect();
+    let times: Vec<Timestamp> = rows.iter().map(|row| row.at).collect();
+    let documents: Vec<Cow<'_, str>> = rows.iter().map(|row| document(&row.document)).collect();
+    let statement = transaction.prepare_cached(INSERT).await?;
+    transaction
+        .execute(&statement, &[&push_id, &server_id, &kinds, &databases, &times, &documents])
+        .await?;
+    Ok(())
+}
+
+/// A document as `jsonb` takes it, which has no character 0.
+fn document(json: &str) -> Cow<'_, str> {
+    if !json.contains("\\u0000") {
+        return json.into();
+    }
+    match serde_json::from_str(json) {
+        Ok(value) => without_zeros(value).to_string().into(),
+        Err(_) => json.into(),
+    }
+}
+
+fn without_zeros(value: Value) -> Value {
+    match value {
+        Value::String(string) => Value::String(text(&string).into_owned()),
+        Value::Array(items) => items.into_iter().map(without_zeros).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(key, value)| (text(&key).into_owned(), without_zeros(value)))
+            .collect(),
+        other => other,
+    }
+}
+
+async fn insert_lost(
+    transaction: &Transaction<'_>,
+    collector: Uuid,
+    lost: &LostRows,
+) -> Result<(), StoreError> {
+    let statement = transaction
+        .prepare_cached(
+            "INSERT INTO lost (collector_id, queue_id, first, last, records, reason, at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    let (first, last, records) = (count(lost.from), count(lost.to), count(lost.records));
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+        [&collector, &lost.queue_id, &first, &last, &records, &text(&lost.reason), &lost.at];
+    transaction.execute(&statement, &values).await?;
+    Ok(())
+}
+
+pub(super) async fn servers(db: &Client, page: Page) -> Result<Listing<Server>, StoreError> {
+    let total = counted(&db.query_one("SELECT count(*) AS n FROM servers", &[]).await?, "n")?;
+    let select = format!("{SERVER} ORDER BY s.name, s.id LIMIT $1 OFFSET $2");
+    let rows = db.query(&select, &[&page.limit(), &page.offset()]).await?;
+    Ok(Listing { rows: rows.iter().map(as_server).collect::<Result<_, _>>()?, total })
+}
+
+pub(super) async fn server(db: &Client, id: i64) -> Result<Option<Server>, StoreError> {
+    let row = db.query_opt(&format!("{SERVER} WHERE s.id = $1"), &[&id]).await?;
+    row.as_ref().map(as_server).transpose()
+}
+
+pub(super) async fn select(
+    db: &Client,
+    query: &MetricQuery,
+) -> Result<Vec<StoredMetric>, StoreError> {
+    // Naming every type keeps the index in use: it begins with server and type.
+    let kinds = match &query.kind {
+        Some(kind) => vec![text(kind).into_owned()],
+        None => types_of(db, query.server_id).await?,
+    };
+    let (start, end) = (within(query.start), within(query.end));
+    let limit = i64::from(query.limit);
+    let rows = match query.step {
+        Some(step) => {
+            let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
+            let statement = db.prepare_cached(METRICS_BY_STEP).await?;
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+                [&query.server_id, &kinds, &start, &end, &limit, &step];
+            db.query(&statement, &values).await?
+        }
+        None => {
+            let statement = db.prepare_cached(METRICS).await?;
+            db.query(&statement, &[&query.server_id, &kinds, &start, &end, &limit]).await?
+        }
+    };
+    rows.iter().map(stored).collect()
+}
+
+/// No metric is older than 2000, and PostgreSQL's calendar begins after jiff's.
+fn within(at: Timestamp) -> Timestamp {
+    at.max(Timestamp::UNIX_EPOCH)
+}
+
+/// The types stored of one server, by jumping from one to the next in the index.
+async fn types_of(db: &Client, server: i64) -> Result<Vec<String>, StoreError> {
+    let statement = db
+        .prepare_cached(
+            "WITH RECURSIVE kinds (type) AS (
+                 SELECT min(type) FROM metrics WHERE server_id = $1
+                 UNION ALL
+                 SELECT (SELECT min(m.type) FROM metrics m
+                          WHERE m.server_id = $1 AND m.type > kinds.type)
+                   FROM kinds WHERE kinds.type IS NOT NULL)
+             SELECT type FROM kinds WHERE type IS NOT NULL",
+        )
+        .await?;
+    let rows = db.query(&statement, &[&server]).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
+pub(super) async fn lost(
+    db: &Client,
+    id: Uuid,
+    page: Page,
+) -> Result<Listing<LostRows>, StoreError> {
+    let counting = "SELECT count(*) AS n FROM lost WHERE collector_id = $1";
+    let total = counted(&db.query_one(counting, &[&id]).await?, "n")?;
+    let rows = db
+        .query(
+            "SELECT * FROM lost WHERE collector_id = $1
+              ORDER BY at DESC, first LIMIT $2 OFFSET $3",
+            &[&id, &page.limit(), &page.offset()],
+        )
+        .await?;
+    let hole = |row: &Row| -> Result<LostRows, StoreError> {
+        Ok(LostRows {
+            queue_id: row.try_get("queue_id")?,
+            from: counted(row, "first")?,
+            to: counted(row, "last")?,
+            records: counted(row, "records")?,
+            reason: row.try_get("reason")?,
+            at: row.try_get("at")?,
+        })
+    };
+    Ok(Listing { rows: rows.iter().map(hole).collect::<Result<_, _>>()?, total })
+}
+
+fn stored(row: &Row) -> Result<StoredMetric, StoreError> {
+    Ok(StoredMetric {
+        kind: row.try_get("type")?,
+        database: row.try_get("database")?,
+        at: row.try_get("at")?,
+        document: row.try_get("document")?,
+    })
+}
+
+fn as_server(row: &Row) -> Result<Server, StoreError> {
+    Ok(Server {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        hostname: row.try_get("hostname")?,
+        address: row.try_get("address")?,
+        environment: row.try_get("environment")?,
+        collector_id: Some(row.try_get("collector_id")?),
+        is_active: row.try_get("is_active")?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
