@@ -20,8 +20,8 @@ pub use self::{
 use crate::{
     clock,
     collect::{
-        disk_usage::DiskUsageCollector, pg_stats::PgStatsCollector, schedule::Schedule,
-        sysstat::SysstatCollector,
+        disk_usage::DiskUsageCollector, pg_log::PgLogCollector, pg_stats::PgStatsCollector,
+        schedule::Schedule, sysstat::SysstatCollector,
     },
     config::{Collectors, Config, ForwardSettings},
     forward::{Drained, ForwardConfig, ForwardStatus, Forwarder},
@@ -86,7 +86,7 @@ impl Agent {
         let signals = Signals::default();
         let mut stages = JoinSet::new();
         let door = Door { queue: queue.clone(), collections: collections.clone() };
-        start_collectors(&mut stages, &config.collectors, &door, &shutdown);
+        start_collectors(&mut stages, &config.collectors, &door, &shutdown).await;
         stages.spawn(end_windows(
             queue.clone(),
             config.agent.push_interval,
@@ -147,7 +147,7 @@ pub fn forward_config(
     }
 }
 
-fn start_collectors(
+async fn start_collectors(
     stages: &mut JoinSet<()>,
     collectors: &Collectors,
     door: &Door,
@@ -163,6 +163,12 @@ fn start_collectors(
     }
     if let Some((timing, config)) = &collectors.pg_stats {
         let collector = PgStatsCollector::new(config.clone());
+        stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
+    }
+    if let Some((timing, config)) = &collectors.pg_log {
+        // The queue's thread has just been started: it answers.
+        let position = door.queue.position("pg_log").await.ok().flatten();
+        let collector = PgLogCollector::new(config.clone(), position.as_deref());
         stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
     }
 }

@@ -147,6 +147,11 @@ impl Running {
         self.page_address
     }
 
+    /// The settings it was started with.
+    pub fn config(&self) -> &BackendConfig {
+        &self.shared.config
+    }
+
     /// The certificate that agents must trust, PEM.
     pub fn ca_certificate(&self) -> &str {
         self.shared.keys.authority.certificate_pem()

@@ -4,9 +4,14 @@
 
 pub mod backend; // the server, and its users
 pub mod config; // config init, config check
+pub mod control; // the control socket of `agent run`
 pub mod demo; // agent and backend in one process, to look at
+pub mod inspect; // what is queued
+pub mod local; // the queue of this host, live or from its directory
 pub mod register; // enrols this host with a backend
 pub mod run; // the agent
+pub mod screen; // how numbers, times and sizes look
+pub mod status; // the agent in one screen
 
 use std::{
     path::{Path, PathBuf},
@@ -32,6 +37,24 @@ pub enum Command {
         /// The enrolment.
         #[command(flatten)]
         args: register::Args,
+    },
+    /// Show the running agent: backend, queue and collectors.
+    Status {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to show.
+        #[command(flatten)]
+        args: status::Args,
+    },
+    /// Show what is queued, while the agent runs and while it does not.
+    Inspect {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to show.
+        #[command(flatten)]
+        args: inspect::Args,
     },
     /// Write or check a configuration file.
     #[command(subcommand)]
@@ -63,6 +86,12 @@ pub fn execute(command: Command) -> ExitCode {
             };
             block_on(register::run(args, host))
         }),
+        Command::Status { config, args } => {
+            file_and(&config, |_, config| block_on(status::run(args, &config)))
+        }
+        Command::Inspect { config, args } => {
+            file_and(&config, |_, config| block_on(inspect::run(args, &config)))
+        }
         Command::Config(command) => config::run(&command),
         Command::Backend(args) => {
             telemetry::start_log(tracing::Level::INFO);

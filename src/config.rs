@@ -16,7 +16,9 @@ use self::reader::{ConfigError, Document, Key, Section};
 use crate::{
     collect::{
         disk_usage::DiskUsageConfig,
-        pg_stats::{PgConnection, PgStatsConfig, Timeouts},
+        pg_log::{PgLogConfig, Redaction, StartAt},
+        pg_stats::PgStatsConfig,
+        postgres::{PgConnection, Timeouts},
         sysstat::SysstatConfig,
     },
     link::{LinkConfig, TlsConfig, endpoint::Endpoint},
@@ -68,6 +70,8 @@ pub struct Collectors {
     pub disk_usage: Option<(Timing, DiskUsageConfig)>,
     /// PostgreSQL statistics.
     pub pg_stats: Option<(Timing, PgStatsConfig)>,
+    /// PostgreSQL's log.
+    pub pg_log: Option<(Timing, PgLogConfig)>,
 }
 
 /// When a collector runs and how long it may take.
@@ -211,7 +215,12 @@ fn collectors(
     let mut section = document.section("pg_stats");
     let pg_stats_timing = timing(&mut section, interval);
     let pg_stats = pg_stats(&mut section, connection, databases);
-    Collectors { sysstat, disk_usage, pg_stats: pg_stats_timing.map(|timing| (timing, pg_stats)) }
+    let pg_stats = pg_stats_timing.map(|timing| (timing, pg_stats));
+    let mut section = document.section("pg_log");
+    let pg_log_timing = timing(&mut section, interval);
+    let pg_log = pg_log(&mut section, connection);
+    let pg_log = pg_log_timing.map(|timing| (timing, pg_log));
+    Collectors { sysstat, disk_usage, pg_stats, pg_log }
 }
 
 /// `enabled`, `interval` and `timeout` of a collector; `None` when it is disabled.
@@ -248,6 +257,22 @@ fn pg_stats(
         tables_max: count(section.integer("tables_max", 200, 1..=10_000)),
         indexes_max: count(section.integer("indexes_max", 200, 1..=10_000)),
         sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
+    }
+}
+
+fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConfig {
+    let redacted = section.boolean("redact", true);
+    PgLogConfig {
+        connection: connection.clone(),
+        path: section.optional_path("path"),
+        prefix: section.optional_text("line_prefix"),
+        timezone: section.optional_text("timezone"),
+        redaction: if redacted { Redaction::On } else { Redaction::Off },
+        start_at: match section.choice("start_at", &["end", "beginning"]) {
+            0 => StartAt::End,
+            _ => StartAt::Beginning,
+        },
+        ..PgLogConfig::default()
     }
 }
 

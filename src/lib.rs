@@ -15,6 +15,7 @@ pub mod collect; // stage 1: the host and PostgreSQL -> metrics
 pub mod queue; // stage 2: metrics -> durable records -> batches
 pub mod forward; // stage 3: batches -> pushes
 pub mod link; // the wire to the backend: TLS, tokens, the client, registration
+pub mod control; // the local socket: status, inspect, replay, metrics
 pub mod agent; // joins the stages
 pub mod backend; // the server that agents report to
 

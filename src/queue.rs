@@ -16,13 +16,14 @@
 //!   and are found by their magic number. Opening deletes nothing but empty segments and segments
 //!   whose delivery is recorded. A segment with damage is delivered as far as it can be read, the
 //!   rest is counted, and it is kept in `quarantine/`.
+//!   A segment that the disk does not give at all is passed over and tried again each minute.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
 //!   number); a block belongs to its batch since it was written. A retry, a restart or a replay
 //!   sends the same records under the same id.
 //! - **Q5 Sequence numbers count records**, from 0, over restarts.
 //! - **Q6 A segment is written by one process only**, and never again after an error or a restart.
 //! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
-//!   asked again after 1 s, 2 s … 60 s. Over the bound the oldest are evicted and counted.
+//!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted and counted.
 //! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
 //!   what it read.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.
@@ -115,7 +116,7 @@ pub enum QueueError {
 enum Command {
     Append(Group, oneshot::Sender<Appended>),
     Seal(oneshot::Sender<()>),
-    NextBatch(oneshot::Sender<Result<Option<Batch>, StoreError>>),
+    NextBatch(oneshot::Sender<Option<Batch>>),
     Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
     PutBack(BatchKey, String, i64),
     RetryNow,
@@ -188,8 +189,8 @@ impl Queue {
     }
 
     /// The oldest batch that waits; see [`Log::next_batch`].
-    pub async fn next_batch(&self) -> Result<Option<Batch>, QueueError> {
-        Ok(self.ask(Command::NextBatch).await??)
+    pub async fn next_batch(&self) -> Result<Option<Batch>, QueueClosed> {
+        self.ask(Command::NextBatch).await
     }
 
     /// A batch of `records` records is delivered, apart from the refused ones, which become dead

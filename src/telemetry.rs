@@ -4,31 +4,32 @@ use std::{io::IsTerminal, path::Path, sync::Mutex};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing::Level;
+use tracing_subscriber::{
+    Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 /// Starts the log on standard error: one line per event, in colour on a terminal. A second call
 /// changes nothing.
 pub fn start_log(level: Level) {
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(colour)
-        .with_writer(std::io::stderr)
-        .try_init()
-        .ok();
+    let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(shown(level))).try_init().ok();
 }
 
 /// Starts the log in a file, for a command that uses the terminal for something else.
 pub fn start_log_file(path: &Path, level: Level) -> std::io::Result<()> {
     let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(Mutex::new(file))
-        .try_init()
-        .ok();
+    let lines = fmt::layer().with_target(false).with_ansi(false).with_writer(Mutex::new(file));
+    tracing_subscriber::registry().with(lines.with_filter(shown(level))).try_init().ok();
     Ok(())
+}
+
+/// Everything from `level` on, and of the migrations only what is unexpected.
+fn shown(level: Level) -> Targets {
+    Targets::new()
+        .with_default(level)
+        .with_target("refinery", Level::WARN)
+        .with_target("refinery_core", Level::WARN)
 }
 
 /// Starts counting, for `/metrics` of the control socket. `None` when the process counts already.

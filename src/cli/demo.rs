@@ -19,7 +19,7 @@ use crate::{
     agent::Agent,
     backend::{Backend, BackendConfig, Running},
     clock,
-    collect::pg_stats::PgConnection,
+    collect::postgres::PgConnection,
     config::Config,
     link::register::{Contact, Registration, register},
     shutdown, telemetry, units,
@@ -212,11 +212,13 @@ fn postgres() -> String {
         }
         None => PgConnection::on_usual_socket(),
     };
-    let Some(found) = found else { return "[pg_stats]\nenabled = false\n".to_owned() };
+    let Some(found) = found else {
+        return "[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n".to_owned();
+    };
     let password = found.password.as_ref().map_or("", |password| password.expose_secret());
     format!(
         "[postgres]\nhost = {:?}\nport = {}\nuser = {:?}\npassword = {password:?}\ndatabase = \
-         {:?}\n[pg_stats]\ninterval = 5\n",
+         {:?}\n[pg_stats]\ninterval = 5\n[pg_log]\ninterval = 2\n",
         found.host, found.port, found.user, found.database
     )
 }

@@ -1,11 +1,18 @@
 //! `agent run`.
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
-use super::{ConfigFile, EXIT_USAGE, block_on, file_and};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use super::{
+    ConfigFile, EXIT_USAGE, block_on,
+    control::{self, Serving},
+    file_and,
+};
 use crate::{
     agent::{Agent, StartError},
     config::Config,
+    control::SocketError,
     link::{Identity, LinkError},
     shutdown, telemetry, units,
 };
@@ -19,17 +26,16 @@ pub fn run(file: &ConfigFile) -> ExitCode {
 }
 
 async fn run_agent(path: &Path, config: Config) -> ExitCode {
-    let started = match identity(&config) {
-        Ok(identity) => Agent::start(&config, identity).await,
-        Err(error) => Err(StartError::Link(error)),
-    };
-    let agent = match started {
-        Ok(agent) => agent,
+    let counters = telemetry::start_counters();
+    let (agent, control) = match start(path, &config, counters).await {
+        Ok(started) => started,
         Err(error) => {
             eprintln!("agent run: {}", error.to_string().replace("; hint: ", "\n  hint: "));
             return match error {
-                StartError::Link(_) => ExitCode::from(EXIT_USAGE),
-                StartError::Queue(_) => ExitCode::FAILURE,
+                Failure::Start(StartError::Queue(_)) => ExitCode::FAILURE,
+                Failure::Start(StartError::Link(_)) | Failure::Control(_) => {
+                    ExitCode::from(EXIT_USAGE)
+                }
             };
         }
     };
@@ -45,12 +51,38 @@ async fn run_agent(path: &Path, config: Config) -> ExitCode {
         Err(error) => tracing::error!(%error, "cannot hear signals; stopping"),
     }
     agent.stop(config.shutdown_deadline).await;
+    control.stop().await;
     tracing::info!("stopped");
     ExitCode::SUCCESS
 }
 
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Control(#[from] SocketError),
+}
+
+async fn start(
+    path: &Path,
+    config: &Config,
+    counters: Option<PrometheusHandle>,
+) -> Result<(Agent, Serving), Failure> {
+    let identity = identity(config).map_err(StartError::Link)?;
+    let agent = Agent::start(config, identity.clone()).await?;
+    match control::serve(agent.view(), (path, config), &identity, counters).await {
+        Ok(control) => Ok((agent, control)),
+        Err(error) => {
+            agent.stop(Duration::ZERO).await;
+            Err(error.into())
+        }
+    }
+}
+
 /// The registered identity; without one, an external token and the configured id will do.
-fn identity(config: &Config) -> Result<Identity, LinkError> {
+pub(super) fn identity(config: &Config) -> Result<Identity, LinkError> {
     match Identity::find(&config.agent.state_dir)? {
         Some(identity) => Ok(identity),
         None if config.link.token_file.is_some() => {

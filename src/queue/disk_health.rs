@@ -2,7 +2,7 @@
 //! again with growing pauses, and when it is back they are written as the segments they are.
 
 use super::{
-    log::{Active, Log},
+    log::{Active, Log, discard},
     ring::Home,
     state,
     store::{SegmentWriter, Store, StoreError},
@@ -146,7 +146,7 @@ fn write_all<S: Store>(
         Ok(()) => Ok(writer),
         Err(error) => {
             drop(writer);
-            store.remove(id).ok();
+            discard(store, id);
             Err(error)
         }
     }

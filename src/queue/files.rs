@@ -4,7 +4,7 @@
 //! `quarantine/` (damaged, kept for a person), `dead.ndjson` (refused records).
 
 use std::{
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::{
+    block::MAGIC,
     salvage::{self, Found, Scan},
     store::StoreError,
 };
@@ -103,6 +104,23 @@ pub(super) fn read_frames(dir: &Path, frames: &[Found]) -> Result<Vec<Vec<u8>>, 
         Ok(bytes)
     };
     frames.iter().map(&mut read).collect::<io::Result<_>>().map_err(at("read", &path))
+}
+
+/// Overwrites the magic numbers at `offsets`, in place: that needs no free space.
+pub(super) fn erase(path: &Path, offsets: impl Iterator<Item = u64>) -> Result<(), StoreError> {
+    let mut offsets = offsets.peekable();
+    if offsets.peek().is_none() {
+        return Ok(());
+    }
+    let erase = || {
+        let mut file = fs::OpenOptions::new().write(true).open(path)?;
+        for offset in offsets {
+            file.seek(SeekFrom::Start(offset))?;
+            file.write_all(&[0; MAGIC.len()])?;
+        }
+        file.sync_data()
+    };
+    erase().map_err(at("write to", path))
 }
 
 pub(super) fn move_dir(from: &Path, to: &Path) -> Result<(), StoreError> {

@@ -2,7 +2,10 @@
 //! thread, and told the time. The promises are in [`crate::queue`]. The log's other parts: opening is
 //! in `recover`, reading in `reading`, and what happens without a disk in `disk_health`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -64,6 +67,16 @@ pub(super) struct Sealed {
     pub(super) unsaved: Vec<Vec<u8>>,
     pub(super) home: Home,
     pub(super) damaged: bool,
+    pub(super) unreadable: Option<Unreadable>,
+    /// Closed segments do not change, so this is asked once.
+    pub(super) disk_bytes: OnceCell<u64>,
+}
+
+/// A segment that the disk did not give.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub(super) error: String,
+    pub(super) retry_at_ms: i64,
 }
 
 /// The segment that takes records.
@@ -245,8 +258,11 @@ impl<S: Store> Log<S> {
 
     /// Lets every batch be tried now, whenever its next try was due.
     pub fn retry_now(&mut self) {
-        for attempt in self.sealed.values_mut().flat_map(|sealed| sealed.attempts.values_mut()) {
-            attempt.next_at_ms = 0;
+        for sealed in self.sealed.values_mut() {
+            sealed.attempts.values_mut().for_each(|attempt| attempt.next_at_ms = 0);
+            if let Some(known) = &mut sealed.unreadable {
+                known.retry_at_ms = 0;
+            }
         }
     }
 
@@ -397,11 +413,13 @@ impl<S: Store> Log<S> {
     fn close_broken(&mut self, mut row: SegmentRow, plans: Vec<BatchPlan>, now_ms: i64) {
         if row.frames == 0 {
             self.ring.remove(row.id);
-            self.store.remove(row.id).ok();
-            return;
+            return discard(&mut self.store, row.id);
         }
         row.window_ms.1 = now_ms;
-        if let Err(error) = self.store.put_state(&self.seal_rows(&row)) {
+        // The frames that were never acknowledged are written again elsewhere: a start must not
+        // find them here too, even if the row cannot be written.
+        let cut = self.store.cut(row.id, row.frames);
+        if let Err(error) = cut.and(self.store.put_state(&self.seal_rows(&row))) {
             tracing::warn!(%error, "a start will find the segment without its row");
         }
         self.sealed.insert(row.id, Sealed::new(row, Some(plans), Vec::new(), Home::Disk));
@@ -443,13 +461,31 @@ impl Sealed {
         home: Home,
     ) -> Self {
         let (in_flight, attempts) = (BTreeSet::new(), BTreeMap::new());
-        Self { row, in_flight, attempts, plans, unsaved, home, damaged: false }
+        Self {
+            row,
+            in_flight,
+            attempts,
+            plans,
+            unsaved,
+            home,
+            damaged: false,
+            unreadable: None,
+            disk_bytes: OnceCell::new(),
+        }
     }
 }
 
 /// The id of a batch, for ever the same.
 pub fn batch_id(queue_id: Uuid, key: BatchKey) -> Uuid {
     Uuid::new_v5(&queue_id, format!("{}/{}", key.segment, key.number).as_bytes())
+}
+
+/// Forgets a segment of which nothing was acknowledged. Its frames are made unrecognisable first,
+/// in case that it cannot be removed: what they hold is written elsewhere.
+pub(super) fn discard<S: Store>(store: &mut S, id: u64) {
+    if let Err(error) = store.cut(id, 0).and_then(|()| store.remove(id)) {
+        tracing::warn!(segment = id, %error, "what is left of a failed segment stays for now");
+    }
 }
 
 /// Splits records into runs of about [`BLOCK_RAW_BYTES_MAX`], none larger than a batch may be.

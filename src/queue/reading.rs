@@ -2,30 +2,49 @@
 
 use super::{
     block,
-    log::{Batch, BatchKey, Log, batch_id},
+    log::{Batch, BatchKey, Log, Sealed, Unreadable, batch_id},
     record::Record,
     salvage::Found,
     segment::{self, BatchPlan},
     store::{Store, StoreError},
 };
 
+/// How long a segment that cannot be read is left alone.
+const UNREADABLE_RETRY_MS: i64 = 60_000;
+
 impl<S: Store> Log<S> {
     /// The oldest batch that waits: neither delivered nor being sent, and due to be tried. It
-    /// counts as being sent until [`Log::delivered`] or [`Log::put_back`].
-    pub fn next_batch(&mut self, now_ms: i64) -> Result<Option<Batch>, StoreError> {
+    /// counts as being sent until [`Log::delivered`] or [`Log::put_back`]. A segment that the disk
+    /// does not give is passed over for a while; the others go on.
+    pub fn next_batch(&mut self, now_ms: i64) -> Option<Batch> {
         while let Some(key) = self.next_key(now_ms) {
-            let records = self.read_batch(key)?;
-            if records.is_empty() {
-                // Nothing of it can be read; the loss has been counted.
-                self.delivered(key, 0, &[])?;
-                continue;
+            match self.read_batch(key) {
+                Ok(records) if records.is_empty() => {
+                    // Nothing of it can be read; the loss has been counted.
+                    if let Err(error) = self.delivered(key, 0, &[]) {
+                        tracing::warn!(%error, "an empty batch could not be put away");
+                    }
+                }
+                Ok(records) => {
+                    if let Some(sealed) = self.sealed.get_mut(&key.segment) {
+                        sealed.in_flight.insert(key.number);
+                        sealed.unreadable = None;
+                    }
+                    return Some(Batch { key, id: batch_id(self.queue_id, key), records });
+                }
+                Err(error) => self.pass_over(key.segment, &error, now_ms),
             }
-            if let Some(sealed) = self.sealed.get_mut(&key.segment) {
-                sealed.in_flight.insert(key.number);
-            }
-            return Ok(Some(Batch { key, id: batch_id(self.queue_id, key), records }));
         }
-        Ok(None)
+        None
+    }
+
+    fn pass_over(&mut self, id: u64, error: &StoreError, now_ms: i64) {
+        let Some(sealed) = self.sealed.get_mut(&id) else { return };
+        let retry_at_ms = now_ms.saturating_add(UNREADABLE_RETRY_MS);
+        let known = sealed.unreadable.replace(Unreadable { error: error.to_string(), retry_at_ms });
+        if known.is_none() {
+            tracing::error!(segment = id, %error, "a segment cannot be read; the others go on");
+        }
     }
 
     /// The batches of a closed segment.
@@ -43,7 +62,10 @@ impl<S: Store> Log<S> {
     }
 
     fn next_key(&self, now_ms: i64) -> Option<BatchKey> {
-        self.sealed.values().find_map(|sealed| {
+        let readable = |sealed: &&Sealed| {
+            sealed.unreadable.as_ref().is_none_or(|known| known.retry_at_ms <= now_ms)
+        };
+        self.sealed.values().filter(readable).find_map(|sealed| {
             let waits = |n: &u32| {
                 let due = sealed.attempts.get(n).is_none_or(|last| last.next_at_ms <= now_ms);
                 due && !sealed.in_flight.contains(n)

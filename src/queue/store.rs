@@ -33,6 +33,10 @@ pub trait Store: Send {
     /// Bytes that segment `id` occupies.
     fn disk_bytes(&self, id: u64) -> u64;
 
+    /// Makes the frames of segment `id` from `frames` on unrecognisable, in place: they were never
+    /// acknowledged.
+    fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError>;
+
     /// Removes a segment. Removing what is not there is no error.
     fn remove(&mut self, id: u64) -> Result<(), StoreError>;
 

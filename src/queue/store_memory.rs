@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     DeadLetter,
+    block::MAGIC,
     salvage::{self, Found, Scan},
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
@@ -145,6 +146,18 @@ impl Store for MemoryStore {
         self.0.lock().segments.get(&id).map_or(0, |bytes| bytes.len() as u64)
     }
 
+    fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
+        let scan = self.frames(id)?;
+        // In place: a full disk takes it.
+        let mut disk = self.0.lock();
+        let Some(bytes) = disk.segments.get_mut(&id) else { return Ok(()) };
+        for found in scan.found.iter().filter(|found| found.head.number >= frames) {
+            let from = usize::try_from(found.offset).unwrap_or(usize::MAX);
+            bytes.get_mut(from..from + MAGIC.len()).unwrap_or_default().fill(0);
+        }
+        Ok(())
+    }
+
     fn remove(&mut self, id: u64) -> Result<(), StoreError> {
         self.0.writing("remove")?.segments.remove(&id);
         Ok(())
@@ -180,11 +193,13 @@ impl Store for MemoryStore {
 }
 
 impl SegmentWriter for MemoryWriter {
+    /// An append that fails has written all the same, as a sync that fails may have.
     fn append(&mut self, _number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
-        let mut disk = self.disk.writing("append")?;
+        let mut disk = self.disk.lock();
         let segment = disk.segments.entry(self.id).or_default();
         segment.extend(frames.iter().flatten());
-        Ok(())
+        drop(disk);
+        self.disk.writing("append").map(|_| ())
     }
 
     fn close(self) -> Result<(), StoreError> {

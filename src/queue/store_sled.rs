@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter,
     files::{
-        allocated_bytes, at, if_absent, lock, move_dir, read_frames, read_or_make_identity,
+        allocated_bytes, at, erase, if_absent, lock, move_dir, read_frames, read_or_make_identity,
         scan_segment, segment_dir, segment_ids, sync_file,
     },
     salvage::{Found, Scan},
@@ -143,6 +143,12 @@ impl Store for SledStore {
 
     fn disk_bytes(&self, id: u64) -> u64 {
         allocated_bytes(&segment_dir(&self.dir, id))
+    }
+
+    fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
+        let scan = self.frames(id)?;
+        let offsets = scan.found.iter().filter(|found| found.head.number >= frames);
+        erase(&segment_dir(&self.dir, id).join("db"), offsets.map(|found| found.offset))
     }
 
     fn remove(&mut self, id: u64) -> Result<(), StoreError> {

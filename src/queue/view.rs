@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    log::{Attempt, BatchKey, Counts, Log, batch_id},
+    log::{Attempt, BatchKey, Counts, Log, Sealed, batch_id},
     ring::Home,
     segment::{BatchPlan, SegmentRow},
     store::{Store, StoreError},
@@ -83,7 +83,7 @@ pub enum SegmentState {
     Sealed,
     /// One of its batches is being sent.
     Sending,
-    /// It is closed, and some of it cannot be read.
+    /// It is closed, and some of it, or all, cannot be read.
     Damaged,
 }
 
@@ -138,7 +138,12 @@ impl<S: Store> Log<S> {
             batches: rows().map(pending).sum(),
             records: rows().map(|row| row.records).sum(),
             raw_bytes: rows().map(|row| row.raw_bytes).sum(),
-            disk_bytes: rows().map(|row| self.store.disk_bytes(row.id)).sum(),
+            disk_bytes: self
+                .sealed
+                .values()
+                .map(|sealed| self.sealed_disk_bytes(sealed))
+                .sum::<u64>()
+                + open.map_or(0, |row| self.store.disk_bytes(row.id)),
             oldest_at: rows().next().and_then(|row| time(row.window_ms.0)),
             next_seq: self.next_seq,
             ring_bytes: self.ring.bytes() as u64,
@@ -150,17 +155,25 @@ impl<S: Store> Log<S> {
     /// All segments, oldest first, the open one last.
     pub fn segments(&self) -> Vec<SegmentInfo> {
         let sealed = self.sealed.values().map(|sealed| {
-            let state = match (sealed.damaged, sealed.in_flight.is_empty()) {
+            let damaged = sealed.damaged || sealed.unreadable.is_some();
+            let state = match (damaged, sealed.in_flight.is_empty()) {
                 (true, _) => SegmentState::Damaged,
                 (false, true) => SegmentState::Sealed,
                 (false, false) => SegmentState::Sending,
             };
             let last = sealed.attempts.values().max_by_key(|attempt| attempt.attempts);
-            self.segment_info(&sealed.row, state, sealed.home, last)
+            let bytes = self.sealed_disk_bytes(sealed);
+            let mut info = segment_info(&sealed.row, state, sealed.home, bytes, last);
+            if let Some(known) = &sealed.unreadable {
+                info.last_answer = Some(known.error.clone());
+                info.next_try_at = time(known.retry_at_ms);
+            }
+            info
         });
         let open = self.active.as_ref().map(|active| {
             let home = if active.writer.is_some() { Home::Disk } else { Home::MemoryOnly };
-            self.segment_info(&active.row, SegmentState::Open, home, None)
+            let bytes = self.store.disk_bytes(active.row.id);
+            segment_info(&active.row, SegmentState::Open, home, bytes, None)
         });
         sealed.chain(open).collect()
     }
@@ -189,30 +202,10 @@ impl<S: Store> Log<S> {
         Ok(batches)
     }
 
-    fn segment_info(
-        &self,
-        row: &SegmentRow,
-        state: SegmentState,
-        home: Home,
-        last: Option<&Attempt>,
-    ) -> SegmentInfo {
-        let pending = u32::try_from(row.pending().count()).unwrap_or(u32::MAX);
-        SegmentInfo {
-            id: row.id,
-            state,
-            opened_at: time(row.window_ms.0),
-            sealed_at: time(row.window_ms.1),
-            first_seq: row.first_seq,
-            records: row.records,
-            raw_bytes: row.raw_bytes,
-            stored_bytes: row.stored_bytes,
-            disk_bytes: self.store.disk_bytes(row.id),
-            batches: row.batches,
-            delivered: row.batches - pending,
-            memory_only: home == Home::MemoryOnly,
-            attempts: last.map_or(0, |attempt| attempt.attempts),
-            last_answer: last.map(|attempt| attempt.answer.clone()),
-            next_try_at: last.and_then(|attempt| time(attempt.next_at_ms)),
+    fn sealed_disk_bytes(&self, sealed: &Sealed) -> u64 {
+        match sealed.home {
+            Home::Disk => *sealed.disk_bytes.get_or_init(|| self.store.disk_bytes(sealed.row.id)),
+            Home::MemoryOnly => 0,
         }
     }
 
@@ -235,6 +228,33 @@ impl<S: Store> Log<S> {
             last_answer: last.map(|attempt| attempt.answer.clone()),
             next_try_at: last.and_then(|attempt| time(attempt.next_at_ms)),
         }
+    }
+}
+
+fn segment_info(
+    row: &SegmentRow,
+    state: SegmentState,
+    home: Home,
+    disk_bytes: u64,
+    last: Option<&Attempt>,
+) -> SegmentInfo {
+    let pending = u32::try_from(row.pending().count()).unwrap_or(u32::MAX);
+    SegmentInfo {
+        id: row.id,
+        state,
+        opened_at: time(row.window_ms.0),
+        sealed_at: time(row.window_ms.1),
+        first_seq: row.first_seq,
+        records: row.records,
+        raw_bytes: row.raw_bytes,
+        stored_bytes: row.stored_bytes,
+        disk_bytes,
+        batches: row.batches,
+        delivered: row.batches - pending,
+        memory_only: home == Home::MemoryOnly,
+        attempts: last.map_or(0, |attempt| attempt.attempts),
+        last_answer: last.map(|attempt| attempt.answer.clone()),
+        next_try_at: last.and_then(|attempt| time(attempt.next_at_ms)),
     }
 }
 

@@ -150,7 +150,7 @@ fn show_queue(queue: &QueueStatus, now: Timestamp) -> String {
         format!(", oldest {}", units::show_duration(age))
     });
     format!(
-        "{} segments, {} batches, {} records, {} on disk{oldest}",
+        "segments {}, batches {}, records {}, on disk {}{oldest}",
         queue.segments,
         queue.batches,
         queue.records,
@@ -165,7 +165,7 @@ fn show_pushes(status: &ForwardStatus, now: Timestamp) -> String {
     });
     let answer = status.last_answer.as_deref().unwrap_or("none yet");
     format!(
-        "{} batches, {} records, {} sent; last answer: {}{next}",
+        "batches {}, records {}, sent {}; last answer: {}{next}",
         status.delivered_batches,
         status.delivered_records,
         units::show_size(status.sent_bytes),

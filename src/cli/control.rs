@@ -1,0 +1,175 @@
+//! The control socket of `agent run`: joins the agent to the server of [`crate::control`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::agent::AgentView;
+use crate::clock;
+use crate::config::{Collectors, Config, Timing};
+use crate::control::{
+    AgentStatus, BackendStatus, CollectorStatus, Forwarding, Server, SocketError, Sources, Subject,
+};
+use crate::forward::ForwardStatus;
+use crate::link::Identity;
+
+/// How long answers that have begun may take at a shutdown.
+const FINISH_MAX: Duration = Duration::from_secs(1);
+
+/// The socket of a running agent.
+#[derive(Debug)]
+pub struct Serving {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Starts to answer on `control.socket`. Must be called within a runtime.
+pub async fn serve(
+    view: AgentView,
+    (file, config): (&Path, &Config),
+    identity: &Identity,
+    metrics: Option<PrometheusHandle>,
+) -> Result<Serving, SocketError> {
+    let server = Server::bind(&config.control_socket).await?;
+    let facts = Facts {
+        started_at: clock::now(),
+        config_file: file.to_owned(),
+        collector_id: identity.collector_id.clone(),
+        hostname: config.agent.hostname.clone(),
+        url: config.link.url.clone(),
+        verified: config.link.tls.verify,
+        collectors: timings(&config.collectors),
+    };
+    let queue = view.queue.clone();
+    let sources = Sources { queue, agent: Shown { view, facts }, metrics };
+    let (stop, stopped) = oneshot::channel();
+    // Whoever drops the sender wants the end, too.
+    let task = tokio::spawn(server.serve(sources, async { stopped.await.unwrap_or_default() }));
+    Ok(Serving { stop, task })
+}
+
+impl Serving {
+    /// Finishes the answers that have begun and removes the socket.
+    pub async fn stop(mut self) {
+        self.stop.send(()).ok();
+        if tokio::time::timeout(FINISH_MAX, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone)]
+struct Facts {
+    started_at: Timestamp,
+    config_file: PathBuf,
+    collector_id: String,
+    hostname: String,
+    url: String,
+    verified: bool,
+    collectors: Vec<(&'static str, Option<Timing>)>,
+}
+
+#[derive(Debug, Clone)]
+struct Shown {
+    view: AgentView,
+    facts: Facts,
+}
+
+impl Subject for Shown {
+    fn describe(&self) -> AgentStatus {
+        let facts = self.facts.clone();
+        let forward = self.view.forward.borrow().clone();
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: facts.started_at,
+            config_file: facts.config_file,
+            collector_id: facts.collector_id,
+            hostname: facts.hostname,
+            backend: BackendStatus {
+                url: facts.url,
+                verified: facts.verified,
+                forwarding: forwarding(&forward),
+                last_answer: forward.last_answer,
+                last_answer_at: forward.last_answer_at,
+                last_delivery_at: forward.last_delivery_at,
+                next_try_at: forward.next_try_at,
+                clock_offset_ms: self.view.link.clock_offset_ms(),
+                sent_bytes: forward.sent_bytes,
+            },
+            collectors: self.collectors(),
+        }
+    }
+
+    async fn push_now(&self) {
+        self.view.push_now().await;
+    }
+}
+
+impl Shown {
+    fn collectors(&self) -> Vec<CollectorStatus> {
+        let done = self.view.collections.snapshot();
+        let show = |(name, timing): &(&str, Option<Timing>)| {
+            let status = done.get(*name).cloned().unwrap_or_default();
+            CollectorStatus {
+                name: (*name).to_owned(),
+                enabled: timing.is_some(),
+                interval_s: timing.map_or(0, |timing| timing.interval.as_secs()),
+                last_run_at: status.last_at,
+                last_error: status.error,
+                runs: status.collections + status.failures,
+                failures: status.failures,
+                metrics: status.metrics,
+                rejects: status.rejected,
+            }
+        };
+        self.facts.collectors.iter().map(show).collect()
+    }
+}
+
+fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
+    vec![
+        ("sysstat", collectors.sysstat.as_ref().map(|(timing, _)| *timing)),
+        ("disk_usage", collectors.disk_usage.as_ref().map(|(timing, _)| *timing)),
+        ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
+        ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
+    ]
+}
+
+/// Told by the pause after a failure, and by the status that the answer begins with.
+fn forwarding(forward: &ForwardStatus) -> Forwarding {
+    let status = forward.last_answer.as_deref().and_then(|answer| answer.split(' ').next());
+    match (forward.next_try_at, status) {
+        (None, _) => Forwarding::Flowing,
+        (Some(_), Some("401" | "403" | "404" | "405" | "410" | "501")) => Forwarding::Paused,
+        (Some(_), _) => Forwarding::BackingOff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarding_is_told_by_pause_and_answer() {
+        let check = |next: Option<i64>, answer: Option<&str>, expected| {
+            let status = ForwardStatus {
+                next_try_at: next.map(|at| Timestamp::from_second(at).expect("a time")),
+                last_answer: answer.map(str::to_owned),
+                ..ForwardStatus::default()
+            };
+            assert_eq!(forwarding(&status), expected, "{answer:?}");
+        };
+        check(None, None, Forwarding::Flowing);
+        check(None, Some("200"), Forwarding::Flowing);
+        check(Some(1), Some("503 down"), Forwarding::BackingOff);
+        check(Some(1), Some("no whole answer within 30s"), Forwarding::BackingOff);
+        check(Some(1), Some("403 other collector\n  hint: x"), Forwarding::Paused);
+        check(Some(1), Some("401"), Forwarding::Paused);
+    }
+}
