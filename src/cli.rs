@@ -9,6 +9,7 @@ pub mod demo; // agent and backend in one process, to look at
 pub mod inspect; // what is queued
 pub mod local; // the queue of this host, live or from its directory
 pub mod register; // enrols this host with a backend
+pub mod replay; // delivers what is queued
 pub mod run; // the agent
 pub mod screen; // how numbers, times and sizes look
 pub mod status; // the agent in one screen
@@ -56,6 +57,15 @@ pub enum Command {
         #[command(flatten)]
         args: inspect::Args,
     },
+    /// Deliver now what is queued now.
+    Replay {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// How to deliver it.
+        #[command(flatten)]
+        args: replay::Args,
+    },
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
@@ -92,6 +102,10 @@ pub fn execute(command: Command) -> ExitCode {
         Command::Inspect { config, args } => {
             file_and(&config, |_, config| block_on(inspect::run(args, &config)))
         }
+        Command::Replay { config, args } => file_and(&config, |_, config| {
+            telemetry::start_log(tracing::Level::ERROR);
+            block_on(replay::run(args, &config))
+        }),
         Command::Config(command) => config::run(&command),
         Command::Backend(args) => {
             telemetry::start_log(tracing::Level::INFO);

@@ -15,7 +15,6 @@ use crate::control::{
     AgentStatus, BackendStatus, CollectorStatus, Forwarding, Server, SocketError, Sources, Subject,
 };
 use crate::forward::ForwardStatus;
-use crate::link::Identity;
 
 /// How long answers that have begun may take at a shutdown.
 const FINISH_MAX: Duration = Duration::from_secs(1);
@@ -27,18 +26,19 @@ pub struct Serving {
     task: JoinHandle<()>,
 }
 
-/// Starts to answer on `control.socket`. Must be called within a runtime.
+/// Starts to answer on `control.socket` for the agent that is registered as `collector_id`. Must be
+/// called within a runtime.
 pub async fn serve(
     view: AgentView,
     (file, config): (&Path, &Config),
-    identity: &Identity,
+    collector_id: String,
     metrics: Option<PrometheusHandle>,
 ) -> Result<Serving, SocketError> {
     let server = Server::bind(&config.control_socket).await?;
     let facts = Facts {
         started_at: clock::now(),
         config_file: file.to_owned(),
-        collector_id: identity.collector_id.clone(),
+        collector_id,
         hostname: config.agent.hostname.clone(),
         url: config.link.url.clone(),
         verified: config.link.tls.verify,
@@ -137,7 +137,6 @@ fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
         ("sysstat", collectors.sysstat.as_ref().map(|(timing, _)| *timing)),
         ("disk_usage", collectors.disk_usage.as_ref().map(|(timing, _)| *timing)),
         ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
-        ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
     ]
 }
 

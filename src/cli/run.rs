@@ -1,18 +1,11 @@
 //! `agent run`.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode};
 
-use metrics_exporter_prometheus::PrometheusHandle;
-
-use super::{
-    ConfigFile, EXIT_USAGE, block_on,
-    control::{self, Serving},
-    file_and,
-};
+use super::{ConfigFile, EXIT_USAGE, block_on, control, file_and};
 use crate::{
     agent::{Agent, StartError},
     config::Config,
-    control::SocketError,
     link::{Identity, LinkError},
     shutdown, telemetry, units,
 };
@@ -27,15 +20,20 @@ pub fn run(file: &ConfigFile) -> ExitCode {
 
 async fn run_agent(path: &Path, config: Config) -> ExitCode {
     let counters = telemetry::start_counters();
-    let (agent, control) = match start(path, &config, counters).await {
+    let started = match identity(&config) {
+        Ok(identity) => {
+            let collector_id = identity.collector_id.clone();
+            Agent::start(&config, identity).await.map(|agent| (agent, collector_id))
+        }
+        Err(error) => Err(StartError::Link(error)),
+    };
+    let (agent, collector_id) = match started {
         Ok(started) => started,
         Err(error) => {
             eprintln!("agent run: {}", error.to_string().replace("; hint: ", "\n  hint: "));
             return match error {
-                Failure::Start(StartError::Queue(_)) => ExitCode::FAILURE,
-                Failure::Start(StartError::Link(_)) | Failure::Control(_) => {
-                    ExitCode::from(EXIT_USAGE)
-                }
+                StartError::Link(_) => ExitCode::from(EXIT_USAGE),
+                StartError::Queue(_) => ExitCode::FAILURE,
             };
         }
     };
@@ -46,39 +44,21 @@ async fn run_agent(path: &Path, config: Config) -> ExitCode {
         push_interval = units::show_duration(config.agent.push_interval),
         "the agent runs"
     );
+    // Collecting and delivering matter more than being asked about it.
+    let about = (path, &config);
+    let control = control::serve(agent.view(), about, collector_id, counters)
+        .await
+        .inspect_err(|error| tracing::error!(%error, "nobody can ask this agent"));
     match shutdown::signalled().await {
         Ok(signal) => tracing::info!(signal, "stopping"),
         Err(error) => tracing::error!(%error, "cannot hear signals; stopping"),
     }
+    if let Ok(control) = control {
+        control.stop().await;
+    }
     agent.stop(config.shutdown_deadline).await;
-    control.stop().await;
     tracing::info!("stopped");
     ExitCode::SUCCESS
-}
-
-/// Why the agent does not run.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Start(#[from] StartError),
-    #[error(transparent)]
-    Control(#[from] SocketError),
-}
-
-async fn start(
-    path: &Path,
-    config: &Config,
-    counters: Option<PrometheusHandle>,
-) -> Result<(Agent, Serving), Failure> {
-    let identity = identity(config).map_err(StartError::Link)?;
-    let agent = Agent::start(config, identity.clone()).await?;
-    match control::serve(agent.view(), (path, config), &identity, counters).await {
-        Ok(control) => Ok((agent, control)),
-        Err(error) => {
-            agent.stop(Duration::ZERO).await;
-            Err(error.into())
-        }
-    }
 }
 
 /// The registered identity; without one, an external token and the configured id will do.
