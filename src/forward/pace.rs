@@ -42,7 +42,9 @@ impl Pace {
     /// The pause after one more failure: `draw` (from 0 to 1) of the ceiling, and at least
     /// `at_least`, which is what the backend asked for.
     pub fn after_failure(&mut self, draw: f64, at_least: Option<Duration>) -> Duration {
-        let ceiling = self.ceilings.next_backoff().unwrap_or(self.cap);
+        // The crate adds up to a nanosecond at random, even without its jitter.
+        let ceiling = self.ceilings.next_backoff().unwrap_or(self.cap).min(self.cap);
+        let ceiling = Duration::from_millis(u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX));
         ceiling.mul_f64(draw.clamp(0.0, 1.0)).max(at_least.unwrap_or_default())
     }
 
