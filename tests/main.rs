@@ -7,7 +7,13 @@
 
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
+mod backend_collectors; // registration, tokens, certificates, configurations
+mod backend_outage; // the database away: 503, and nothing lost
+mod backend_page; // the page on loopback, and who may see it
 mod backend_push; // pushes: what is taken, refused, known already, and stored
+mod backend_start; // keys: made once, kept, and refused when half is missing
+mod backend_store; // what both stores promise, held against SQLite and PostgreSQL
+mod backend_users; // login, refresh, logout, roles
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod crash; // kill -9 and damage: what was on disk is delivered

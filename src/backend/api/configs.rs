@@ -1,12 +1,13 @@
 //! Configurations that the backend keeps for its collectors.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::access::{self, Peer, Reader};
@@ -15,6 +16,7 @@ use super::request::{Id, Params, paginated};
 use super::{Shared, body};
 use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
 use crate::clock;
+use crate::config::Config;
 
 /// What a collector is given until somebody writes a configuration for it: every section, no key,
 /// so that the host's own file stays in force.
@@ -107,17 +109,22 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
     }
 }
 
-/// Whether an agent could read it.
+/// Whether an agent could read it: the same code reads it there.
 fn check(text: &str) -> Result<(), ApiError> {
-    let Err(err) = toml::de::DeTable::parse(text) else { return Ok(()) };
-    let line = err.span().map(|span| line_of(text, span.start));
-    let message = format!("the configuration would not load: {}", err.message());
+    let Err(err) = Config::read(Path::new("configuration"), text) else { return Ok(()) };
+    let problems: Vec<Value> = err
+        .problems
+        .iter()
+        .map(|problem| {
+            json!({"line": problem.line, "message": problem.message, "hint": problem.hint})
+        })
+        .collect();
+    let first = err.problems.first();
+    let why = first.map_or("", |problem| problem.message.as_str());
+    let message = format!("the configuration would not load: {why}");
     let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_invalid", message);
-    Err(error.with_details(json!({"line": line})))
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    let line = first.and_then(|problem| problem.line);
+    Err(error.with_details(json!({"line": line, "problems": problems})))
 }
 
 fn audit(id: Uuid, actor: String) -> Audit {
@@ -139,4 +146,20 @@ fn with_version(mut response: Response, config: &KeptConfig, tag: &str) -> Respo
         headers.insert(header::ETAG, tag);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C50: what is served by default loads.
+    #[test]
+    fn the_default_configuration_loads_and_changes_nothing() {
+        let read = |text| Config::read(Path::new("x"), text).expect("it loads");
+        let (served, none) = (read(DEFAULT_CONFIG), read(""));
+        assert_eq!(format!("{served:?}"), format!("{none:?}"));
+        let uncommented = DEFAULT_CONFIG.replace("# ", "");
+        let (_, keys) = uncommented.split_once('\n').expect("a first line");
+        assert_eq!(format!("{:?}", read(keys)), format!("{none:?}"));
+    }
 }

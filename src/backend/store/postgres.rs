@@ -100,7 +100,8 @@ impl PostgresStore {
         client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
         client.batch_execute(SESSION).await?;
         migrated.map(drop).map_err(|err| {
-            StoreError::Damaged(format!("its tables cannot be brought up to date: {err}"))
+            let text = anyhow::Error::from(err);
+            StoreError::Damaged(format!("its tables cannot be brought up to date: {text:#}"))
         })
     }
 }
@@ -241,21 +242,12 @@ impl From<PoolError> for StoreError {
 
 impl From<tokio_postgres::Error> for StoreError {
     fn from(err: tokio_postgres::Error) -> Self {
-        use std::error::Error as _;
-        // The first line says "db error": what happened stands in its source.
-        let text = match err.source() {
-            Some(source) => format!("{err}: {source}"),
-            None => err.to_string(),
-        };
-        let Some(code) = err.code() else {
-            // What a column holds is not what this program wrote into it.
-            let is_conversion = err.source().is_some_and(|s| !s.is::<std::io::Error>())
-                && !err.is_closed()
-                && text.contains("deserializing");
-            return if is_conversion { Self::Damaged(text) } else { Self::Unavailable(text) };
-        };
+        let code = err.code().cloned();
+        // An error says "db error": what happened stands in its source.
+        let text = format!("{:#}", anyhow::Error::from(err));
+        let Some(code) = code else { return Self::Unavailable(text) };
         // A read-only server is a standby that has not been promoted yet.
-        if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+        if code == SqlState::READ_ONLY_SQL_TRANSACTION {
             return Self::Unavailable(text);
         }
         match code.code().get(..2).unwrap_or_default() {

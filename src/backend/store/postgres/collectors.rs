@@ -21,7 +21,7 @@ pub(super) async fn bound_keys(db: &Client) -> Result<Option<String>, StoreError
 }
 
 pub(super) async fn bind_keys(db: &Client, fingerprint: &str) -> Result<(), StoreError> {
-    let insert = "INSERT INTO keys (only, fingerprint) VALUES (1, $1) ON CONFLICT DO NOTHING";
+    let insert = "INSERT INTO keys (singleton, fingerprint) VALUES (1, $1) ON CONFLICT DO NOTHING";
     db.execute(insert, &[&fingerprint]).await?;
     if bound_keys(db).await?.as_deref() == Some(fingerprint) {
         return Ok(());

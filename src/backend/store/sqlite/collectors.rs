@@ -19,7 +19,7 @@ pub(super) fn bound_keys(db: &Transaction<'_>) -> Result<Option<String>, StoreEr
 }
 
 pub(super) fn bind_keys(db: &Transaction<'_>, fingerprint: &str) -> Result<(), StoreError> {
-    let insert = "INSERT INTO keys (only, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING";
+    let insert = "INSERT INTO keys (singleton, fingerprint) VALUES (1, ?1) ON CONFLICT DO NOTHING";
     db.execute(insert, [fingerprint])?;
     if bound_keys(db)?.as_deref() == Some(fingerprint) {
         return Ok(());

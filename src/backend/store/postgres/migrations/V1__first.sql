@@ -1,5 +1,5 @@
 CREATE TABLE keys (
-    only        integer PRIMARY KEY CHECK (only = 1),
+    singleton   integer PRIMARY KEY CHECK (singleton = 1),
     fingerprint text NOT NULL
 );
 

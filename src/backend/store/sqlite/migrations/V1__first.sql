@@ -1,6 +1,6 @@
 -- Times are microseconds since 1970, UTC. Ids of collectors and sessions are UUIDs as text.
 CREATE TABLE keys (
-    only        INTEGER PRIMARY KEY CHECK (only = 1),
+    singleton   INTEGER PRIMARY KEY CHECK (singleton = 1),
     fingerprint TEXT NOT NULL
 ) STRICT;
 

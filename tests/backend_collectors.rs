@@ -1,0 +1,376 @@
+//! Collectors at the backend: registration, tokens, certificates, configurations.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use http::Method;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use pganalytics::backend::store::{Page, Role};
+use pganalytics::clock;
+use serde_json::{Value, json};
+
+use crate::support::backend::{Ask, Client, Host, Served};
+use crate::support::until_async;
+
+/// The claims of a collector's token, good for an hour.
+fn claims(id: &str) -> Value {
+    let now = clock::now().as_second();
+    json!({
+        "sub": format!("collector:{id}"), "collector_id": id, "hostname": "db1", "type": "access",
+        "iat": now, "nbf": now, "exp": now + 3600, "jti": "1",
+    })
+}
+
+/// A token that the collector mints with its own secret.
+fn minted(host: &Host, claims: &Value) -> String {
+    let key = base64::Engine::decode(
+        &base64::engine::general_purpose::URL_SAFE_NO_PAD,
+        host.answer["secret"].as_str().expect("a secret"),
+    )
+    .expect("base64url without padding");
+    assert_eq!(key.len(), 32);
+    signed(&host.id, &key, claims)
+}
+
+fn signed(kid: &str, key: &[u8], claims: &Value) -> String {
+    let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::HS256) };
+    jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(key)).expect("a token")
+}
+
+async fn push_with(client: &Client, host: &Host, token: &str) -> crate::support::backend::Reply {
+    client.send(host.ask(json!([])).bearer(token)).await
+}
+
+/// C47: id, token, certificate and key; other ids for other names; an audit row for each.
+#[tokio::test]
+async fn registration_gives_all_that_a_host_needs() {
+    let served = Served::start().await;
+    let body = json!({"name": "old", "hostname": "old.example.com", "version": "3.0.0"});
+    let answer = served.try_register(&body).await.json();
+    let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{key}: {answer}"));
+    assert!(text("certificate").starts_with("-----BEGIN CERTIFICATE-----"));
+    assert!(text("private_key").starts_with("-----BEGIN PRIVATE KEY-----"));
+    assert_eq!(text("ca_certificate"), served.running().ca_certificate());
+    assert_eq!(text("token").split('.').count(), 3);
+    for time in ["expires_at", "certificate_expires_at"] {
+        let at: jiff::Timestamp = text(time).parse().expect("RFC 3339");
+        assert!(at > clock::now(), "{time}: {at}");
+    }
+    let id: uuid::Uuid = text("collector_id").parse().expect("a UUID");
+    let other = served.register("new").await;
+    assert_ne!(other.id, id.to_string());
+    // A host that sent a request keeps its key to itself.
+    assert_eq!(other.answer.get("private_key"), None);
+    let audits = served.running().store().audits(Page::first(10)).await.expect("audits");
+    let subjects: Vec<_> = audits.rows.iter().map(|row| row.subject.as_str()).collect();
+    assert_eq!(subjects, [other.id.as_str(), &id.to_string()]);
+    assert!(audits.rows.iter().all(|row| row.action == "collector.register"));
+    // The certificate and key that were given work.
+    let client = served.client(text("certificate"), text("private_key"));
+    let host = Host { id: id.to_string(), token: text("token").to_owned(), ..other };
+    assert_eq!(push_with(&client, &host, &host.token).await.status, 200);
+}
+
+/// C47: what is missing, empty or no request is refused, and nothing is registered.
+#[tokio::test]
+async fn a_wrong_registration_is_refused() {
+    let served = Served::start().await;
+    let check = async |body: Value| {
+        served.try_register(&body).await.refused(400);
+    };
+    check(json!({"name": "", "hostname": "h"})).await;
+    check(json!({"name": "  ", "hostname": "h"})).await;
+    check(json!({"name": "n"})).await;
+    check(json!({"name": "n", "hostname": ""})).await;
+    check(json!({"name": 5, "hostname": "h"})).await;
+    check(json!({"name": "n\n", "hostname": "h"})).await;
+    check(json!({"name": "n".repeat(256), "hostname": "h"})).await;
+    check(json!({"name": "n", "hostname": "h", "csr": "no request"})).await;
+    check(json!([])).await;
+    let collectors = served.running().store().collectors(Page::first(1), clock::now()).await;
+    assert_eq!(collectors.expect("collectors").total, 0);
+}
+
+/// C47, C49: without the secret nobody registers, and guessing is slowed down.
+#[tokio::test]
+async fn registration_needs_the_secret() {
+    let served = Served::start_with(|config| config.limits.attempts_per_minute = 3).await;
+    let body = json!({"name": "n", "hostname": "h"});
+    let ask = || Ask::post("/api/v1/collectors/register").json(&body);
+    let client = served.stranger();
+    assert_eq!(client.send(ask()).await.refused(401), "bad_registration_secret");
+    for wrong in ["x", &served.secret().to_lowercase()] {
+        client.send(ask().header("x-registration-secret", wrong)).await.refused(401);
+    }
+    let reply = client.send(ask().header("x-registration-secret", &served.secret())).await;
+    assert_eq!(reply.refused(429), "too_many_requests");
+    let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+    assert!((1..=60).contains(&wait), "{wait}");
+}
+
+/// C47: a name belongs to its host; the host may register again, and its old self is dead.
+#[tokio::test]
+async fn a_name_belongs_to_the_first_host() {
+    let served = Served::start().await;
+    let first = served.register("db1").await;
+    let other = json!({"name": "db1", "hostname": "other.example.com"});
+    assert_eq!(served.try_register(&other).await.refused(409), "name_taken");
+    let again = served.register("db1").await;
+    assert_eq!(again.id, first.id);
+    assert_ne!(again.secret, first.secret);
+    assert_eq!(again.push(json!([])).await.status, 200);
+    let old = push_with(&first.client, &first, &first.token).await;
+    assert_eq!(old.refused(403), "certificate_mismatch");
+    let old = minted(&first, &claims(&first.id));
+    push_with(&again.client, &again, &old).await.refused(401);
+}
+
+/// C7, C10, C11, C49: which tokens pass, and which do not.
+#[tokio::test]
+async fn only_good_tokens_pass() {
+    let served = Served::start().await;
+    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let user = served.user_token(Role::Admin).await;
+    let own = claims(&host.id);
+    let with = |key: &str, value: Value| {
+        let mut claims = own.clone();
+        claims[key] = value;
+        minted(&host, &claims)
+    };
+    let check = async |token: &str, status: u16| {
+        let reply = push_with(&host.client, &host, token).await;
+        assert_eq!(reply.status, status, "{token} {reply:?}");
+    };
+    let now = clock::now().as_second();
+    check(&host.token, 200).await;
+    check(&minted(&host, &own), 200).await;
+    check(&with("exp", json!(now - 30)), 200).await;
+    check(&with("exp", json!(now - 90)), 401).await;
+    check(&with("nbf", json!(now + 30)), 200).await;
+    check(&with("nbf", json!(now + 90)), 401).await;
+    check(&with("iat", json!(now + 90)), 401).await;
+    check(&with("type", json!("refresh")), 401).await;
+    check(&with("collector_id", json!(other.id)), 401).await;
+    check(&with("sub", json!("user:1")), 401).await;
+    check(&with("exp", Value::Null), 401).await;
+    check(&signed(&host.id, &[7; 32], &own), 401).await;
+    check(&signed(&other.id, &[7; 32], &own), 401).await;
+    check(&signed("nobody", &[7; 32], &own), 401).await;
+    check(&signed(&uuid::Uuid::nil().to_string(), &[7; 32], &own), 401).await;
+    for token in [&user, "x", "a.b.c", "..", "Bearer"] {
+        check(token, 401).await;
+    }
+    // Another collector's good token with this host's certificate.
+    check(&other.token, 403).await;
+    let reply = host.client.send(host.ask(json!([])).header("authorization", "")).await;
+    assert_eq!(reply.refused(401), "unauthorized");
+    assert_eq!(reply.header("www-authenticate"), "Bearer");
+    for word in ["bearer", "Basic", "BEARER"] {
+        let header = format!("{word} {}", host.token);
+        let ask = host.ask(json!([])).header("authorization", &header);
+        host.client.send(ask).await.refused(401);
+    }
+}
+
+/// C39: the certificate that was registered, and no other, opens the collector's endpoints.
+#[tokio::test]
+async fn the_certificate_must_be_the_registered_one() {
+    let served = Served::start().await;
+    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let ways = [
+        (Method::POST, "/api/v1/metrics/push".to_owned()),
+        (Method::GET, format!("/api/v1/config/{}", host.id)),
+        (Method::POST, "/api/v1/collectors/refresh-token".to_owned()),
+    ];
+    for (method, path) in ways {
+        let ask = || {
+            let ask = Ask::new(method.clone(), &path).bearer(&host.token);
+            if path.ends_with("push") { ask.json(&host.envelope(json!([]))) } else { ask }
+        };
+        assert_eq!(host.client.send(ask()).await.status, 200, "{path}");
+        let reply = served.stranger().send(ask()).await;
+        assert_eq!(reply.refused(403), "certificate_required");
+        assert_eq!(other.client.send(ask()).await.refused(403), "certificate_mismatch");
+    }
+    // A certificate of another authority does not get through the handshake.
+    let elsewhere = Served::start().await;
+    let body = json!({"name": "x", "hostname": "x"});
+    let answer = elsewhere.try_register(&body).await.json();
+    let text = |key: &str| answer[key].as_str().expect(key);
+    let client = served.client(text("certificate"), text("private_key"));
+    let reply = client.try_send(host.ask(json!([]))).await;
+    assert!(reply.is_err(), "{reply:?}");
+}
+
+/// C39: TLS 1.2 is refused, TLS 1.3 is spoken.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_tls_1_3_is_spoken() {
+    let served = Served::start().await;
+    let address = served.running().address().to_string();
+    let connect = move |version: &str| {
+        let child = Command::new("openssl")
+            .args(["s_client", "-connect", &address, version])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("run openssl");
+        String::from_utf8_lossy(&[child.stdout, child.stderr].concat()).into_owned()
+    };
+    let both = tokio::task::spawn_blocking(move || (connect("-tls1_3"), connect("-tls1_2")));
+    let (new, old) = both.await.expect("no panic");
+    assert!(new.contains("TLSv1.3, Cipher is TLS_"), "{new}");
+    assert!(old.contains("Cipher is (NONE)"), "{old}");
+    assert!(old.contains("alert protocol version"), "{old}");
+}
+
+/// C12: a new token each time, that ends later; an old one is enough when the certificate is
+/// there, so that a host that was cut off for a month gets in again.
+#[tokio::test]
+async fn a_token_is_renewed() {
+    let served = Served::start_with(|config| {
+        config.lifetimes.collector_token = Duration::from_secs(1800);
+    })
+    .await;
+    let host = served.register("db1").await;
+    let renew = |token: &str| Ask::post("/api/v1/collectors/refresh-token").bearer(token);
+    let reply = host.client.send(renew(&host.token)).await;
+    let answer = reply.json();
+    let token = answer["token"].as_str().expect("a token");
+    assert_ne!(token, host.token);
+    assert_eq!(push_with(&host.client, &host, token).await.status, 200);
+    let ends: jiff::Timestamp = answer["expires_at"].as_str().expect("a time").parse().expect("it");
+    let left = ends.duration_since(clock::now()).as_secs();
+    assert!((1790..=1800).contains(&left), "{left}");
+    let mut old = claims(&host.id);
+    old["exp"] = json!(clock::now().as_second() - 30 * 86_400);
+    let old = minted(&host, &old);
+    push_with(&host.client, &host, &old).await.refused(401);
+    assert_eq!(host.client.send(renew(&old)).await.status, 200);
+    served.stranger().send(renew(&old)).await.refused(401);
+    host.client.send(renew("x.y.z")).await.refused(401);
+    let user = served.user_token(Role::Admin).await;
+    host.client.send(renew(&user)).await.refused(401);
+}
+
+/// C27, C50: a default is made, kept and served; new versions follow; an unchanged one is 304.
+#[tokio::test]
+async fn a_configuration_is_pulled_by_version() {
+    let served = Served::start().await;
+    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let admin = served.user_token(Role::Admin).await;
+    let path = format!("/api/v1/config/{}", host.id);
+    let first = host.client.get(&path, &host.token).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    assert_eq!(first.header("content-type"), "text/plain; charset=utf-8");
+    assert_eq!((first.header("x-config-version"), first.header("etag")), ("1", "\"1\""));
+    let text = String::from_utf8(first.body.to_vec()).expect("UTF-8");
+    for section in ["[collector]", "[pg_stats]", "[sysstat]", "[pg_log]", "[disk_usage]"] {
+        assert!(text.contains(section), "{section}");
+    }
+    let held =
+        |tag: &str| Ask::new(Method::GET, &path).bearer(&host.token).header("if-none-match", tag);
+    for tag in ["\"1\"", "W/\"1\"", "\"0\", \"1\"", "*"] {
+        let reply = host.client.send(held(tag)).await;
+        assert_eq!((reply.status, reply.body.len()), (304, 0), "{tag}");
+        assert_eq!(reply.header("x-config-version"), "1");
+    }
+    let put = |text: &str| Ask::new(Method::PUT, &path).bearer(&admin).body(text.to_owned());
+    let user = served.stranger();
+    let reply = user.send(put("[collector]\ninterval = 30\n")).await;
+    assert_eq!(reply.json()["version"], 2, "{reply:?}");
+    let second = host.client.send(held("\"1\"")).await;
+    assert_eq!((second.status, second.header("x-config-version")), (200, "2"));
+    assert_eq!(&second.body[..], b"[collector]\ninterval = 30\n");
+    assert_eq!(host.push(json!([])).await.json()["next_config_version"], 2);
+    // What an agent could not load is refused with its line, and changes nothing.
+    let reply = user.send(put("[collector]\ninterval = = 30\n")).await;
+    assert_eq!(reply.refused(422), "config_invalid");
+    assert_eq!(reply.json()["details"]["line"], 2);
+    assert_eq!(host.client.send(held("\"2\"")).await.status, 304);
+    // Users read it too, without a certificate; other collectors do not.
+    assert_eq!(user.get(&path, &admin).await.header("x-config-version"), "2");
+    assert_eq!(other.client.get(&path, &other.token).await.refused(403), "not_yours");
+    let versions = user.get(&format!("{path}/versions"), &admin).await.json();
+    assert_eq!(
+        (versions["total"].as_u64(), versions["data"][0]["version"].as_i64()),
+        (Some(2), Some(2))
+    );
+    assert_eq!(versions["data"][0]["updated_by"], "admin");
+    let unknown = format!("/api/v1/config/{}", uuid::Uuid::nil());
+    user.get(&unknown, &admin).await.refused(404);
+    user.send(Ask::new(Method::PUT, &unknown).bearer(&admin).body("")).await.refused(404);
+    host.client.send(Ask::new(Method::PUT, &path).bearer(&host.token).body("")).await.refused(401);
+}
+
+/// The list of collectors, one of them, and its end.
+#[tokio::test]
+async fn users_see_and_remove_collectors() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    served.register("db2").await;
+    let (admin, viewer) =
+        (served.user_token(Role::Admin).await, served.user_token(Role::Viewer).await);
+    let user = served.stranger();
+    let list = user.get("/api/v1/collectors?page=1&page_size=1", &viewer).await.json();
+    let pages = (list["total"].as_u64(), list["total_pages"].as_u64(), list["page"].as_u64());
+    assert_eq!(pages, (Some(2), Some(2), Some(1)));
+    let first = &list["data"][0];
+    assert_eq!((&first["name"], &first["status"]), (&json!("db1"), &json!("registered")));
+    assert_eq!(first["certificate_thumbprint"].as_str().map(str::len), Some(64));
+    assert_eq!(first.get("last_seen"), None);
+    for wrong in ["page=0", "page_size=0", "page_size=101", "page=x"] {
+        user.get(&format!("/api/v1/collectors?{wrong}"), &viewer).await.refused(400);
+    }
+    let path = format!("/api/v1/collectors/{}", host.id);
+    let delete = |token: &str| Ask::new(Method::DELETE, &path).bearer(token);
+    assert_eq!(user.send(delete(&viewer)).await.refused(403), "role_too_low");
+    assert_eq!(user.send(delete(&host.token)).await.refused(401), "unauthorized");
+    assert_eq!(host.push(json!([])).await.status, 200);
+    assert_eq!(user.send(delete(&admin)).await.status, 204);
+    host.push(json!([])).await.refused(401);
+    assert_eq!(user.get(&path, &viewer).await.json()["status"], "deregistered");
+    user.send(delete(&admin)).await.refused(404);
+    for unknown in ["x", &uuid::Uuid::nil().to_string()] {
+        user.get(&format!("/api/v1/collectors/{unknown}"), &viewer).await.refused(404);
+    }
+    user.get("/api/v1/collectors", &host.token).await.refused(401);
+}
+
+/// Without TLS, on loopback and when allowed: the token is enough.
+#[tokio::test]
+async fn plain_http_needs_no_certificate() {
+    let served = Served::start_with(|config| {
+        config.plaintext_listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let host = served.register("db1").await;
+    let plain = Client::plain(served.running().plaintext_address().expect("it listens"));
+    assert_eq!(push_with(&plain, &host, &host.token).await.status, 200);
+    push_with(&plain, &host, "x").await.refused(401);
+    let mut old = claims(&host.id);
+    old["exp"] = json!(clock::now().as_second() - 3600);
+    let renew = Ask::post("/api/v1/collectors/refresh-token").bearer(&minted(&host, &old));
+    plain.send(renew).await.refused(401);
+}
+
+/// C55: a client that never finishes its request is sent away, and does not hinder others.
+#[tokio::test]
+async fn slow_clients_are_sent_away() {
+    let served = Served::start_with(|config| {
+        config.limits.handshake_timeout = Duration::from_millis(200);
+        config.limits.idle_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let mut silent = tokio::net::TcpStream::connect(served.running().address()).await.expect("it");
+    let host = served.register("db1").await;
+    assert_eq!(host.push(json!([])).await.status, 200);
+    let mut byte = [0; 1];
+    let read = tokio::io::AsyncReadExt::read(&mut silent, &mut byte);
+    let ended = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it is closed");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    until_async("health", Duration::from_secs(5), async || {
+        served.stranger().get("/api/v1/health", "x").await.status == 200
+    })
+    .await;
+}

@@ -1,0 +1,107 @@
+//! The page on loopback: what it shows, and to whom.
+
+use http::Method;
+use pganalytics::clock;
+use serde_json::{Value, json};
+
+use crate::support::backend::{Ask, Client, Served};
+
+fn page(served: &Served) -> Client {
+    Client::plain(served.running().page_address().expect("there is a page"))
+}
+
+async fn get(client: &Client, path: &str) -> Value {
+    let reply = client.get(path, "x").await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    reply.json()
+}
+
+/// One file with everything in it, and a policy that lets nothing else run.
+#[tokio::test]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let served = Served::start().await;
+    let reply = page(&served).get("/", "x").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, "text/html; charset=utf-8"));
+    let text = std::str::from_utf8(&reply.body).expect("UTF-8");
+    for outside in ["src=", "@import", "{{"] {
+        assert!(!text.contains(outside), "{outside}");
+    }
+    let policy = reply.header("content-security-policy");
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+}
+
+/// A page of another site that points its own name here is turned away.
+#[tokio::test]
+async fn only_loopback_names_are_answered() {
+    let served = Served::start().await;
+    let client = page(&served);
+    for path in ["/", "/data/overview", "/nowhere"] {
+        for foreign in ["evil.example.com", "127.0.0.1.evil.com", "localhost.evil.com:8081"] {
+            let reply = client.send(Ask::new(Method::GET, path).header("host", foreign)).await;
+            assert_eq!(reply.refused(403), "foreign_host");
+        }
+    }
+    for own in ["localhost:8081", "127.0.0.1", "[::1]:1"] {
+        let reply = client.send(Ask::new(Method::GET, "/data/overview").header("host", own)).await;
+        assert_eq!(reply.status, 200, "{own}");
+    }
+    assert_eq!(client.get("/nowhere", "x").await.refused(404), "not_found");
+    client.send(Ask::post("/data/overview")).await.refused(405);
+    // The page's port has nothing of the API.
+    client.get("/api/v1/health", "x").await.refused(404);
+}
+
+/// Nothing yet; then an agent; then its numbers.
+#[tokio::test]
+async fn agents_and_their_numbers_are_shown() {
+    let served = Served::start().await;
+    let client = page(&served);
+    let empty = get(&client, "/data/overview").await;
+    assert_eq!((&empty["agents"], &empty["servers"]), (&json!([]), &json!([])));
+    let host = served.register("db1").await;
+    let one = get(&client, "/data/overview").await;
+    assert_eq!(one["agents"][0]["status"], "registered");
+    let at = clock::rfc3339(clock::now());
+    let filesystem = json!({
+        "device": "/dev/sda1", "mount": "/", "total_gb": 10.0, "used_gb": 4.0, "free_gb": 6.0,
+        "percent_used": 40.0,
+    });
+    let disk = json!({
+        "device": "sda", "read_iops": 1, "write_iops": 1, "read_mb_s": 1.5, "write_mb_s": 2.5,
+        "read_ops": 1, "write_ops": 1, "read_sectors": 1, "write_sectors": 1,
+    });
+    let metrics = json!([
+        {"type": "sysstat", "timestamp": at, "cpu": {"user": 12.5, "load_1m": 0.5, "cores": 4},
+         "memory": {"total_mb": 1000, "used_mb": 400, "cached_mb": 100}, "disk_io": [disk]},
+        {"type": "disk_usage", "timestamp": at, "filesystems": [filesystem]},
+        {"type": "pg_stats", "timestamp": at, "database": "app", "size_bytes": 5000,
+         "tables": [], "indexes": []},
+    ]);
+    let mut body = host.envelope(metrics);
+    body["agent"] = json!({
+        "queue_id": uuid::Uuid::nil(), "config_version": 0, "clock_offset_ms": 30,
+        "backlog": {"segments": 0, "batches": 0, "records": 7, "bytes": 5}, "lost": [],
+    });
+    let reply = host.client.send(host.ask(json!([])).json(&body)).await;
+    assert_eq!(reply.json()["metrics_inserted"], 3, "{reply:?}");
+    let two = get(&client, "/data/overview").await;
+    let agent = &two["agents"][0];
+    assert_eq!((&agent["status"], &agent["metrics_24h"]), (&json!("active"), &json!(3)));
+    assert_eq!(agent["report"]["backlog"]["records"], 7);
+    let server = &two["servers"][0]["id"];
+    let shown = get(&client, &format!("/data/servers/{server}?range=1h")).await;
+    let charts = &shown["charts"];
+    let last = |chart: &str, line: usize| charts[chart][line]["points"][0][1].as_f64();
+    assert_eq!((last("cpu", 0), last("load", 0)), (Some(12.5), Some(0.5)));
+    assert_eq!(last("memory", 0), Some(400.0 * f64::from(1 << 20)));
+    assert_eq!(
+        (last("disk_io", 0), &charts["disk_io"][0]["name"]),
+        (Some(2.5), &json!("sda write"))
+    );
+    assert_eq!(charts["mounts"][0]["percent"], 40.0);
+    assert_eq!((last("databases", 0), &charts["cores"]), (Some(5000.0), &json!(4.0)));
+    for wrong in ["range=x", "range=0s", "range=400d"] {
+        client.get(&format!("/data/servers/{server}?{wrong}"), "x").await.refused(400);
+    }
+    client.get("/data/servers/999", "x").await.refused(404);
+}

@@ -1,0 +1,494 @@
+//! What a store promises (S1 to S4), held against SQLite and against a real PostgreSQL server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use pganalytics::backend::store::{
+    self, Audit, Enrolment, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push,
+    Pushed, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::support;
+
+/// Makes one test for each store of each function.
+macro_rules! for_each_store {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test] async fn $name() {
+                let directory = super::support::directory();
+                let url = format!("sqlite:{}", directory.path().join("store.db").display());
+                super::$name(super::Opened::new(url, Some(directory)).await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test] async fn $name() {
+                super::$name(super::Opened::new(super::postgres_url().await, None).await).await;
+            })*
+        }
+    };
+}
+
+for_each_store!(
+    a_push_is_kept_with_all_it_brings,
+    a_batch_id_is_good_once,
+    a_failed_push_leaves_nothing,
+    metrics_are_found_by_range_type_and_step,
+    the_first_host_keeps_its_name,
+    a_deregistered_collector_has_no_credentials,
+    configurations_are_numbered,
+    a_session_lives_until_it_ends,
+    a_used_refresh_token_ends_the_session,
+    two_refreshes_at_once_do_not_both_pass,
+    users_are_unique_and_can_be_shut_out,
+    keys_are_bound_for_ever,
+    what_is_kept_survives_a_reopening,
+    a_closed_store_is_unavailable,
+);
+
+struct Opened {
+    store: Arc<dyn Store>,
+    url: String,
+    _directory: Option<TempDir>,
+}
+
+impl Opened {
+    async fn new(url: String, directory: Option<TempDir>) -> Self {
+        let store = store::open(&url).await.expect("open the store");
+        Self { store, url, _directory: directory }
+    }
+}
+
+/// A database of the test's own.
+async fn postgres_url() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let server = support::postgres::shared(15);
+    let name = format!("store_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    format!("postgres://postgres@/{name}?host={}", server.socket_dir().display())
+}
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00.123456Z".parse().expect("a time")
+}
+
+fn after(seconds: i64) -> Timestamp {
+    now() + SignedDuration::from_secs(seconds)
+}
+
+fn audit(action: &str) -> Audit {
+    let [actor, action, subject] = ["test", action, "subject"].map(str::to_owned);
+    Audit { at: now(), actor, action, subject }
+}
+
+fn enrolment(id: u128, name: &str, hostname: &str) -> Enrolment {
+    Enrolment {
+        id: Uuid::from_u128(id),
+        name: name.to_owned(),
+        hostname: hostname.to_owned(),
+        address: Some("10.0.0.1".to_owned()),
+        version: None,
+        sealed_secret: vec![0, 1, 2, 255],
+        thumbprint: "ab".repeat(32),
+        certificate_expires_at: after(1000),
+        audit: audit("collector.register"),
+    }
+}
+
+async fn enrolled(store: &Arc<dyn Store>, id: u128) -> Uuid {
+    let name = format!("collector-{id}");
+    store.enrol(enrolment(id, &name, "db1")).await.expect("enrol");
+    Uuid::from_u128(id)
+}
+
+fn metric(kind: &str, database: Option<&str>, seconds: i64, n: i64) -> MetricRow {
+    let document = json!({"type": kind, "n": n}).to_string();
+    let (kind, database) = (kind.to_owned(), database.map(str::to_owned));
+    MetricRow { kind, database, at: after(seconds), document }
+}
+
+fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> Push {
+    Push {
+        collector_id,
+        hostname: "db1".to_owned(),
+        batch_id: batch_id.map(str::to_owned),
+        received_at: now(),
+        metrics,
+        rejected: None,
+        report: None,
+        lost: vec![],
+    }
+}
+
+async fn all(store: &Arc<dyn Store>) -> Vec<StoredMetric> {
+    let mut found = Vec::new();
+    for server in store.servers(Page::first(100)).await.expect("servers").rows {
+        found.extend(store.metrics(query(server.id)).await.expect("metrics"));
+    }
+    found
+}
+
+fn query(server_id: i64) -> MetricQuery {
+    let (start, end) = (Timestamp::MIN, Timestamp::MAX);
+    MetricQuery { server_id, kind: None, start, end, step: None, limit: 10_000 }
+}
+
+fn numbers(metrics: &[StoredMetric]) -> Vec<i64> {
+    let number = |metric: &StoredMetric| {
+        serde_json::from_str::<Value>(&metric.document).expect("JSON")["n"].as_i64()
+    };
+    metrics.iter().map(|metric| number(metric).expect("a number")).collect()
+}
+
+/// C48: S1.
+async fn a_push_is_kept_with_all_it_brings(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let document = r#"{"text": "\u0000 \\u0000 \ud83d\ude00 \"", "n": 1, "large": 1e300}"#;
+    let row = MetricRow {
+        kind: "custom.x".to_owned(),
+        database: Some("d\u{e9}\u{0}".to_owned()),
+        at: after(5),
+        document: document.to_owned(),
+    };
+    let lost = LostRows {
+        queue_id: Uuid::from_u128(77),
+        from: 3,
+        to: u64::MAX >> 1,
+        records: 2,
+        reason: "evict".to_owned(),
+        at: now(),
+    };
+    let sent = Push {
+        report: Some(r#"{"a":1}"#.to_owned()),
+        lost: vec![lost.clone(), lost.clone()],
+        metrics: vec![row, metric("sysstat", None, 1, 2)],
+        ..push(id, None, vec![])
+    };
+    let pushed = store.push(sent).await.expect("push");
+    assert_eq!(pushed, Pushed { duplicate: false, rejected: None, config_version: 0 });
+    let found = all(store).await;
+    assert_eq!(numbers(&found), [2, 1]);
+    assert_eq!(found[1].at, after(5));
+    let kept: Value = serde_json::from_str(&found[1].document).expect("JSON");
+    let text = kept["text"].as_str().expect("text").replace('\0', "\u{fffd}");
+    assert_eq!(text, "\u{fffd} \\u0000 \u{1f600} \"");
+    assert_eq!(kept["large"].as_f64(), Some(1e300));
+    let servers = store.servers(Page::first(10)).await.expect("servers");
+    let server = &servers.rows[0];
+    assert_eq!((server.hostname.as_str(), server.address.as_str()), ("db1", "10.0.0.1"));
+    assert_eq!(store.server(server.id).await.expect("server").as_ref(), Some(server));
+    assert_eq!(store.server(server.id + 1).await.expect("server"), None);
+    let holes = store.lost(id, Page::first(10)).await.expect("lost");
+    assert_eq!((holes.total, holes.rows), (1, vec![lost]));
+    let collector = store.collector(id, after(60)).await.expect("collector").expect("is there");
+    assert_eq!((collector.metrics_total, collector.metrics_24h), (2, 2));
+    assert_eq!(collector.last_seen_at, Some(now()));
+    assert_eq!(collector.report.as_deref(), Some(r#"{"a":1}"#));
+    let later = store.collector(id, after(86_401)).await.expect("collector").expect("is there");
+    assert_eq!((later.metrics_total, later.metrics_24h), (2, 0));
+}
+
+/// C20: S2.
+async fn a_batch_id_is_good_once(opened: Opened) {
+    let store = &opened.store;
+    let (one, two) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let batch = |id, n| Push {
+        rejected: Some(format!("[{n}]")),
+        ..push(id, Some("batch"), vec![metric("sysstat", None, n, n)])
+    };
+    let both = tokio::join!(store.push(batch(one, 1)), store.push(batch(one, 1)));
+    let both = [both.0.expect("push"), both.1.expect("push")];
+    assert_eq!(both.iter().filter(|pushed| pushed.duplicate).count(), 1, "{both:?}");
+    let again = store.push(batch(one, 2)).await.expect("push");
+    let expected = Pushed { duplicate: true, rejected: Some("[1]".to_owned()), config_version: 0 };
+    assert_eq!(again, expected);
+    let other = store.push(batch(two, 3)).await.expect("push");
+    assert!(!other.duplicate);
+    for _ in 0..2 {
+        let free = push(one, None, vec![metric("sysstat", None, 9, 9)]);
+        assert!(!store.push(free).await.expect("push").duplicate);
+    }
+    let mut found = numbers(&all(store).await);
+    found.sort_unstable();
+    assert_eq!(found, [1, 3, 9, 9]);
+}
+
+/// S1: all or nothing.
+async fn a_failed_push_leaves_nothing(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    store.push(push(id, None, vec![])).await.expect("push");
+    let unknown = push(Uuid::from_u128(9), Some("b"), vec![metric("sysstat", None, 1, 1)]);
+    let refused = store.push(unknown).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert_eq!(all(store).await, []);
+    let pushed = store.push(push(id, Some("b"), vec![metric("sysstat", None, 1, 1)])).await;
+    assert!(!pushed.expect("push").duplicate);
+    assert_eq!(all(store).await.len(), 1);
+}
+
+/// C51: queries.
+async fn metrics_are_found_by_range_type_and_step(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let mut metrics: Vec<MetricRow> = (0..10).map(|n| metric("sysstat", None, n, n)).collect();
+    metrics.push(metric("pg_stats", Some("a"), 3, 103));
+    metrics.push(metric("pg_stats", Some("b"), 3, 203));
+    store.push(push(id, None, metrics)).await.expect("push");
+    let server = store.servers(Page::first(1)).await.expect("servers").rows[0].id;
+    let check = async |change: fn(&mut MetricQuery), expected: &[i64]| {
+        let mut query = query(server);
+        change(&mut query);
+        let found = store.metrics(query.clone()).await.expect("metrics");
+        assert_eq!(numbers(&found), expected, "{query:?}");
+    };
+    check(|q| q.limit = 3, &[7, 8, 9]).await;
+    check(|q| (q.start, q.end) = (after(2), after(4)), &[2, 3, 103, 203]).await;
+    check(|q| q.kind = Some("pg_stats".to_owned()), &[103, 203]).await;
+    check(|q| q.kind = Some("none\0".to_owned()), &[]).await;
+    check(|q| q.server_id += 1, &[]).await;
+    // Steps begin at whole multiples of their length since 1970, a Thursday at midnight.
+    check(
+        |q| (q.kind, q.step) = (Some("sysstat".to_owned()), Some(Duration::from_secs(5))),
+        &[4, 9],
+    )
+    .await;
+    check(|q| q.step = Some(Duration::from_secs(60)), &[103, 203, 9]).await;
+    check(
+        |q| (q.kind, q.step, q.limit) = (Some("sysstat".into()), Some(Duration::from_secs(1)), 2),
+        &[8, 9],
+    )
+    .await;
+}
+
+/// C47: S3.
+async fn the_first_host_keeps_its_name(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let named = store.collector_named("collector-1").await.expect("named");
+    assert_eq!(named, Some((id, "db1".to_owned())));
+    assert_eq!(store.collector_named("other").await.expect("named"), None);
+    for taken in [enrolment(2, "collector-1", "db1"), enrolment(1, "collector-1", "db2")] {
+        let refused = store.enrol(taken).await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    }
+    let again = Enrolment {
+        thumbprint: "cd".repeat(32),
+        sealed_secret: vec![9],
+        ..enrolment(1, "collector-1", "db1")
+    };
+    store.enrol(again).await.expect("enrol again");
+    let held = store.credentials(id).await.expect("credentials").expect("there");
+    assert_eq!(held.thumbprint, Some("cd".repeat(32)));
+    assert_eq!((held.sealed_secret, held.hostname), (vec![9], "db1".to_owned()));
+    let listed = store.collectors(Page::first(10), now()).await.expect("collectors");
+    assert_eq!(listed.total, 1);
+    // One for each registration that was let in.
+    assert_eq!(store.audits(Page::first(10)).await.expect("audits").total, 2);
+    enrolled(store, 0).await;
+    let page = Page { number: 2, size: 1 };
+    let second = store.collectors(page, now()).await.expect("collectors");
+    assert_eq!((second.total, second.rows[0].id), (2, id));
+}
+
+async fn a_deregistered_collector_has_no_credentials(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    store.push(push(id, None, vec![])).await.expect("push");
+    assert!(store.deregister(id, audit("out")).await.expect("deregister"));
+    assert!(!store.deregister(id, audit("out")).await.expect("deregister"));
+    assert!(!store.deregister(Uuid::nil(), audit("out")).await.expect("deregister"));
+    assert!(store.credentials(id).await.expect("credentials").is_none());
+    let collector = store.collector(id, now()).await.expect("collector").expect("still known");
+    assert_eq!(collector.deregistered_at, Some(now()));
+    assert!(!store.servers(Page::first(1)).await.expect("servers").rows[0].is_active);
+    store.enrol(enrolment(1, "collector-1", "db1")).await.expect("enrol again");
+    assert!(store.credentials(id).await.expect("credentials").is_some());
+}
+
+/// C50: versions.
+async fn configurations_are_numbered(opened: Opened) {
+    let store = &opened.store;
+    let collector_id = enrolled(store, 1).await;
+    let config = |text: &str| NewConfig {
+        collector_id,
+        text: text.to_owned(),
+        audit: audit("config.write"),
+    };
+    assert_eq!(store.config(collector_id).await.expect("config"), None);
+    let pair = tokio::join!(store.first_config(config("a")), store.first_config(config("a")));
+    assert_eq!((pair.0.expect("first").version, pair.1.expect("first").version), (1, 1));
+    assert_eq!(store.first_config(config("b")).await.expect("first").text, "a");
+    assert_eq!(store.next_config(config("c")).await.expect("next"), 2);
+    let newest = store.config(collector_id).await.expect("config").expect("there");
+    assert_eq!((newest.version, newest.text.as_str()), (2, "c"));
+    let kept = store.config_versions(collector_id, Page::first(1)).await.expect("versions");
+    assert_eq!((kept.total, kept.rows[0].version), (2, 2));
+    let pushed = store.push(push(collector_id, None, vec![])).await.expect("push");
+    assert_eq!(pushed.config_version, 2);
+    let unknown = NewConfig { collector_id: Uuid::nil(), ..config("d") };
+    let refused = store.next_config(unknown).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+}
+
+async fn user(store: &Arc<dyn Store>) -> i64 {
+    let new = NewUser {
+        username: "ann".to_owned(),
+        email: String::new(),
+        full_name: Some("Ann".to_owned()),
+        role: Role::Admin,
+        password_hash: "hash".to_owned(),
+        audit: audit("user.add"),
+    };
+    store.add_user(new).await.expect("add a user")
+}
+
+async fn session(store: &Arc<dyn Store>) -> Uuid {
+    let user_id = user(store).await;
+    let (id, refresh_id) = (Uuid::from_u128(5), Uuid::from_u128(50));
+    let new = Session { id, user_id, refresh_id, at: now(), expires_at: after(100) };
+    store.open_session(new).await.expect("open a session");
+    id
+}
+
+fn exchange(session: Uuid, presented: u128, next: u128) -> Rotate {
+    let [presented, next] = [presented, next].map(Uuid::from_u128);
+    Rotate { session, presented, next, at: after(10), expires_at: after(200) }
+}
+
+/// C53
+async fn a_session_lives_until_it_ends(opened: Opened) {
+    let store = &opened.store;
+    let id = session(store).await;
+    let live = async |at| store.session_user(id, at).await.expect("session").is_some();
+    assert!(live(after(99)).await);
+    assert!(!live(after(100)).await);
+    let user = store.session_user(id, now()).await.expect("session").expect("live");
+    assert_eq!((user.role, user.last_login), (Role::Admin, Some(now())));
+    let done = store.rotate_session(exchange(id, 50, 51)).await.expect("rotate");
+    assert!(matches!(done, Rotation::Done(_)), "{done:?}");
+    assert!(live(after(150)).await);
+    store.end_session(id, after(20)).await.expect("end");
+    assert!(!live(after(21)).await);
+    let dead = store.rotate_session(exchange(id, 51, 52)).await.expect("rotate");
+    assert_eq!(dead, Rotation::Dead);
+}
+
+/// C53: S4.
+async fn a_used_refresh_token_ends_the_session(opened: Opened) {
+    let store = &opened.store;
+    let id = session(store).await;
+    let done = store.rotate_session(exchange(id, 50, 51)).await.expect("rotate");
+    assert!(matches!(done, Rotation::Done(_)), "{done:?}");
+    let reused = store.rotate_session(exchange(id, 50, 52)).await.expect("rotate");
+    assert_eq!(reused, Rotation::Reused);
+    let dead = store.rotate_session(exchange(id, 51, 53)).await.expect("rotate");
+    assert_eq!(dead, Rotation::Dead);
+    assert_eq!(store.session_user(id, after(11)).await.expect("session"), None);
+}
+
+/// C53: S4.
+async fn two_refreshes_at_once_do_not_both_pass(opened: Opened) {
+    let store = &opened.store;
+    let id = session(store).await;
+    let both = tokio::join!(
+        store.rotate_session(exchange(id, 50, 51)),
+        store.rotate_session(exchange(id, 50, 52))
+    );
+    let both = [both.0.expect("rotate"), both.1.expect("rotate")];
+    let done = both.iter().filter(|rotation| matches!(rotation, Rotation::Done(_))).count();
+    assert_eq!(done, 1, "{both:?}");
+}
+
+/// C53: inactive users.
+async fn users_are_unique_and_can_be_shut_out(opened: Opened) {
+    let store = &opened.store;
+    let id = session(store).await;
+    let account = store.account("ann").await.expect("account").expect("there");
+    assert_eq!((account.password_hash.as_str(), account.user.is_active), ("hash", true));
+    for unknown in ["Ann", "", "a\0"] {
+        assert!(store.account(unknown).await.expect("account").is_none(), "{unknown:?}");
+    }
+    let again = NewUser {
+        username: "ann".to_owned(),
+        email: String::new(),
+        full_name: None,
+        role: Role::User,
+        password_hash: "other".to_owned(),
+        audit: audit("user.add"),
+    };
+    let refused = store.add_user(again).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert!(store.disable_user("ann", audit("user.disable")).await.expect("disable"));
+    assert!(!store.disable_user("bob", audit("user.disable")).await.expect("disable"));
+    assert_eq!(store.session_user(id, after(1)).await.expect("session"), None);
+    assert!(!store.account("ann").await.expect("account").expect("there").user.is_active);
+    let audits = store.audits(Page::first(10)).await.expect("audits");
+    assert_eq!(audits.rows, [audit("user.disable"), audit("user.add")]);
+}
+
+async fn keys_are_bound_for_ever(opened: Opened) {
+    let store = &opened.store;
+    assert_eq!(store.bound_keys().await.expect("bound"), None);
+    store.bind_keys("one").await.expect("bind");
+    store.bind_keys("one").await.expect("bind the same");
+    let refused = store.bind_keys("two").await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert_eq!(store.bound_keys().await.expect("bound").as_deref(), Some("one"));
+}
+
+/// C56: a second opening finds the tables as they are.
+async fn what_is_kept_survives_a_reopening(opened: Opened) {
+    let id = enrolled(&opened.store, 1).await;
+    let batch = push(id, Some("b"), vec![metric("sysstat", None, 1, 1)]);
+    opened.store.push(batch.clone()).await.expect("push");
+    opened.store.close().await;
+    let store = store::open(&opened.url).await.expect("open again");
+    assert_eq!(numbers(&all(&store).await), [1]);
+    assert!(store.push(batch).await.expect("push").duplicate);
+    store.ready().await.expect("ready");
+}
+
+async fn a_closed_store_is_unavailable(opened: Opened) {
+    let id = enrolled(&opened.store, 1).await;
+    opened.store.close().await;
+    let refused = opened.store.push(push(id, None, vec![])).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let refused = opened.store.ready().await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+}
+
+/// The file of the embedded store is its owner's alone, its log too.
+#[tokio::test]
+async fn the_sqlite_file_is_private() {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = support::directory();
+    let url = format!("sqlite:{}", directory.path().join("store.db").display());
+    let store = store::open(&url).await.expect("open");
+    enrolled(&store, 1).await;
+    let mut files = 0;
+    for entry in std::fs::read_dir(directory.path()).expect("read the directory") {
+        let entry = entry.expect("an entry");
+        let mode = entry.metadata().expect("metadata").mode();
+        assert_eq!(mode & 0o077, 0, "{:?} {mode:o}", entry.path());
+        files += 1;
+    }
+    assert_eq!(files, 3);
+}
+
+/// A file that is no store is named as damaged, and left as it is.
+#[tokio::test]
+async fn a_file_that_is_no_store_is_refused() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let text = "this is not a database, though it is long enough to be mistaken for one".repeat(20);
+    std::fs::write(&path, &text).expect("write");
+    let refused = store::open(&format!("sqlite:{}", path.display())).await;
+    let Err(StoreError::Damaged(_)) = refused else { panic!("opened or misjudged") };
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+}

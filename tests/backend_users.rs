@@ -1,0 +1,166 @@
+//! Users of the backend: login, refresh, logout, roles, and how they are added.
+
+use std::time::Duration;
+
+use pganalytics::backend::store::{Page, Role};
+use pganalytics::backend::{self, UserRequest};
+use pganalytics::clock;
+use serde_json::{Value, json};
+
+use crate::support::backend::{Ask, PASSWORD, Reply, Served};
+
+async fn served() -> Served {
+    Served::start_with(|config| config.limits.attempts_per_minute = 1000).await
+}
+
+async fn refresh(served: &Served, token: &Value) -> Reply {
+    let body = json!({"refresh_token": token});
+    served.stranger().send(Ask::post("/api/v1/auth/refresh").json(&body)).await
+}
+
+async fn status(served: &Served, token: &Value) -> u16 {
+    served.stranger().get("/api/v1/collectors", token.as_str().expect("a token")).await.status
+}
+
+/// C53: what a login answers, and that its token opens the API.
+#[tokio::test]
+async fn a_login_gives_tokens_and_the_user() {
+    let served = served().await;
+    served.add_user("ann", Role::User).await;
+    let answer = served.login("ann").await;
+    let user = &answer["user"];
+    assert_eq!((&user["username"], &user["role"]), (&json!("ann"), &json!("user")));
+    assert_eq!((&user["email"], &user["is_active"]), (&json!("ann@example.com"), &json!(true)));
+    assert_eq!((user.get("full_name"), user.get("password_hash")), (None, None));
+    for time in ["last_login", "created_at", "updated_at"] {
+        let text = user[time].as_str().unwrap_or_else(|| panic!("{time}: {user}"));
+        assert!(text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok(), "{text}");
+    }
+    let ends: jiff::Timestamp = answer["expires_at"].as_str().expect("a time").parse().expect("it");
+    let left = ends.duration_since(clock::now()).as_secs();
+    assert!((890..=900).contains(&left), "{left}");
+    assert_eq!(status(&served, &answer["token"]).await, 200);
+    // C11: a refresh token opens nothing.
+    assert_eq!(status(&served, &answer["refresh_token"]).await, 401);
+}
+
+/// C53: a wrong password, an unknown user and one that is shut out are told the same.
+#[tokio::test]
+async fn failed_logins_say_nothing_about_the_user() {
+    let served = served().await;
+    served.add_user("ann", Role::User).await;
+    served.add_user("gone", Role::User).await;
+    let gone = served.login("gone").await;
+    backend::disable_user(&served.config, "gone").await.expect("shut out");
+    let mut bodies = Vec::new();
+    for (username, password) in
+        [("ann", "wrong password"), ("nobody", PASSWORD), ("gone", PASSWORD), ("ann\0", PASSWORD)]
+    {
+        let reply = served.try_login(username, password).await;
+        assert_eq!(reply.refused(401), "bad_credentials");
+        bodies.push(reply.body);
+    }
+    assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "{bodies:?}");
+    assert_eq!(status(&served, &gone["token"]).await, 401);
+    refresh(&served, &gone["refresh_token"]).await.refused(401);
+    let audits = served.running().store().audits(Page::first(1)).await.expect("audits");
+    assert_eq!(audits.rows[0].action, "user.login_failed");
+    for wrong in [json!({}), json!({"username": "ann"}), json!({"username": 1, "password": 2})] {
+        let ask = Ask::post("/api/v1/auth/login").json(&wrong);
+        served.stranger().send(ask).await.refused(400);
+    }
+}
+
+/// An unknown user takes as long as a wrong password.
+#[tokio::test]
+async fn failed_logins_take_the_same_time() {
+    let served = served().await;
+    served.add_user("ann", Role::User).await;
+    let time = async |username: &str| {
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let began = clock::monotonic();
+            served.try_login(username, "wrong password").await.refused(401);
+            fastest = fastest.min(clock::monotonic() - began);
+        }
+        fastest
+    };
+    let (known, unknown) = (time("ann").await, time("nobody").await);
+    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
+    assert!((0.5..2.0).contains(&ratio), "{known:?} {unknown:?}");
+}
+
+/// C53: a refresh token is good once; presenting it again ends the whole session.
+#[tokio::test]
+async fn a_used_refresh_token_ends_the_session() {
+    let served = served().await;
+    served.add_user("ann", Role::User).await;
+    let (first, other) = (served.login("ann").await, served.login("ann").await);
+    let second = refresh(&served, &first["refresh_token"]).await;
+    assert_eq!(second.status, 200, "{second:?}");
+    let second = second.json();
+    assert_ne!(second["token"], first["token"]);
+    assert_eq!(second["user"]["username"], "ann");
+    assert_eq!(status(&served, &second["token"]).await, 200);
+    refresh(&served, &first["refresh_token"]).await.refused(401);
+    refresh(&served, &second["refresh_token"]).await.refused(401);
+    assert_eq!(status(&served, &second["token"]).await, 401);
+    // Another login of the same user is another session.
+    assert_eq!(status(&served, &other["token"]).await, 200);
+    for token in [&json!("x.y.z"), &other["token"], &json!("")] {
+        refresh(&served, token).await.refused(401);
+    }
+    let ask = Ask::post("/api/v1/auth/refresh").json(&json!({"refresh_token": 5}));
+    served.stranger().send(ask).await.refused(400);
+}
+
+/// C53: after a logout neither token is good.
+#[tokio::test]
+async fn a_logout_ends_both_tokens() {
+    let served = served().await;
+    served.add_user("ann", Role::User).await;
+    let answer = served.login("ann").await;
+    let logout = || {
+        let token = answer["token"].as_str().expect("a token");
+        Ask::post("/api/v1/auth/logout").bearer(token)
+    };
+    let reply = served.stranger().send(logout()).await;
+    assert_eq!((reply.status, reply.json()["message"].is_string()), (200, true));
+    assert_eq!(status(&served, &answer["token"]).await, 401);
+    refresh(&served, &answer["refresh_token"]).await.refused(401);
+    served.stranger().send(logout()).await.refused(401);
+}
+
+/// Logins from one address are counted.
+#[tokio::test]
+async fn logins_are_limited() {
+    let served = Served::start_with(|config| config.limits.attempts_per_minute = 2).await;
+    served.add_user("ann", Role::User).await;
+    served.try_login("ann", "wrong password").await.refused(401);
+    served.try_login("ann", "wrong password").await.refused(401);
+    let reply = served.try_login("ann", PASSWORD).await;
+    assert_eq!(reply.refused(429), "too_many_requests");
+    assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|wait| wait <= 60));
+}
+
+/// Users are added by hand, once, with a password that is worth the name.
+#[tokio::test]
+async fn users_are_added_by_hand() {
+    let served = served().await;
+    let add = async |username: &str, password: &str| {
+        let request = UserRequest {
+            username: username.to_owned(),
+            email: String::new(),
+            full_name: None,
+            role: Role::Viewer,
+            password: password.into(),
+        };
+        backend::add_user(&served.config, request).await.map_err(|err| err.to_string())
+    };
+    assert_eq!(add("ann", PASSWORD).await, Ok(()));
+    assert_eq!(add("ann", PASSWORD).await, Err("the user ann exists".to_owned()));
+    assert!(add("bob", "short").await.is_err());
+    assert!(add("", PASSWORD).await.is_err());
+    assert!(add("a\nb", PASSWORD).await.is_err());
+    assert!(backend::disable_user(&served.config, "nobody").await.is_err());
+}
