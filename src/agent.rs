@@ -11,6 +11,7 @@ use tokio::{
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
 };
+use uuid::Uuid;
 
 use self::door::{Door, run_collector};
 pub use self::{
@@ -81,6 +82,8 @@ impl Agent {
         let who = (identity.collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
         let (queue, queue_thread) = config.queue.start()?;
+        // The queue's thread has just been started: it answers.
+        let queue_id = queue.status().await.map_or(Uuid::nil(), |status| status.queue_id);
         let (trigger, shutdown) = shutdown::channel();
         let collections = Collections::default();
         let signals = Signals::default();
@@ -89,7 +92,7 @@ impl Agent {
         start_collectors(&mut stages, &config.collectors, &door, &shutdown).await;
         stages.spawn(end_windows(
             queue.clone(),
-            config.agent.push_interval,
+            windows(config.agent.push_interval, queue_id),
             Arc::clone(&signals.wake),
             shutdown,
         ));
@@ -166,11 +169,18 @@ async fn start_collectors(
         stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
     }
     if let Some((timing, config)) = &collectors.pg_log {
-        // The queue's thread has just been started: it answers.
         let position = door.queue.position("pg_log").await.ok().flatten();
         let collector = PgLogCollector::new(config.clone(), position.as_deref());
         stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
     }
+}
+
+/// When push windows end: some time after the collectors' common tick, so that what they have just
+/// read goes with the window, and at another time on each host, so that a backend is not asked by
+/// all of them at once.
+fn windows(interval: Duration, queue_id: Uuid) -> Schedule {
+    let spread = f64::from(u16::try_from(queue_id.as_u128() % 1_000).unwrap_or(0)) / 1_000.0;
+    Schedule::new(interval, interval.mul_f64(0.05 + 0.45 * spread))
 }
 
 /// Seals at the end of each push window and wakes the forwarder.

@@ -23,7 +23,8 @@
 //! - **Q5 Sequence numbers count records**, from 0, over restarts.
 //! - **Q6 A segment is written by one process only**, and never again after an error or a restart.
 //! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
-//!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted and counted.
+//!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted and
+//!   counted.
 //! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
 //!   what it read.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.

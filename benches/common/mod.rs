@@ -1,12 +1,19 @@
 //! What the benches share: documents like real ones, results that a script can read, and what the
 //! kernel says about this process.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    reason = "measurements and made-up numbers"
+)]
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use pganalytics::{clock, queue::NewRecord};
+use serde_json::json;
 
 /// Prints a result; see `benches/README.md`.
 pub fn result(name: &str, value: f64, unit: &str) {
@@ -28,43 +35,34 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 /// A sysstat document of about 1 KiB whose numbers differ from one `n` to the next.
 pub fn document(n: u64) -> Bytes {
-    let digit = |salt: u64| (n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(salt)) >> 33;
-    let percent = |salt| format!("{}.{:02}", digit(salt) % 100, digit(salt + 1) % 100);
-    let disk = |name: &str, salt: u64| {
-        format!(
-            r#"{{"device":"{name}","read_iops":{},"write_iops":{},"read_mb_s":{},"write_mb_s":{},"read_ops":{},"write_ops":{},"read_sectors":{},"write_sectors":{}}}"#,
-            percent(salt),
-            percent(salt + 2),
-            percent(salt + 4),
-            percent(salt + 6),
-            n * 7 + salt,
-            n * 11 + salt,
-            n * 70 + salt,
-            n * 110 + salt,
-        )
+    let digit = |salt: u64| n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(salt) >> 33;
+    let percent = |salt| (digit(salt) % 10_000) as f64 / 100.0;
+    let disk = |(device, salt): (&str, u64)| {
+        json!({
+            "device": device,
+            "read_iops": percent(salt), "write_iops": percent(salt + 2),
+            "read_mb_s": percent(salt + 4), "write_mb_s": percent(salt + 6),
+            "read_ops": n * 7 + salt, "write_ops": n * 11 + salt,
+            "read_sectors": n * 70 + salt, "write_sectors": n * 110 + salt,
+        })
     };
-    let minute = n / 60 % 60;
-    Bytes::from(format!(
-        r#"{{"type":"sysstat","timestamp":"2026-01-01T{:02}:{minute:02}:{:02}.{:03}Z","cpu":{{"user":{},"system":{},"idle":{},"iowait":{},"load_1m":{},"load_5m":{},"load_15m":{},"cores":8}},"memory":{{"total_mb":32000,"free_mb":{},"cached_mb":{},"used_mb":{},"available_mb":{}}},"disk_io":[{},{},{}],"context_switches_s":{},"uptime_s":{n}}}"#,
-        n / 3600 % 24,
-        n % 60,
-        n / 86_400 % 1000,
-        percent(1),
-        percent(2),
-        percent(3),
-        percent(4),
-        percent(5),
-        percent(6),
-        percent(7),
-        digit(8) % 32_000,
-        digit(9) % 32_000,
-        digit(10) % 32_000,
-        digit(11) % 32_000,
-        disk("sda", 20),
-        disk("sdb", 40),
-        disk("nvme0n1", 60),
-        digit(12) % 100_000,
-    ))
+    let at = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_767_225_600 + n as i64);
+    let document = json!({
+        "type": "sysstat",
+        "timestamp": clock::rfc3339(at),
+        "cpu": {
+            "user": percent(1), "system": percent(2), "idle": percent(3), "iowait": percent(4),
+            "load_1m": percent(5), "load_5m": percent(6), "load_15m": percent(7), "cores": 8,
+        },
+        "memory": {
+            "total_mb": 32_000, "free_mb": digit(8) % 32_000, "cached_mb": digit(9) % 32_000,
+            "used_mb": digit(10) % 32_000, "available_mb": digit(11) % 32_000,
+        },
+        "disk_io": [("sda", 20), ("sdb", 40), ("nvme0n1", 60)].map(disk),
+        "context_switches_s": digit(12) % 100_000,
+        "uptime_s": n,
+    });
+    Bytes::from(document.to_string())
 }
 
 /// Records of [`document`].

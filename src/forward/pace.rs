@@ -1,8 +1,8 @@
 //! How long to wait after a failure: 1 s, doubling, at most 300 s, with full jitter drawn after the
 //! cap, for ever.
 //!
-//! The `backoff` crate gives the growing ceiling and nothing else; it is unmaintained, and this file
-//! is the only one that names it.
+//! The `backoff` crate gives the growing ceiling and nothing else; it is unmaintained, and this is
+//! the only file that names it.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The log: appends, seals, reads batches and deletes what is delivered. Synchronous, owned by one
-//! thread, and told the time. The promises are in [`crate::queue`]. The log's other parts: opening is
-//! in `recover`, reading in `reading`, and what happens without a disk in `disk_health`.
+//! thread, and told the time. The promises are in [`crate::queue`]. The log's other parts: opening
+//! is in `recover`, reading in `reading`, and what happens without a disk in `disk_health`.
 
 use std::{
     cell::OnceCell,
