@@ -184,8 +184,12 @@ fn windows(interval: Duration, queue_id: Uuid) -> Schedule {
 }
 
 /// Seals at the end of each push window and wakes the forwarder.
-async fn end_windows(queue: Queue, interval: Duration, wake: Arc<Notify>, mut shutdown: Shutdown) {
-    let mut schedule = Schedule::new(interval, Duration::ZERO);
+async fn end_windows(
+    queue: Queue,
+    mut schedule: Schedule,
+    wake: Arc<Notify>,
+    mut shutdown: Shutdown,
+) {
     schedule.next(clock::now()); // the first tick is now, and a window has a length
     loop {
         let tick = schedule.next(clock::now());
