@@ -46,6 +46,7 @@ pub fn document(n: u64) -> Bytes {
             "read_sectors": n * 70 + salt, "write_sectors": n * 110 + salt,
         })
     };
+    let disks = [("sda", 20), ("sdb", 40), ("nvme0n1", 60)].map(disk);
     let at = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_767_225_600 + n as i64);
     let document = json!({
         "type": "sysstat",
@@ -58,7 +59,7 @@ pub fn document(n: u64) -> Bytes {
             "total_mb": 32_000, "free_mb": digit(8) % 32_000, "cached_mb": digit(9) % 32_000,
             "used_mb": digit(10) % 32_000, "available_mb": digit(11) % 32_000,
         },
-        "disk_io": [("sda", 20), ("sdb", 40), ("nvme0n1", 60)].map(disk),
+        "disk_io": disks,
         "context_switches_s": digit(12) % 100_000,
         "uptime_s": n,
     });
