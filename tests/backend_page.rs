@@ -88,8 +88,8 @@ async fn agents_and_their_numbers_are_shown() {
     let agent = &two["agents"][0];
     assert_eq!((&agent["status"], &agent["metrics_24h"]), (&json!("active"), &json!(3)));
     assert_eq!(agent["report"]["backlog"]["records"], 7);
-    let server = &two["servers"][0]["id"];
-    let shown = get(&client, &format!("/data/servers/{server}?range=1h")).await;
+    let shown_id = &two["servers"][0]["id"];
+    let shown = get(&client, &format!("/data/servers/{shown_id}?range=1h")).await;
     let charts = &shown["charts"];
     let last = |chart: &str, line: usize| charts[chart][line]["points"][0][1].as_f64();
     assert_eq!((last("cpu", 0), last("load", 0)), (Some(12.5), Some(0.5)));
@@ -101,7 +101,7 @@ async fn agents_and_their_numbers_are_shown() {
     assert_eq!(charts["mounts"][0]["percent"], 40.0);
     assert_eq!((last("databases", 0), &charts["cores"]), (Some(5000.0), &json!(4.0)));
     for wrong in ["range=x", "range=0s", "range=400d"] {
-        client.get(&format!("/data/servers/{server}?{wrong}"), "x").await.refused(400);
+        client.get(&format!("/data/servers/{shown_id}?{wrong}"), "x").await.refused(400);
     }
     client.get("/data/servers/999", "x").await.refused(404);
 }

@@ -97,9 +97,9 @@ async fn an_empty_push_is_taken() {
     let reply = host.push(json!([])).await;
     assert_eq!(reply.json()["metrics_inserted"], 0, "{reply:?}");
     let servers = served.running().store().servers(Page::first(10)).await.expect("servers");
-    let server = servers.rows.first().expect("one server");
-    assert_eq!(server.hostname, "db1.example.com");
-    assert_eq!(server.collector_id.map(|id| id.to_string()), Some(host.id));
+    let first = servers.rows.first().expect("one server");
+    assert_eq!(first.hostname, "db1.example.com");
+    assert_eq!(first.collector_id.map(|id| id.to_string()), Some(host.id));
 }
 
 /// C4, C48: an invalid metric is named with its place, and harms neither its neighbours nor the

@@ -140,13 +140,9 @@ async fn version() -> Response {
 
 async fn in_time(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let limit = shared.config.limits.request_timeout;
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let message = "the request took too long";
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message).into_response()
-        }
-    }
+    let late = ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request took too long");
+    let response = tokio::time::timeout(limit, next.run(request)).await;
+    response.unwrap_or_else(|_| late.into_response())
 }
 
 async fn note(request: Request, next: Next) -> Response {

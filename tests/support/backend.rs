@@ -175,6 +175,7 @@ impl Served {
 
 impl Host {
     /// An envelope around `metrics`.
+    #[allow(clippy::needless_pass_by_value, reason = "tests make it in place")]
     pub fn envelope(&self, metrics: Value) -> Value {
         json!({
             "collector_id": self.id,

@@ -138,7 +138,6 @@ fn take(decoder: impl Read, compressed: usize, limit: u64) -> Result<Vec<u8>, Ap
     if bytes.len() as u64 > limit { Err(ApiError::too_large(limit)) } else { Ok(bytes) }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn damaged(_: std::io::Error) -> ApiError {
     ApiError::bad_request("the compressed body is damaged")
 }

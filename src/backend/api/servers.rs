@@ -22,7 +22,7 @@ const METRICS: u32 = 1000;
 const METRICS_MAX: u32 = 10_000;
 
 #[derive(Serialize)]
-struct Metrics {
+struct Found {
     server_id: i64,
     metric_type: String,
     start_time: String,
@@ -77,7 +77,7 @@ pub(super) async fn metrics(
         .map(|metric| RawValue::from_string(metric.document))
         .collect::<Result<_, _>>()
         .map_err(|err| StoreError::Damaged(err.to_string()))?;
-    Ok(ok(&Metrics {
+    Ok(ok(&Found {
         server_id,
         metric_type: kind.unwrap_or_else(|| "all".to_owned()),
         start_time: clock::rfc3339(start),

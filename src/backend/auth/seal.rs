@@ -70,16 +70,16 @@ mod tests {
     fn a_sealed_secret_opens_for_its_owner_only() {
         let sealer = Sealer::new(&[7; 32]).expect("32 bytes");
         let (owner, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let sealed = sealer.seal(owner, b"secret");
-        assert_ne!(sealed, sealer.seal(owner, b"secret"));
+        let text = sealer.seal(owner, b"secret");
+        assert_ne!(text, sealer.seal(owner, b"secret"));
         let open = |owner, sealed: &[u8]| {
             sealer.open(owner, sealed).map(|secret| secret.expose_secret().to_vec())
         };
-        assert_eq!(open(owner, &sealed).as_deref(), Some(b"secret".as_slice()));
-        assert_eq!(open(other, &sealed), None);
-        assert_eq!(open(owner, &sealed[..sealed.len() - 1]), None);
+        assert_eq!(open(owner, &text).as_deref(), Some(b"secret".as_slice()));
+        assert_eq!(open(other, &text), None);
+        assert_eq!(open(owner, &text[..text.len() - 1]), None);
         assert_eq!(open(owner, b"short"), None);
-        assert!(Sealer::new(&[8; 32]).expect("32 bytes").open(owner, &sealed).is_none());
+        assert!(Sealer::new(&[8; 32]).expect("32 bytes").open(owner, &text).is_none());
         assert!(Sealer::new(&[7; 31]).is_none());
     }
 }

@@ -296,7 +296,7 @@ function bars(title, why, list) {
 
 function mounts(list) {
   const rows = [...list].sort((a, b) => b.percent - a.percent).map((mount) => ({
-    name: mount.mount, about: `${mount.device} ${mount.fstype ?? ""}`, width: mount.percent,
+    name: mount.path, about: `${mount.device} ${mount.fstype ?? ""}`, width: mount.percent,
     text: `${bytes(mount.used)} of ${bytes(mount.total)} · ${percent(mount.percent)}`,
     tone: mount.percent >= 90 ? "full" : mount.percent >= 75 ? "tight" : "",
   }));

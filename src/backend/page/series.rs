@@ -31,7 +31,7 @@ struct Line {
 /// A file system as last seen.
 #[derive(Debug, Clone, Serialize)]
 struct Mount {
-    mount: String,
+    path: String,
     device: String,
     fstype: Option<String>,
     total: f64,
@@ -62,6 +62,7 @@ struct Cpu {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the contract")]
 struct Memory {
     total_mb: Option<f64>,
     used_mb: Option<f64>,
@@ -107,8 +108,8 @@ struct DatabaseSize {
     size_bytes: Option<f64>,
 }
 
-const GIB: f64 = (1_u64 << 30) as f64;
-const MIB: f64 = (1_u64 << 20) as f64;
+const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1024.0 * MIB;
 
 /// Lines by name, in the order of their first point or by name.
 #[derive(Default)]
@@ -177,7 +178,7 @@ pub(super) fn charts(metrics: &[StoredMetric]) -> Charts {
                 for filesystem in read.filesystems.into_iter().flatten() {
                     filesystems.add(&filesystem.mount, at, filesystem.percent_used);
                     if let Some(mount) = mount(filesystem) {
-                        mounts.insert(mount.mount.clone(), mount);
+                        mounts.insert(mount.path.clone(), mount);
                     }
                 }
             }
@@ -239,7 +240,7 @@ fn mount(read: Filesystem) -> Option<Mount> {
         total: read.total_bytes.or(read.total_gb.map(|gib| gib * GIB))?,
         used: read.used_bytes.or(read.used_gb.map(|gib| gib * GIB))?,
         percent: read.percent_used?,
-        mount: read.mount,
+        path: read.mount,
         device: read.device,
         fstype: read.fstype,
     })
@@ -284,7 +285,7 @@ mod tests {
             metric("disk_usage", 1, &json!({"filesystems": [filesystem("/gone", 1.0)]})),
             metric("disk_usage", 2, &json!({"filesystems": [filesystem("/", 20.0)]})),
         ]);
-        let mounts: Vec<_> = made.mounts.iter().map(|m| (m.mount.as_str(), m.percent)).collect();
+        let mounts: Vec<_> = made.mounts.iter().map(|m| (m.path.as_str(), m.percent)).collect();
         assert_eq!(mounts, [("/", 20.0)]);
         assert_eq!(made.filesystems.len(), 2);
     }

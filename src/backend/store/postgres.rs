@@ -233,8 +233,9 @@ impl Store for PostgresStore {
 impl From<PoolError> for StoreError {
     fn from(err: PoolError) -> Self {
         match err {
-            PoolError::Backend(err) => err.into(),
-            PoolError::PostCreateHook(HookError::Backend(err)) => err.into(),
+            PoolError::Backend(err) | PoolError::PostCreateHook(HookError::Backend(err)) => {
+                err.into()
+            }
             other => Self::Unavailable(other.to_string()),
         }
     }
@@ -253,8 +254,9 @@ impl From<tokio_postgres::Error> for StoreError {
         match code.code().get(..2).unwrap_or_default() {
             "23" => Self::Conflict(text),
             "22" | "54" => Self::Refused(text),
-            "08" | "28" | "3D" | "40" | "53" | "55" | "57" | "58" => Self::Unavailable(text),
-            _ => Self::Damaged(text),
+            "42" | "XX" | "0A" => Self::Damaged(text),
+            // Connections, authorisation, resources, locks, shutdown: all pass.
+            _ => Self::Unavailable(text),
         }
     }
 }

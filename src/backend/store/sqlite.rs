@@ -84,7 +84,7 @@ impl Store for SqliteStore {
     }
 
     async fn bound_keys(&self) -> Result<Option<String>, StoreError> {
-        self.read(|db| collectors::bound_keys(db)).await
+        self.read(collectors::bound_keys).await
     }
 
     async fn bind_keys(&self, fingerprint: &str) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@ use deadpool_postgres::{Client, Transaction};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::super::StoreError;
@@ -76,7 +77,7 @@ pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreEr
               WHERE id = $1",
         )
         .await?;
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+    let values: [&(dyn ToSql + Sync); 4] =
         [&push.collector_id, &push.received_at, &metrics, &push.report];
     transaction.execute(&statement, &values).await?;
     let config_version = config_version(&transaction, push.collector_id).await?;
@@ -175,9 +176,9 @@ async fn insert_lost(
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
         )
         .await?;
-    let (first, last, records) = (count(lost.from), count(lost.to), count(lost.records));
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-        [&collector, &lost.queue_id, &first, &last, &records, &text(&lost.reason), &lost.at];
+    let (from, to, records) = (count(lost.from), count(lost.to), count(lost.records));
+    let values: [&(dyn ToSql + Sync); 7] =
+        [&collector, &lost.queue_id, &from, &to, &records, &text(&lost.reason), &lost.at];
     transaction.execute(&statement, &values).await?;
     Ok(())
 }
@@ -205,18 +206,14 @@ pub(super) async fn select(
     };
     let (start, end) = (within(query.start), within(query.end));
     let limit = i64::from(query.limit);
-    let rows = match query.step {
-        Some(step) => {
-            let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
-            let statement = db.prepare_cached(METRICS_BY_STEP).await?;
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-                [&query.server_id, &kinds, &start, &end, &limit, &step];
-            db.query(&statement, &values).await?
-        }
-        None => {
-            let statement = db.prepare_cached(METRICS).await?;
-            db.query(&statement, &[&query.server_id, &kinds, &start, &end, &limit]).await?
-        }
+    let values: [&(dyn ToSql + Sync); 5] = [&query.server_id, &kinds, &start, &end, &limit];
+    let rows = if let Some(step) = query.step {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
+        let statement = db.prepare_cached(METRICS_BY_STEP).await?;
+        db.query(&statement, &[&values[..], &[&step]].concat()).await?
+    } else {
+        let statement = db.prepare_cached(METRICS).await?;
+        db.query(&statement, &values).await?
     };
     rows.iter().map(stored).collect()
 }
