@@ -31,6 +31,10 @@ pub enum Command {
     #[command(alias = "cron")]
     Run(ConfigFile),
     /// Enrol this host with a backend.
+    ///
+    /// Makes a private key that never leaves this host, has the backend certify it, and writes key,
+    /// certificate, CA and identity. A host that is registered already stays as it is unless
+    /// --force is given; then the old identity is replaced only when the new one is complete.
     Register {
         /// The agent's configuration.
         #[command(flatten)]
@@ -40,6 +44,9 @@ pub enum Command {
         args: register::Args,
     },
     /// Show the running agent: backend, queue and collectors.
+    ///
+    /// Exit codes: 0 all is well, 1 the agent does not run or does not answer, 2 it runs and
+    /// something needs a look.
     Status {
         /// The agent's configuration.
         #[command(flatten)]
@@ -48,7 +55,10 @@ pub enum Command {
         #[command(flatten)]
         args: status::Args,
     },
-    /// Show what is queued, while the agent runs and while it does not.
+    /// Show what is queued: segments (one per push window) or batches (one per push).
+    ///
+    /// Asks the agent when it runs, else reads its queue directory, and changes nothing either way.
+    /// Exit codes: 0 shown, 1 failed, 2 shown and some of it is damaged.
     Inspect {
         /// The agent's configuration.
         #[command(flatten)]
@@ -57,7 +67,11 @@ pub enum Command {
         #[command(flatten)]
         args: inspect::Args,
     },
-    /// Deliver now what is queued now.
+    /// Deliver now what is queued now, and show the progress.
+    ///
+    /// Asks the agent to push when it runs, else opens the queue and pushes by itself. What is not
+    /// delivered stays queued, and a batch that the backend has already is recognised there.
+    /// Exit codes: 0 all is delivered, 1 nothing is, 2 a part is.
     Replay {
         /// The agent's configuration.
         #[command(flatten)]

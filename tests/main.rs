@@ -16,6 +16,7 @@ mod backend_store; // what both stores promise, held against SQLite and PostgreS
 mod backend_users; // login, refresh, logout, roles
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
+mod control; // the control socket: one owner, no strangers
 mod crash; // kill -9 and damage: what was on disk is delivered
 mod delivery; // from the collectors to the store, with nothing in the way
 mod disk_full; // no free blocks, no free inodes

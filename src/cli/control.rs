@@ -119,7 +119,9 @@ impl Shown {
             CollectorStatus {
                 name: (*name).to_owned(),
                 enabled: timing.is_some(),
-                interval_s: timing.map_or(0, |timing| timing.interval.as_secs()),
+                interval_ms: timing.map_or(0, |timing| {
+                    u64::try_from(timing.interval.as_millis()).unwrap_or(u64::MAX)
+                }),
                 last_run_at: status.last_at,
                 last_error: status.error,
                 runs: status.collections + status.failures,
@@ -136,17 +138,19 @@ fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
     vec![
         ("sysstat", collectors.sysstat.as_ref().map(|(timing, _)| *timing)),
         ("disk_usage", collectors.disk_usage.as_ref().map(|(timing, _)| *timing)),
+        ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
         ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
     ]
 }
 
-/// Told by the pause after a failure, and by the status that the answer begins with.
+/// Told by the last answer: whether a batch was delivered with it, and the status it begins with.
 fn forwarding(forward: &ForwardStatus) -> Forwarding {
-    let status = forward.last_answer.as_deref().and_then(|answer| answer.split(' ').next());
-    match (forward.next_try_at, status) {
-        (None, _) => Forwarding::Flowing,
-        (Some(_), Some("401" | "403" | "404" | "405" | "410" | "501")) => Forwarding::Paused,
-        (Some(_), _) => Forwarding::BackingOff,
+    if forward.last_answer_at == forward.last_delivery_at {
+        return Forwarding::Flowing;
+    }
+    match forward.last_answer.as_deref().and_then(|answer| answer.split_whitespace().next()) {
+        Some("401" | "403" | "404" | "405" | "410" | "501") => Forwarding::Paused,
+        _ => Forwarding::BackingOff,
     }
 }
 
@@ -155,20 +159,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forwarding_is_told_by_pause_and_answer() {
-        let check = |next: Option<i64>, answer: Option<&str>, expected| {
+    fn forwarding_is_told_by_the_last_answer() {
+        let check = |answer_at: Option<i64>, delivery_at: Option<i64>, answer: &str, expected| {
+            let time = |at: i64| Timestamp::from_second(at).expect("a time");
             let status = ForwardStatus {
-                next_try_at: next.map(|at| Timestamp::from_second(at).expect("a time")),
-                last_answer: answer.map(str::to_owned),
+                last_answer: Some(answer.to_owned()),
+                last_answer_at: answer_at.map(time),
+                last_delivery_at: delivery_at.map(time),
                 ..ForwardStatus::default()
             };
-            assert_eq!(forwarding(&status), expected, "{answer:?}");
+            assert_eq!(forwarding(&status), expected, "{answer}");
         };
-        check(None, None, Forwarding::Flowing);
-        check(None, Some("200"), Forwarding::Flowing);
-        check(Some(1), Some("503 down"), Forwarding::BackingOff);
-        check(Some(1), Some("no whole answer within 30s"), Forwarding::BackingOff);
-        check(Some(1), Some("403 other collector\n  hint: x"), Forwarding::Paused);
-        check(Some(1), Some("401"), Forwarding::Paused);
+        assert_eq!(forwarding(&ForwardStatus::default()), Forwarding::Flowing);
+        check(Some(2), Some(2), "200", Forwarding::Flowing);
+        check(Some(2), Some(1), "503 down", Forwarding::BackingOff);
+        check(Some(2), None, "no whole answer within 30s", Forwarding::BackingOff);
+        check(Some(2), None, "403 other collector\n  hint: x", Forwarding::Paused);
+        check(Some(2), Some(1), "401\n  hint: x", Forwarding::Paused);
     }
 }

@@ -11,10 +11,7 @@ use crate::config::Config;
 use crate::queue::{QueueStatus, SegmentState};
 use crate::units;
 
-/// Show what is queued: segments (one per push window) or batches (one per push).
-///
-/// Asks the agent when it runs, else reads its queue directory, and changes nothing either way.
-/// Exit codes: 0 shown, 1 failed, 2 shown and some of it is damaged.
+/// What `agent inspect` shows.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to list.

@@ -17,11 +17,7 @@ use crate::link::{Identity, LinkConfig};
 /// every user of this host can read.
 const SECRET_VARIABLE: &str = "PGANALYTICS_REGISTRATION_SECRET";
 
-/// Enrol this host with a backend.
-///
-/// Makes a private key that never leaves this host, has the backend certify it, and writes key,
-/// certificate, CA and identity. A host that is registered already stays as it is unless --force is
-/// given, and then the old identity is replaced only when the new one is complete.
+/// How `agent register` enrols.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The backend, instead of backend.url of the configuration.

@@ -21,11 +21,7 @@ use crate::{shutdown, units};
 /// How often the progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Deliver now what is queued now, and show the progress.
-///
-/// Asks the agent to push when it runs, else opens the queue and pushes by itself. What is not
-/// delivered stays queued, and a batch that was delivered already is recognised by the backend.
-/// Exit codes: 0 all is delivered, 1 nothing is, 2 a part is.
+/// How `agent replay` delivers.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Give up when nothing has been delivered for so long.

@@ -19,10 +19,7 @@ const INDENT: usize = 11;
 /// An offset of the clocks below this is the resolution of the HTTP date.
 const CLOCK_OFFSET_SHOWN_MS: u64 = 2_000;
 
-/// Show the running agent: backend, queue and collectors.
-///
-/// Exit codes: 0 all is well, 1 the agent does not run or does not answer, 2 it runs and something
-/// needs a look.
+/// What `agent status` shows.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print JSON, for programs.
@@ -160,7 +157,7 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
         };
         table.add_row(vec![
             Cell::new(&collector.name),
-            right(units::show_duration(Duration::from_secs(collector.interval_s))),
+            right(every(collector.interval_ms)),
             right(collector.last_run_at.map(|at| screen.age(at)).unwrap_or_default()),
             right(count(collector.runs)),
             right(count(collector.failures)),
@@ -176,6 +173,13 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
         }
     }
     text
+}
+
+fn every(interval_ms: u64) -> String {
+    match interval_ms {
+        0 => String::new(),
+        some => units::show_duration(Duration::from_millis(some)),
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +202,7 @@ mod tests {
         let collector = |name: &str, metrics| CollectorStatus {
             name: name.to_owned(),
             enabled: true,
-            interval_s: 60,
+            interval_ms: 60_000,
             last_run_at: Some(at("2026-11-21T11:59:48Z")),
             last_error: None,
             runs: 1_440,

@@ -81,8 +81,8 @@ pub struct CollectorStatus {
     pub name: String,
     /// Whether it is configured to run.
     pub enabled: bool,
-    /// Seconds between its runs.
-    pub interval_s: u64,
+    /// Milliseconds between its runs; 0 when it is not enabled.
+    pub interval_ms: u64,
     /// When its last run ended.
     pub last_run_at: Option<Timestamp>,
     /// What was wrong with its last run; absent when it was good.

@@ -262,6 +262,11 @@ impl Stub {
         self.script.lock().expect("script").replies.extend(replies);
     }
 
+    /// Drops the replies that have not been given: from now on the answer is 200 again.
+    pub fn forget_replies(&self) {
+        self.script.lock().expect("script").replies.clear();
+    }
+
     pub fn requests(&self) -> Vec<Recorded> {
         self.script.lock().expect("script").requests.clone()
     }
