@@ -43,7 +43,7 @@ async fn one_agent_per_queue() {
     let site = Site::registered().await;
     let first = site.run();
     site.until_stored(1).await;
-    let mut second = site.run();
+    let mut second = site.start();
     let done = second.finish(Duration::from_secs(10));
     assert_ne!(done.code, Some(0));
     assert!(done.stderr.contains("hint:"), "{}", done.stderr);

@@ -325,7 +325,7 @@ fn orphans(file: &File) -> Vec<Finding> {
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     let folder = path.parent().unwrap_or(Path::new(""));
     let crate_roots = ["src/lib.rs", "src/main.rs", "tests/main.rs"];
-    if crate_roots.contains(&file.path.as_str()) || folder == Path::new("benches") {
+    if crate_roots.contains(&file.path.as_str()) || file.path.starts_with("benches/") {
         return Vec::new();
     }
     let (name, folder) = if name == "mod" {

@@ -79,20 +79,21 @@ async fn relay(
     mut network: watch::Receiver<Network>,
     lost: Arc<AtomicU64>,
 ) {
-    let born = *network.borrow();
-    if born == Network::Down {
+    if *network.borrow_and_update() == Network::Down {
         return;
     }
+    let mut open_before = false;
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     let mut request = vec![0; 16 << 10];
     let mut answer = vec![0; 16 << 10];
     loop {
-        let now = *network.borrow_and_update();
+        let now = *network.borrow();
         tokio::select! {
             changed = network.changed() => {
                 if changed.is_err() || *network.borrow() == Network::Down {
                     return;
                 }
+                open_before = true;
             }
             read = client.read(&mut request), if now != Network::Silent => match read {
                 Ok(length @ 1..) if server.write_all(&request[..length]).await.is_ok() => {}
@@ -100,7 +101,7 @@ async fn relay(
             },
             read = server.read(&mut answer), if now != Network::Silent => match read {
                 Ok(length @ 1..) => {
-                    if now == Network::AnswersLost && born != now {
+                    if now == Network::AnswersLost && open_before {
                         lost.fetch_add(1, Ordering::Relaxed);
                         return;
                     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::backend::Served;
 use super::process::{Finished, Process, agent, run};
 use super::proxy::Proxy;
-use super::until_async;
+use super::{until, until_async};
 
 /// What every agent here is told: short intervals, no PostgreSQL.
 const CONFIG: &str = r#"
@@ -28,7 +28,6 @@ request_timeout = "2s"
 [tls]
 cert_file = "{dir}/collector.crt"
 key_file = "{dir}/collector.key"
-ca_file = "{ca}"
 [queue]
 dir = "{dir}/small/queue"
 [forward]
@@ -43,6 +42,8 @@ interval = "500ms"
 [pg_stats]
 enabled = false
 "#;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Mounts "$1" with the options "$2" and becomes the rest of the arguments.
 const MOUNTED: &str = r#"mount -t tmpfs -o "$2" none "$1" && shift 2 && exec "$@""#;
@@ -65,7 +66,14 @@ impl Site {
         site.configure("");
         let secret = site.directory.path().join("secret");
         fs_err::write(&secret, site.served.secret()).expect("write the secret");
-        let done = site.command(&["register", "--secret-file", secret.to_str().expect("UTF-8")]);
+        let authority = site.served.running().ca_file();
+        let done = site.command(&[
+            "register",
+            "--secret-file",
+            secret.to_str().expect("UTF-8"),
+            "--ca",
+            authority.to_str().expect("UTF-8"),
+        ]);
         assert_eq!(done.code, Some(0), "{done:?}");
         site
     }
@@ -74,8 +82,7 @@ impl Site {
     pub fn configure(&self, more: &str) {
         let text = CONFIG
             .replace("{dir}", self.directory.path().to_str().expect("UTF-8"))
-            .replace("{port}", &self.proxy.address().port().to_string())
-            .replace("{ca}", self.served.running().ca_file().to_str().expect("UTF-8"));
+            .replace("{port}", &self.proxy.address().port().to_string());
         fs_err::write(self.config(), text + more).expect("write the configuration");
     }
 
@@ -89,8 +96,16 @@ impl Site {
         self.directory.path().join("small/queue")
     }
 
-    /// Starts `agent run`.
+    /// Starts `agent run` and waits until it runs.
+    #[track_caller]
     pub fn run(&self) -> Process {
+        let agent = self.start();
+        until("the agent runs", START_LIMIT, || agent.stderr().contains("the agent runs"));
+        agent
+    }
+
+    /// Starts `agent run`.
+    pub fn start(&self) -> Process {
         let config = self.config();
         let arguments = ["run", "--config", config.to_str().expect("UTF-8")];
         Process::start(agent(arguments), self.output.path())
