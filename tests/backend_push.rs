@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use pganalytics::backend::store::{MetricQuery, Page, Role, StoredMetric};
 use pganalytics::clock;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::backend::{Ask, Host, Served};
 
@@ -242,6 +243,35 @@ async fn a_body_over_the_limit_is_refused() {
         assert_eq!(reply.refused(413), "payload_too_large");
     }
     assert_eq!(host.push(json!([metric(1)])).await.status, 200);
+}
+
+/// C33, C35: a client that sends its whole body before it reads sees the refusal, no reset.
+#[tokio::test]
+async fn a_refusal_is_seen_after_a_large_body() {
+    let served = Served::start_with(|config| {
+        config.plaintext_listen = Some(([127, 0, 0, 1], 0).into());
+        config.limits.body_bytes_max = 8 << 20;
+    })
+    .await;
+    let address = served.running().plaintext_address().expect("it listens");
+    let host = served.register("db1").await;
+    let body = vec![b' '; 12 << 20];
+    let check = async |path: &str, token: &str, expected: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.expect("send the head");
+        stream.write_all(&body).await.expect("send the whole body");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read the answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{answer}");
+    };
+    check("/api/v1/metrics/push", "x", "401").await;
+    check("/api/v1/metrics/push", &host.token, "413").await;
+    check("/nowhere", "x", "404").await;
 }
 
 /// C55: pushes of many hosts at once all arrive, each once.

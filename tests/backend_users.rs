@@ -77,17 +77,17 @@ async fn failed_logins_take_the_same_time() {
     let served = served().await;
     served.add_user("ann", Role::User).await;
     let time = async |username: &str| {
-        let mut fastest = Duration::MAX;
-        for _ in 0..5 {
-            let began = clock::monotonic();
-            served.try_login(username, "wrong password").await.refused(401);
-            fastest = fastest.min(clock::monotonic() - began);
-        }
-        fastest
+        let began = clock::monotonic();
+        served.try_login(username, "wrong password").await.refused(401);
+        clock::monotonic() - began
     };
-    let (known, unknown) = (time("ann").await, time("nobody").await);
-    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
-    assert!((0.5..2.0).contains(&ratio), "{known:?} {unknown:?}");
+    let (mut known, mut unknown) = (Duration::MAX, Duration::MAX);
+    for _ in 0..8 {
+        known = known.min(time("ann").await);
+        unknown = unknown.min(time("nobody").await);
+    }
+    // Without a password to check a login is a hundred times as fast.
+    assert!(known < unknown * 4 && unknown < known * 4, "{known:?} {unknown:?}");
 }
 
 /// C53: a refresh token is good once; presenting it again ends the whole session.

@@ -7,6 +7,7 @@ mod access;
 mod body;
 mod collectors;
 mod configs;
+mod drain;
 mod error;
 mod push;
 mod request;
@@ -16,6 +17,7 @@ mod sessions;
 use std::any::Any;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -31,7 +33,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::auth::{Attempts, PasswordError, Passwords};
 use super::config::BackendConfig;
 use super::keys::Keys;
-use super::store::Store;
+use super::store::{Store, StoreError};
 use crate::clock;
 
 pub(super) use access::{Channel, Peer};
@@ -53,6 +55,7 @@ pub(super) struct Shared {
     logins: Attempts,
     registrations: Attempts,
     pushes: Semaphore,
+    store_failed: AtomicBool,
     started: Instant,
 }
 
@@ -67,11 +70,25 @@ impl Shared {
             logins: Attempts::new(config.limits.attempts_per_minute),
             registrations: Attempts::new(config.limits.attempts_per_minute),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
+            store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,
             keys,
             store,
         })
+    }
+
+    /// Logs when pushes begin or cease to fail, not each of them.
+    fn note_store(&self, failure: Option<&StoreError>) {
+        let failed_before = self.store_failed.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) if !failed_before => {
+                let hint = "agents keep what is not stored and come again";
+                tracing::warn!(%error, hint, "pushes are not stored");
+            }
+            None if failed_before => tracing::info!("pushes are stored again"),
+            _ => {}
+        }
     }
 }
 
@@ -106,6 +123,7 @@ pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Route
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
         .layer(from_fn_with_state(Arc::clone(shared), in_time))
+        .layer(from_fn_with_state(Arc::clone(shared), drain::drain))
         .layer(middleware::from_fn(note))
         .layer(CatchPanicLayer::custom(panicked))
 }

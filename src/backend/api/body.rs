@@ -10,9 +10,6 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// A body over its limit is read on up to so many times the limit, so that a client that is still
-/// sending sees the answer instead of a reset connection.
-const DRAIN_FACTOR: u64 = 4;
 /// Bodies other than pushes.
 const SMALL: Sizes = Sizes { received_max: 256 << 10, inflated_max: 256 << 10 };
 /// A zstd frame may ask for so much memory before its first byte: 2^24 bytes.
@@ -42,22 +39,19 @@ pub(in crate::backend) async fn read(
     limit: u64,
 ) -> Result<Bytes, ApiError> {
     let declared = content_length(headers).unwrap_or(0);
-    if declared > limit.saturating_mul(DRAIN_FACTOR) {
+    if declared > limit {
         return Err(ApiError::too_large(limit));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(declared.min(limit)).unwrap_or(0));
-    let mut seen: u64 = 0;
+    let mut bytes = Vec::with_capacity(usize::try_from(declared).unwrap_or(0));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::bad_request("the body ended early"))?;
         let Some(data) = frame.data_ref() else { continue };
-        seen += data.len() as u64;
-        if seen <= limit {
-            bytes.extend_from_slice(data);
-        } else if seen > limit.saturating_mul(DRAIN_FACTOR) {
-            break;
+        if (bytes.len() + data.len()) as u64 > limit {
+            return Err(ApiError::too_large(limit));
         }
+        bytes.extend_from_slice(data);
     }
-    if seen > limit { Err(ApiError::too_large(limit)) } else { Ok(bytes.into()) }
+    Ok(bytes.into())
 }
 
 /// Undoes the compression that the first bytes show; the label must be a known one.

@@ -31,7 +31,7 @@ pub(super) async fn get(
 ) -> Result<Response, ApiError> {
     let reader = access::reader(&shared, &headers, &peer).await?;
     if let Reader::Collector(caller) = &reader
-        && caller.id.to_string() != id.0
+        && id.0.parse() != Ok(caller.id)
     {
         let message = "a collector reads its own configuration only";
         return Err(ApiError::forbidden("not_yours", message));

@@ -55,10 +55,11 @@ pub(super) async fn push(
     let caller = access::collector(&shared, &headers, &peer).await?;
     let batch_id = batch_id(&headers)?;
     let label = body::label(&headers).map(str::to_owned);
-    let _turn = turn(&shared).await?;
     let limits = &shared.config.limits;
     let received = body::read(&headers, body, limits.body_bytes_max).await?;
     let bytes_received = received.len() as u64;
+    // Not before the body is here: a slow line would keep others waiting.
+    let _turn = turn(&shared).await?;
     let (inflated_max, now) = (limits.inflated_bytes_max, clock::now());
     let work = move || {
         let body = body::inflate(label.as_deref(), received, inflated_max)?;
@@ -69,9 +70,9 @@ pub(super) async fn push(
         ApiError::internal()
     })??;
     let (stored, mut rejected) = (checked.push.metrics.len() as u64, checked.rejected);
-    let outcome = shared.store.push(checked.push).await.inspect_err(|err| {
-        tracing::warn!(collector = %caller.id, %err, "a push was not stored");
-    })?;
+    let outcome = shared.store.push(checked.push).await;
+    shared.note_store(outcome.as_ref().err());
+    let outcome = outcome?;
     if let Some(first) = &outcome.rejected {
         rejected = serde_json::from_str(first).map_err(|e| StoreError::Damaged(e.to_string()))?;
     }
@@ -113,7 +114,7 @@ fn check(
     now: Timestamp,
 ) -> Result<Checked, ApiError> {
     let request = PushRequest::parse(body).map_err(|invalid| envelope_refused(&invalid))?;
-    if request.collector_id != collector_id.to_string() {
+    if request.collector_id.parse() != Ok(collector_id) {
         let message = "the envelope names another collector than the token";
         return Err(ApiError::forbidden("collector_mismatch", message));
     }
@@ -135,7 +136,9 @@ fn check(
         }
     }
     let (report, lost) = request.agent.map(said_by_agent).unwrap_or_default();
-    let refusals = (!rejected.is_empty()).then(|| serde_json::to_string(&rejected));
+    // Kept for the answer to the same batch, when the first answer is lost.
+    let is_kept = batch_id.is_some() && !rejected.is_empty();
+    let refusals = is_kept.then(|| serde_json::to_string(&rejected));
     let push = Push {
         collector_id,
         hostname,
