@@ -237,6 +237,23 @@ async fn limits_split_metrics_and_collections_without_loss() {
     assert!(rest[0].starts_with("long\nmore") && rest[1] == "after");
 }
 
+/// C46: without its zone a time is not known, so its entries wait until the server has said it.
+#[tokio::test]
+async fn entries_wait_for_their_zone() {
+    let mut log = Log::new("pg.log");
+    log.config.timezone = None;
+    log.config.connection.host = log.directory.path().display().to_string();
+    log.restart();
+    log.append("pg.log", "2026-03-01 12:00:00.000 CET [7] LOG:  one\n");
+    let later = clock::now() + Duration::from_secs(60);
+    let error = log.collector.collect(later).await.expect_err("no zone").to_string();
+    assert!(error.contains("pg_log.timezone"), "{error}");
+    log.config.timezone = Some("Europe/Berlin".to_owned());
+    log.restart();
+    let collected = log.read().await;
+    assert_eq!(entries(&collected.metrics)[0]["timestamp"], "2026-03-01T11:00:00.000Z");
+}
+
 #[tokio::test]
 async fn unreadable_logs_are_errors_with_a_hint() {
     let mut log = Log::new("absent.log");
@@ -246,7 +263,7 @@ async fn unreadable_logs_are_errors_with_a_hint() {
     let mut log = Log::new("pg.log");
     log.append("pg.log", &"something else entirely\n".repeat(60));
     let error = log.collector.collect(clock::now()).await.expect_err("another prefix").to_string();
-    assert!(error.contains("pg_log.prefix"), "{error}");
+    assert!(error.contains("pg_log.line_prefix"), "{error}");
     // Without a server and a path nothing is known.
     let connection = PgConnection {
         host: log.directory.path().display().to_string(),
@@ -255,7 +272,9 @@ async fn unreadable_logs_are_errors_with_a_hint() {
     let config = PgLogConfig { connection, ..PgLogConfig::default() };
     let mut collector = PgLogCollector::new(config, Some(b"damaged"));
     let error = collector.collect(clock::now()).await.expect_err("no server").to_string();
-    assert!(error.contains("hint:"), "{error}");
+    assert!(error.contains("is PostgreSQL running there?"), "{error}");
+    let again = collector.collect(clock::now()).await.expect_err("no server").to_string();
+    assert_eq!(error, again, "the same while the cause is");
 }
 
 fn asking(server: &Postgres) -> PgLogConfig {

@@ -81,6 +81,8 @@ pub struct PgLogCollector {
     /// What the server said, also before a restart.
     known: Option<Server>,
     asked: Option<Instant>,
+    /// Why the last question to the server was not answered in full.
+    unanswered: Option<String>,
     committed: Followed,
     pending: Option<Followed>,
     more: bool,
@@ -143,6 +145,7 @@ impl PgLogCollector {
             config,
             known,
             asked: None,
+            unanswered: None,
             committed: Followed { position, file: None },
             pending: None,
             more: false,
@@ -151,30 +154,26 @@ impl PgLogCollector {
     }
 
     /// Asks the server when the configuration leaves something open and the last answer is old.
-    /// Returns why there is no answer.
-    async fn ask(&mut self) -> Option<String> {
+    async fn ask(&mut self) {
         let config = &self.config;
         if config.path.is_some() && config.prefix.is_some() && config.timezone.is_some() {
-            return None;
+            return;
         }
         let age = self.asked.map(|at| clock::monotonic().saturating_duration_since(at));
-        let wait = if self.known.is_some() { SETTINGS_AGE_MAX } else { SETTINGS_RETRY };
+        let wait = if self.unanswered.is_none() { SETTINGS_AGE_MAX } else { SETTINGS_RETRY };
         if age.is_some_and(|age| age < wait) {
-            return None;
+            return;
         }
-        match settings::ask(&config.connection).await {
+        let asked = settings::ask(&config.connection).await;
+        self.asked = Some(clock::monotonic());
+        self.unanswered = match asked {
             Ok(Asked { prefix, timezone, place }) => {
-                // A server that has no log file yet is asked again at the next collection.
-                self.asked = place.is_ok().then(clock::monotonic);
                 let reason = place.as_ref().err().cloned();
                 self.known = Some(Server { prefix, timezone, place: place.ok() });
                 reason.filter(|_| config.path.is_none())
             }
-            Err(message) => {
-                self.asked = Some(clock::monotonic());
-                Some(message)
-            }
-        }
+            Err(message) => Some(message),
+        };
     }
 
     fn place(&self) -> Option<Place> {
@@ -214,20 +213,28 @@ impl Collector for PgLogCollector {
     async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
         self.pending = None;
         self.more = false;
-        let unasked = self.ask().await;
-        if let Some(message) = &unasked {
-            self.notices.failed("log settings", message);
-        } else {
-            self.notices.recovered("log settings");
-        }
+        self.ask().await;
         let Some(place) = self.place() else {
-            let unknown =
-                "where PostgreSQL writes its log is not known; hint: name it in pg_log.path";
-            return Err(CollectError::new(unasked.unwrap_or_else(|| unknown.to_owned())));
+            let unknown = "where PostgreSQL writes its log is not known; hint: set pg_log.path";
+            return Err(CollectError::new(self.unanswered.as_deref().unwrap_or(unknown)));
         };
+        let answered = self.unanswered.clone().map_or(Ok(()), Err);
+        self.notices.ok("log settings", answered);
         let reading = self.reading()?;
         let pass = Pass::new(now, &self.config, &place, &reading);
         let read = pass.run(&self.committed).await?;
+        let gone = read.gone.as_ref().map_or(Ok(()), |path| {
+            let path = path.display();
+            Err(format!("the log file {path} is gone; what was not read of it is lost"))
+        });
+        self.notices.ok("log file", gone);
+        if read.untimed > 0 && reading.zone.is_none() && self.known.is_none() {
+            // The position stays, so that the entries are read once the zone is known.
+            return Err(CollectError::new(
+                "the zone of the log's times is not known before the server has answered; \
+                 hint: name its log_timezone in pg_log.timezone",
+            ));
+        }
         if read.untimed > 0 {
             let hint = "name the server's log_timezone in pg_log.timezone";
             let message = format!("entries whose time is not known are left out; hint: {hint}");

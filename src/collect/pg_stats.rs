@@ -246,8 +246,16 @@ impl Collector for PgStatsCollector {
 
     async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
         let mut cost = Cost::default();
+        let kept = self.main.is_some();
         self.connect(&mut cost).await?;
-        let cluster = self.cluster(&mut cost).await?;
+        let cluster = match self.cluster(&mut cost).await {
+            // A server that was restarted has closed the kept connection meanwhile.
+            Err(_) if kept && self.main.is_none() => {
+                self.connect(&mut cost).await?;
+                self.cluster(&mut cost).await?
+            }
+            cluster => cluster?,
+        };
         let maintenance = self.config.connection.database.clone();
         let wanted = self.wanted();
         self.relations.retain(|name, _| wanted.contains(name));

@@ -229,7 +229,7 @@ pub struct Relations {
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Server {
     /// `server_version_num`, such as 170005.
-    pub version_num: u64,
+    pub version_num: Option<u64>,
     /// A standby, or still recovering.
     pub in_recovery: Option<bool>,
     /// When the postmaster started.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -40,6 +40,8 @@ pub(super) struct Read {
     pub(super) position: Option<Position>,
     pub(super) file: Option<fs_err::File>,
     pub(super) untimed: u64,
+    /// The file that was followed, when it is not there any more.
+    pub(super) gone: Option<PathBuf>,
     /// It stopped at the limit.
     pub(super) more: bool,
 }
@@ -75,9 +77,9 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) async fn run(&self, committed: &Followed) -> Result<Read, CollectError> {
-        let segments = self.segments(committed).map_err(|error| unreadable(&error))?;
         let first_time = committed.position.is_none();
         let mut read = Read::default();
+        let segments = self.segments(committed, &mut read).map_err(|error| unreadable(&error))?;
         let mut budget = self.config.read_bytes_max;
         for segment in segments {
             let path = segment.file.path().to_owned();
@@ -111,7 +113,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The files to read now, in their order.
-    fn segments(&self, committed: &Followed) -> io::Result<Vec<Segment>> {
+    fn segments(&self, committed: &Followed, read: &mut Read) -> io::Result<Vec<Segment>> {
         let candidates = self.place.candidates()?;
         let Some(position) = &committed.position else {
             return self.first(&candidates);
@@ -135,10 +137,7 @@ impl<'a> Pass<'a> {
                 start_over = found.map(|candidate| candidate.path);
                 segments.push(Segment { file, offset: 0, follows: Follows::Nothing });
             }
-            _ => tracing::warn!(
-                "the log file {} is gone; what was written to it and not read is lost",
-                position.path.display()
-            ),
+            _ => read.gone = Some(position.path.clone()),
         }
         let next = candidates.iter().filter(|c| self.comes_after(c, position, known));
         for candidate in next.filter(|c| start_over.as_ref() != Some(&c.path)) {
@@ -192,7 +191,7 @@ impl<'a> Pass<'a> {
         if stitcher.matched == 0 && stitcher.foreign > FOREIGN_LINES_MAX {
             return Err(CollectError::new(format!(
                 "{}: no line begins with log_line_prefix and an English level; \
-                 hint: name the prefix in pg_log.prefix; lc_messages must be English or C",
+                 hint: name the prefix in pg_log.line_prefix; lc_messages must be English or C",
                 path.display()
             )));
         }

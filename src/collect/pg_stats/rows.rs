@@ -38,7 +38,7 @@ fn flag(row: &Row, column: &str) -> bool {
 /// The row of `queries::SERVER`.
 pub(super) fn server(row: &Row) -> Server {
     Server {
-        version_num: count(row, "version_num").unwrap_or(0),
+        version_num: count(row, "version_num"),
         in_recovery: optional(row, "in_recovery"),
         started_at: time(row, "started_at"),
         max_connections: count(row, "max_connections"),
