@@ -161,7 +161,7 @@ async fn other_users_get_no_answer() {
     set_mode(folder.path(), 0o755);
     let path = folder.path().join("control.sock");
     let config = folder.path().join("agent.toml");
-    std::fs::write(&config, format!("[control]\nsocket = {path:?}\n")).expect("write");
+    std::fs::write(&config, format!("[control]\nsocket = '{}'\n", path.display())).expect("write");
     let running = Running::start(&path).await.expect("a socket");
     // A copy that this user may run, wherever the tests were built.
     let program = folder.path().join("agent");

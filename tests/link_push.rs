@@ -230,8 +230,9 @@ async fn refused_token_is_renewed_by_the_backend_once() {
 #[tokio::test]
 async fn external_token_is_read_from_its_file() {
     let world = World::new().await;
+    let end = clock::now().as_second() + 600;
     let token = |name: &str| {
-        let claims = format!("{{\"exp\":{},\"jti\":\"{name}\"}}", clock::now().as_second() + 600);
+        let claims = format!("{{\"exp\":{end},\"jti\":\"{name}\"}}");
         let part = |text: &str| {
             base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, text)
         };

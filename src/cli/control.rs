@@ -37,7 +37,7 @@ pub async fn serve(
     let server = Server::bind(&config.control_socket).await?;
     let facts = Facts {
         started_at: clock::now(),
-        config_file: file.to_owned(),
+        config_file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         collector_id,
         hostname: config.agent.hostname.clone(),
         url: config.link.url.clone(),

@@ -42,18 +42,17 @@ pub async fn run(args: Args, config: &Config) -> ExitCode {
 }
 
 async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
+    let screen = Screen::stdout(clock::now());
     let mut damaged = false;
     let text = match args.what {
         What::Segments => {
             let seen = local.segments().await?;
-            damaged = seen.parts.segments.iter().any(|s| s.state == SegmentState::Damaged);
+            let list = &seen.parts.segments;
+            damaged = list.iter().any(|segment| segment.state == SegmentState::Damaged);
             if args.json {
                 serde_json::to_string_pretty(&seen)?
             } else {
-                let list = limited(&seen.parts.segments, args.limit);
-                let screen = Screen::stdout(clock::now());
-                let rest = seen.parts.segments.len() - list.len();
-                page(&screen, &seen, tables::segments(&screen, list), rest)
+                page(&screen, &seen, &tables::segments(&screen, list, args.limit))
             }
         }
         What::Batches => {
@@ -61,10 +60,7 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
             if args.json {
                 serde_json::to_string_pretty(&seen)?
             } else {
-                let list = limited(&seen.parts.batches, args.limit);
-                let screen = Screen::stdout(clock::now());
-                let rest = seen.parts.batches.len() - list.len();
-                page(&screen, &seen, tables::batches(&screen, list), rest)
+                page(&screen, &seen, &tables::batches(&screen, &seen.parts.batches, args.limit))
             }
         }
     };
@@ -72,13 +68,8 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if damaged { 2 } else { 0 }))
 }
 
-fn limited<T>(list: &[T], limit: usize) -> &[T] {
-    let shown = if limit == 0 { list.len() } else { limit.min(list.len()) };
-    &list[..shown]
-}
-
-/// Heading, table, and how much of it is not shown.
-fn page<T>(screen: &Screen, seen: &Seen<T>, table: String, rest: usize) -> String {
+/// Heading and table.
+fn page<T>(screen: &Screen, seen: &Seen<T>, table: &str) -> String {
     let queue = &seen.queue;
     let by = match seen.source {
         Source::Agent => "told by the running agent",
@@ -89,13 +80,7 @@ fn page<T>(screen: &Screen, seen: &Seen<T>, table: String, rest: usize) -> Strin
     if let Some(error) = &queue.disk_error {
         text = format!("{text}\nthe disk takes no records, they are in memory: {error}");
     }
-    text.push_str("\n\n");
-    text.push_str(&table);
-    if rest > 0 {
-        text =
-            format!("{text}.. and {} more; --limit 0 lists all\n", counted(rest as u64, "entry"));
-    }
-    text
+    format!("{text}\n\n{table}")
 }
 
 /// The queue in one line, or in two where there is less room; the second is indented by `indent`.

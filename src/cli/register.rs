@@ -164,8 +164,8 @@ fn secret(file: Option<PathBuf>) -> anyhow::Result<SecretString> {
                 rpassword::prompt_password("registration secret: ").context("the prompt")?
             }
             Err(_) => bail!(
-                "no registration secret; hint: pass --secret-file FILE, or - for standard input, or \
-                 set {SECRET_VARIABLE}"
+                "no registration secret; hint: pass --secret-file FILE, or - for standard input, \
+                 or set {SECRET_VARIABLE}"
             ),
         },
     };

@@ -69,7 +69,11 @@ impl Screen {
             for column in table.column_iter_mut() {
                 column.set_padding((0, padding));
             }
-            text = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+            text.clear();
+            for line in table.lines() {
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             if self.width.is_none_or(|width| widest <= width) {
                 break;
@@ -140,8 +144,8 @@ pub fn cut(text: &str, width: usize) -> String {
 }
 
 /// A cell whose content stands at the right.
-pub fn right(text: impl ToString) -> Cell {
-    Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
+pub fn right(text: impl Into<Cell>) -> Cell {
+    text.into().set_alignment(CellAlignment::Right)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `agent status`: the agent in one screen.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -97,11 +98,11 @@ fn page(screen: &Screen, status: &Status) -> String {
         screen.age(agent.started_at),
         agent.config_file.display(),
     );
-    text.push_str(&format!("collector  {}\n", agent.collector_id));
+    let _ = writeln!(text, "collector  {}", agent.collector_id);
     text.push_str(&backend(screen, &agent.backend));
     text.push_str(&queue(screen, &status.queue));
     for concern in concerns(status) {
-        text.push_str(&format!("look       {concern}\n"));
+        let _ = writeln!(text, "look       {concern}");
     }
     text.push('\n');
     text.push_str(&collectors(screen, &agent.collectors));
@@ -128,7 +129,9 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     if let Some(answer) = &backend.last_answer {
         let when = backend.last_answer_at.map(|at| format!(" ({} ago)", screen.age(at)));
         let when = when.unwrap_or_default();
-        text.push_str(&format!("           last answer{when}: {}\n", answer.trim_end()));
+        let answer = answer.trim_end().replace("; hint: ", "\n  hint: ");
+        let answer = answer.replace("\n  hint:", "\n           hint:");
+        let _ = writeln!(text, "           last answer{when}: {answer}");
     }
     text
 }
@@ -169,7 +172,8 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
     let mut text = screen.print(table);
     for collector in list {
         if let Some(error) = &collector.last_error {
-            text.push_str(&format!("\n{}: {}\n", collector.name, error.trim_end()));
+            let error = error.trim_end().replace("; hint: ", "\n  hint: ");
+            let _ = writeln!(text, "\n{}: {error}", collector.name);
         }
     }
     text

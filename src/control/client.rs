@@ -37,6 +37,12 @@ pub enum ClientError {
     },
 }
 
+/// The body of an answer that is none.
+#[derive(Deserialize)]
+struct Failure {
+    message: String,
+}
+
 /// A client of one agent's socket.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -105,11 +111,7 @@ impl Client {
             if status.is_success() {
                 return Ok(body);
             }
-            #[derive(Deserialize)]
-            struct Failure {
-                message: String,
-            }
-            let message = serde_json::from_slice(&body).map(|Failure { message }| message);
+            let message = serde_json::from_slice(&body).map(|failure: Failure| failure.message);
             Err(self.failed(message.unwrap_or_else(|_| status.to_string())))
         };
         // The connection has to be driven while the answer is awaited; it may end first.

@@ -67,9 +67,9 @@ fn router<A: Subject>(sources: Sources<A>) -> Router {
         .route("/v1/batches", get(batches::<A>))
         .route("/v1/replay", post(replay::<A>))
         .route("/metrics", get(metrics::<A>))
-        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path"))
+        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path".to_owned()))
         .method_not_allowed_fallback(async || {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not by this method")
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not by this method".to_owned())
         })
         .with_state(sources)
 }
@@ -83,14 +83,14 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(status: StatusCode, message: impl ToString) -> Self {
+    fn new(status: StatusCode, message: String) -> Self {
         let error = match status {
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
             _ => "internal",
         };
-        Self { code: status.as_u16(), error, message: message.to_string() }
+        Self { code: status.as_u16(), error, message }
     }
 }
 
@@ -103,7 +103,7 @@ impl IntoResponse for Failure {
 
 impl From<QueueClosed> for Failure {
     fn from(error: QueueClosed) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
     }
 }
 
@@ -111,7 +111,9 @@ impl From<QueueError> for Failure {
     fn from(error: QueueError) -> Self {
         match error {
             QueueError::Closed(closed) => closed.into(),
-            QueueError::Store(error) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error),
+            QueueError::Store(error) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+            }
         }
     }
 }

@@ -212,7 +212,7 @@ fn explain(error: &(dyn Error + 'static), at: Circumstances<'_>) -> Option<SendE
     if error.is::<http_body_util::LengthLimitError>() {
         return Some(SendError::new(
             SendErrorKind::AnswerTooLarge,
-            &format!("the answer of {} is over the size limit", at.authority),
+            &format!("answer over the size limit from {}", at.authority),
             "is backend.url really the pgAnalytics backend?",
         ));
     }
@@ -234,12 +234,12 @@ fn explain_io(error: &io::Error, at: Circumstances<'_>) -> Option<SendError> {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Some(SendError::new(
             SendErrorKind::Connect,
-            &format!("{to} refuses connections"),
+            &format!("connection refused by {to}"),
             "is the backend running, and are host and port of backend.url right?",
         )),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Some(SendError::new(
             SendErrorKind::Connect,
-            &format!("{to} is unreachable: {error}"),
+            &format!("no way to {to}: {error}"),
             "check this host's network and routes",
         )),
         io::ErrorKind::TimedOut => Some(connect_timed_out(at)),
@@ -248,7 +248,7 @@ fn explain_io(error: &io::Error, at: Circumstances<'_>) -> Option<SendError> {
         | io::ErrorKind::BrokenPipe
         | io::ErrorKind::UnexpectedEof => Some(SendError::new(
             SendErrorKind::Reset,
-            &format!("{to} broke the connection: {error}"),
+            &format!("connection to {to} broke: {error}"),
             "if this happens on every try: does a proxy stand between, or does the backend refuse \
              this host's certificate?",
         )),
@@ -269,14 +269,14 @@ fn explain_http(error: &hyper::Error, at: Circumstances<'_>) -> Option<SendError
     if error.is_incomplete_message() || error.is_body_write_aborted() {
         return Some(SendError::new(
             SendErrorKind::Partial,
-            &format!("the answer of {} ended before it was complete", at.authority),
+            &format!("incomplete answer from {}", at.authority),
             "nothing is lost; it is tried again",
         ));
     }
     error.is_parse().then(|| {
         SendError::new(
             SendErrorKind::Protocol,
-            &format!("{} does not answer in HTTP: {error}", at.authority),
+            &format!("no HTTP from {}: {error}", at.authority),
             "check the port and the scheme (https or http) in backend.url",
         )
     })

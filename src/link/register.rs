@@ -22,7 +22,7 @@ use super::client::{Client, Outgoing};
 use super::endpoint::Endpoint;
 use super::files::{self, Readers};
 use super::tls::{self, Fingerprint, Pin, Trust};
-use super::{Identity, LinkConfig, LinkError, SendError, identity_file};
+use super::{Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
 use crate::clock;
 
 pub use journal::finish;
@@ -122,7 +122,10 @@ async fn enrol(
     let witness = Witness::of(trust.as_ref());
     let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
     let client = Client::new(endpoint, &registration.link, tls);
-    let response = client.send(request(registration, &key.csr)?).await?;
+    let response = client
+        .send(request(registration, &key.csr)?)
+        .await
+        .map_err(|error| at_first_contact(error, &registration.contact))?;
     let response = answer::read(&response, registration)?;
 
     let mut written = vec![places.key.clone(), places.cert.clone()];
@@ -157,6 +160,20 @@ async fn enrol(
     finish(&registration.state_dir)?;
     let identity = Identity::load(&registration.state_dir)?;
     Ok(Registered { identity, written })
+}
+
+/// At a first contact there is more to do about an unknown CA than later.
+fn at_first_contact(error: SendError, contact: &Contact) -> SendError {
+    use SendErrorKind::{TlsSelfSigned, TlsUnknownIssuer};
+    match (contact, error.kind) {
+        (Contact::Configured, TlsUnknownIssuer | TlsSelfSigned) => {
+            let what = error.message.split("; hint: ").next().unwrap_or_default();
+            let hint = "bring its CA here by a way you trust and pass --ca FILE, or compare its \
+                        fingerprint and pass --ca-fingerprint SHA256";
+            SendError::new(error.kind, what, hint)
+        }
+        _ => error,
+    }
 }
 
 fn request(registration: &Registration, csr: &str) -> Result<Outgoing, RegisterError> {

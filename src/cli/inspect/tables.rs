@@ -14,8 +14,9 @@ const ANSWER_WIDTH_MIN: usize = 6;
 /// What an answer takes at most in a table; its full text stands below.
 const ANSWER_WIDTH_MAX: usize = 40;
 
-/// One row per segment, the last answer below.
-pub(super) fn segments(screen: &Screen, list: &[SegmentInfo]) -> String {
+/// One row for each of the oldest `limit` segments (0: all), the last answer below.
+pub(super) fn segments(screen: &Screen, list: &[SegmentInfo], limit: usize) -> String {
+    let (list, rest) = limited(list, limit);
     let header = [
         ">id",
         "window UTC",
@@ -50,11 +51,12 @@ pub(super) fn segments(screen: &Screen, list: &[SegmentInfo]) -> String {
             answer: segment.last_answer.as_deref(),
         })
         .collect();
-    render(screen, &header, rows.collect(), &answers)
+    render(screen, &header, Listing { rows: rows.collect(), answers, rest })
 }
 
-/// One row per batch, the last answer below.
-pub(super) fn batches(screen: &Screen, list: &[BatchInfo]) -> String {
+/// One row for each of the oldest `limit` batches (0: all), the last answer below.
+pub(super) fn batches(screen: &Screen, list: &[BatchInfo], limit: usize) -> String {
+    let (list, rest) = limited(list, limit);
     let header = [">batch", "id", ">records", ">from", ">raw", ">tries", ">next", "state"];
     let rows = list.iter().map(|batch| {
         let id = batch.id.to_string();
@@ -77,7 +79,15 @@ pub(super) fn batches(screen: &Screen, list: &[BatchInfo]) -> String {
             answer: batch.last_answer.as_deref(),
         })
         .collect();
-    render(screen, &header, rows.collect(), &answers)
+    render(screen, &header, Listing { rows: rows.collect(), answers, rest })
+}
+
+/// The rows of a table, and what is told besides.
+struct Listing<'a> {
+    rows: Vec<Vec<Cell>>,
+    answers: Vec<Answered<'a>>,
+    /// Entries that have no row.
+    rest: usize,
 }
 
 /// The answer column of one row.
@@ -87,32 +97,35 @@ struct Answered<'a> {
     answer: Option<&'a str>,
 }
 
+fn limited<T>(list: &[T], limit: usize) -> (&[T], usize) {
+    let shown = if limit == 0 { list.len() } else { limit.min(list.len()) };
+    (&list[..shown], list.len() - shown)
+}
+
 /// The table, with as much of the answers as there is room for, and one answer in full below.
-fn render(
-    screen: &Screen,
-    header: &[&str],
-    rows: Vec<Vec<Cell>>,
-    answers: &[Answered<'_>],
-) -> String {
+fn render(screen: &Screen, header: &[&str], listing: Listing<'_>) -> String {
+    let Listing { rows, answers, rest } = listing;
     if rows.is_empty() {
         return String::new();
     }
+    let last = answers.iter().filter(|row| row.answer.is_some()).max_by_key(|row| row.tries);
+    let below = rest_of(rest) + &in_full(last);
     // Columns as close together as they get, and the space before one more.
     let closest = Screen { width: Some(0), ..*screen };
     let used = closest.print(table(screen, header, rows.clone()));
     let used = used.lines().map(|line| line.chars().count()).max().unwrap_or(0) + 1;
     let room = screen.width.map_or(usize::MAX, |width| width.saturating_sub(used));
     let room = room.min(ANSWER_WIDTH_MAX);
-    let last = answers.iter().filter(|row| row.answer.is_some()).max_by_key(|row| row.tries);
     if room < ANSWER_WIDTH_MIN || last.is_none() {
-        return screen.print(table(screen, header, rows)) + &in_full(last);
+        return screen.print(table(screen, header, rows)) + &below;
     }
     let header = [header, &["answer"]].concat();
-    let rows = rows.into_iter().zip(answers).map(|(mut row, answered)| {
-        row.push(Cell::new(answered.answer.map(|answer| cut(answer, room)).unwrap_or_default()));
+    let rows = rows.into_iter().zip(&answers).map(|(mut row, answered)| {
+        let answer = answered.answer.and_then(|answer| answer.split("; hint: ").next());
+        row.push(Cell::new(answer.map(|answer| cut(answer, room)).unwrap_or_default()));
         row
     });
-    screen.print(table(screen, &header, rows.collect())) + &in_full(last)
+    screen.print(table(screen, &header, rows.collect())) + &below
 }
 
 fn table(screen: &Screen, header: &[&str], rows: Vec<Vec<Cell>>) -> Table {
@@ -121,12 +134,20 @@ fn table(screen: &Screen, header: &[&str], rows: Vec<Vec<Cell>>) -> Table {
     table
 }
 
+fn rest_of(rest: usize) -> String {
+    if rest == 0 {
+        return String::new();
+    }
+    format!(".. and {} more; --limit 0 lists all\n", count(rest as u64))
+}
+
 fn in_full(last: Option<&Answered<'_>>) -> String {
     let Some(Answered { name, tries, answer: Some(answer) }) = last else {
         return String::new();
     };
     let tries = counted(u64::from(*tries), "attempt");
-    format!("\nlast answer ({name}, {tries}): {}\n", answer.trim_end())
+    let answer = answer.trim_end().replace("; hint: ", "\n  hint: ");
+    format!("\nlast answer ({name}, {tries}): {answer}\n")
 }
 
 fn batch_name(batch: &BatchInfo) -> String {
@@ -206,11 +227,11 @@ mod tests {
             state,
             opened_at: Some(at(opened)),
             sealed_at: Some(at(opened) + Duration::from_secs(60)),
-            first_seq: id * 100,
-            records: 24 * id,
-            raw_bytes: 130_000 * id,
-            stored_bytes: 30_000 * id,
-            disk_bytes: 40_960 * id,
+            first_seq: id % 1_000 * 100,
+            records: 2_400 * (id % 1_000),
+            raw_bytes: 13_000_000 * (id % 1_000),
+            stored_bytes: 3_000_000 * (id % 1_000),
+            disk_bytes: 4_096_000 * (id % 1_000),
             batches: 2,
             delivered: 0,
             memory_only: false,
@@ -221,7 +242,7 @@ mod tests {
     }
 
     fn backlog() -> Vec<SegmentInfo> {
-        let answer = "503 the store is down\nmore of it";
+        let answer = "503 the store is down\n  hint: wait";
         let failed = SegmentInfo {
             delivered: 1,
             attempts: 12,
@@ -231,14 +252,14 @@ mod tests {
         };
         let memory = SegmentInfo {
             memory_only: true,
-            ..segment(12_345, "2026-11-21T11:58:00Z", SegmentState::Sealed)
+            ..segment(1_795_251_832_103, "2026-11-21T11:58:00Z", SegmentState::Sealed)
         };
         vec![
             failed,
             segment(8, "2026-11-20T04:00:00Z", SegmentState::Damaged),
             segment(9, "2026-11-21T09:30:00Z", SegmentState::Sending),
             memory,
-            segment(12_346, "2026-11-21T11:59:01Z", SegmentState::Open),
+            segment(1_795_251_892_103, "2026-11-21T11:59:01Z", SegmentState::Open),
         ]
     }
 
@@ -248,7 +269,7 @@ mod tests {
             segment,
             number,
             state,
-            first_seq: segment * 1_000,
+            first_seq: segment % 10_000 * 1_000,
             records: 1_000,
             raw_bytes: 900_000,
             attempts: 0,
@@ -267,7 +288,7 @@ mod tests {
     #[test]
     fn segments_fit_the_screen() {
         for width in [80, 120] {
-            let text = segments(&screen(Some(width)), &backlog());
+            let text = segments(&screen(Some(width)), &backlog(), 0);
             fits(&text, width);
             insta::assert_snapshot!(format!("segments_{width}"), text);
         }
@@ -277,18 +298,20 @@ mod tests {
     fn batches_fit_the_screen() {
         let failed = BatchInfo {
             attempts: 3,
-            last_answer: Some("timeout: no whole answer from 127.0.0.1:1 within 30s".to_owned()),
+            last_answer: Some(
+                "no whole answer from 127.0.0.1:1 within 30s; hint: is it overloaded?".to_owned(),
+            ),
             next_try_at: Some(at("2026-11-21T12:00:09Z")),
             ..batch(7, 1, BatchState::Pending)
         };
         let list = [
             batch(7, 0, BatchState::Delivered),
             failed,
-            batch(12_345, 0, BatchState::Sending),
-            batch(12_346, 0, BatchState::Open),
+            batch(1_795_251_832_103, 0, BatchState::Sending),
+            batch(1_795_251_892_103, 0, BatchState::Open),
         ];
         for width in [80, 120] {
-            let text = batches(&screen(Some(width)), &list);
+            let text = batches(&screen(Some(width)), &list, 0);
             fits(&text, width);
             insta::assert_snapshot!(format!("batches_{width}"), text);
         }
@@ -297,14 +320,21 @@ mod tests {
     #[test]
     fn answers_take_no_room_where_there_are_none() {
         let list = [segment(1, "2026-11-21T11:59:00Z", SegmentState::Open)];
-        assert!(!segments(&screen(None), &list).contains("answer"));
-        assert_eq!(segments(&screen(None), &[]), "");
+        assert!(!segments(&screen(None), &list, 0).contains("answer"));
+        assert_eq!(segments(&screen(None), &[], 0), "");
+    }
+
+    #[test]
+    fn long_lists_are_cut_and_say_so() {
+        let text = segments(&screen(Some(120)), &backlog(), 2);
+        assert!(text.contains(".. and 3 more; --limit 0 lists all"), "{text}");
+        assert!(!text.contains("open"), "{text}");
     }
 
     #[test]
     fn states_have_colours_on_a_terminal_only() {
         let coloured = Screen { look: Look::Coloured, ..screen(Some(120)) };
-        assert!(segments(&coloured, &backlog()).contains("\u{1b}["));
-        assert!(!segments(&screen(Some(120)), &backlog()).contains('\u{1b}'));
+        assert!(segments(&coloured, &backlog(), 0).contains("\u{1b}["));
+        assert!(!segments(&screen(Some(120)), &backlog(), 0).contains('\u{1b}'));
     }
 }

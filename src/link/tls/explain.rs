@@ -20,17 +20,17 @@ pub(crate) fn explain(error: &Error, authority: &str) -> SendError {
         ) => too_old(authority),
         Error::PeerIncompatible(why) => SendError::new(
             SendErrorKind::TlsVersion,
-            &format!("{authority} and this agent have no common TLS 1.3 parameters: {why:?}"),
+            &format!("no TLS 1.3 parameters in common with {authority}: {why:?}"),
             "the server must speak TLS 1.3; check a proxy that stands between",
         ),
         Error::InvalidMessage(_) => SendError::new(
             SendErrorKind::TlsOther,
-            &format!("{authority} does not speak TLS: {error}"),
+            &format!("no TLS from {authority}: {error}"),
             "check the port and the scheme (https or http) in backend.url",
         ),
         Error::NoCertificatesPresented => SendError::new(
             SendErrorKind::TlsOther,
-            &format!("{authority} showed no certificate"),
+            &format!("no certificate from {authority}"),
             "configure a server certificate on the backend",
         ),
         _ => other(authority, &error.to_string()),
@@ -45,7 +45,7 @@ fn other(authority: &str, why: &str) -> SendError {
 fn too_old(authority: &str) -> SendError {
     SendError::new(
         SendErrorKind::TlsVersion,
-        &format!("{authority} does not speak TLS 1.3"),
+        &format!("no TLS 1.3 from {authority}"),
         "enable TLS 1.3 on the backend or on the proxy in front of it; older versions are refused",
     )
 }
@@ -96,7 +96,7 @@ fn explain_certificate(reason: &CertificateError, authority: &str) -> SendError 
         ),
         _ => (SendErrorKind::TlsOther, format!("is refused: {reason}"), "replace the certificate"),
     };
-    SendError::new(kind, &format!("the certificate of {authority} {what}"), hint)
+    SendError::new(kind, &format!("server certificate of {authority} {what}"), hint)
 }
 
 const RENEW: &str = "renew the backend's certificate, or set this host's clock right";
@@ -128,7 +128,7 @@ fn our_time() -> String {
 fn explain_alert(alert: AlertDescription, authority: &str) -> SendError {
     use AlertDescription as A;
     let refused = |why: &str, hint: &str| {
-        let what = format!("{authority} refused this host's certificate: {why}");
+        let what = format!("client certificate refused by {authority}: {why}");
         SendError::new(SendErrorKind::TlsClientCert, &what, hint)
     };
     let again = "register again with `agent register --force`";
@@ -147,12 +147,12 @@ fn explain_alert(alert: AlertDescription, authority: &str) -> SendError {
         A::ProtocolVersion | A::InsufficientSecurity => too_old(authority),
         A::HandshakeFailure => SendError::new(
             SendErrorKind::TlsVersion,
-            &format!("{authority} and this agent have no common TLS 1.3 parameters"),
+            &format!("no TLS 1.3 parameters in common with {authority}"),
             "the server must speak TLS 1.3; check a proxy that stands between",
         ),
         A::UnrecognisedName => SendError::new(
             SendErrorKind::TlsWrongName,
-            &format!("{authority} serves no host of that name"),
+            &format!("no host of that name at {authority}"),
             "check the host name in backend.url",
         ),
         _ => other(authority, &format!("it answered with the alert {alert:?}")),
