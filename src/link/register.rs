@@ -225,13 +225,24 @@ struct Places {
     identity: PathBuf,
 }
 
+/// Where the CA that the backend names is kept. A file that the operator has put at `tls.ca_file`
+/// is only ever read: it may hold other CAs too, or belong to somebody else.
+fn learned_ca(tls: &TlsConfig) -> PathBuf {
+    let beside = tls.cert_file.with_file_name("ca.crt");
+    match &tls.ca_file {
+        Some(configured) if !configured.exists() => configured.clone(),
+        Some(configured) if *configured == beside => tls.cert_file.with_file_name("learned-ca.crt"),
+        _ => beside,
+    }
+}
+
 impl Places {
     fn of(registration: &Registration) -> Self {
         let tls = &registration.link.tls;
         Self {
             key: tls.key_file.clone(),
             cert: tls.cert_file.clone(),
-            ca: tls.ca_file.clone().unwrap_or_else(|| tls.cert_file.with_file_name("ca.crt")),
+            ca: learned_ca(tls),
             identity: identity_file(&registration.state_dir),
         }
     }

@@ -419,6 +419,7 @@ impl<S: Store> Log<S> {
         // The frames that were never acknowledged are written again elsewhere: a start must not
         // find them here too, even if the row cannot be written.
         let cut = self.store.cut(row.id, row.frames);
+        self.store.trim(row.id).ok();
         if let Err(error) = cut.and(self.store.put_state(&self.seal_rows(&row))) {
             tracing::warn!(%error, "a start will find the segment without its row");
         }

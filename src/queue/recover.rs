@@ -87,6 +87,7 @@ impl<S: Store> Log<S> {
         let row = SegmentRow::recovered(id, &scan.found, next_first_seq);
         if row.frames > 0 {
             self.recover_positions(&scan, &row)?;
+            self.tidied(S::trim, id);
             tracing::info!(segment = id, records = row.records, "found an unsealed segment");
             return Ok(Some(row));
         }
@@ -99,10 +100,10 @@ impl<S: Store> Log<S> {
         Ok(None)
     }
 
-    /// Puts a segment away. A disk that cannot do it now does not keep the log from opening.
-    fn tidied(&mut self, put_away: fn(&mut S, u64) -> Result<(), StoreError>, id: u64) -> bool {
-        put_away(&mut self.store, id)
-            .inspect_err(|error| tracing::warn!(%error, "a segment stays where it is for now"))
+    /// Tidies a segment up. A disk that cannot do it now does not keep the log from opening.
+    fn tidied(&mut self, tidy: fn(&mut S, u64) -> Result<(), StoreError>, id: u64) -> bool {
+        tidy(&mut self.store, id)
+            .inspect_err(|error| tracing::warn!(%error, "a segment stays as it is for now"))
             .is_ok()
     }
 

@@ -37,6 +37,9 @@ pub trait Store: Send {
     /// acknowledged.
     fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError>;
 
+    /// Gives back what segment `id` reserved and did not use, after its writer is gone.
+    fn trim(&mut self, id: u64) -> Result<(), StoreError>;
+
     /// Removes a segment. Removing what is not there is no error.
     fn remove(&mut self, id: u64) -> Result<(), StoreError>;
 

@@ -145,6 +145,12 @@ impl Store for SledStore {
         allocated_bytes(&segment_dir(&self.dir, id))
     }
 
+    fn trim(&mut self, id: u64) -> Result<(), StoreError> {
+        let path = segment_dir(&self.dir, id).join("db");
+        let file = fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?;
+        give_back(&file).map_err(at("truncate", &path))
+    }
+
     fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
         let scan = self.frames(id)?;
         let offsets = scan.found.iter().filter(|found| found.head.number >= frames);
@@ -232,9 +238,7 @@ impl SegmentWriter for SledWriter {
     fn close(mut self) -> Result<(), StoreError> {
         self.close_database()?;
         let (dir, frames) = (&self.dir, self.frames);
-        let length = self.file.metadata().map_err(at("read", dir))?.len();
-        // Gives back the reserved blocks behind the end.
-        self.file.set_len(length).map_err(at("truncate", dir))?;
+        give_back(&self.file).map_err(at("truncate", dir))?;
         let scan = scan_segment(dir, self.queue_id, self.id)?;
         let sound = scan.found.iter().filter(|frame| frame.head.number < frames).count();
         if sound as u64 == frames {
@@ -302,6 +306,11 @@ fn create_segment(
     sync_file(dir)?;
     sync_file(dir.parent().unwrap_or(dir))?;
     Ok(SledWriter { dir: dir.to_owned(), db: Some(db), tree: None, file, frames: 0, queue_id, id })
+}
+
+/// Frees the reserved blocks behind the end of a file.
+fn give_back(file: &File) -> io::Result<()> {
+    file.set_len(file.metadata()?.len())
 }
 
 fn open_state_database(dir: &Path) -> Result<sled::Db, StoreError> {

@@ -122,6 +122,18 @@ fn restarts_keep_records_ids_and_numbers() {
     assert_eq!(log.append(vec![group(55..56)], 60).first_seq, 55);
 }
 
+/// A process that was killed leaves a segment with its reservation; the next one gives it back.
+#[test]
+fn the_reservation_of_a_killed_process_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Log::open(SledStore::open(dir.path(), 8 << 20).unwrap(), LIMITS).unwrap();
+    let mut log = open();
+    log.append(vec![group(0..5)], 10);
+    assert!(log.status().disk_bytes >= 8 << 20);
+    drop(log); // closes the files and seals nothing, as a kill does
+    assert!(open().status().disk_bytes < 1 << 20);
+}
+
 #[test]
 fn a_batch_that_was_put_back_comes_again() {
     let mut log = open(&MemoryDisk::new());
