@@ -227,7 +227,7 @@ struct Places {
 
 /// Where the CA that the backend names is kept. A file that the operator has put at `tls.ca_file`
 /// is only ever read: it may hold other CAs too, or belong to somebody else.
-fn learned_ca(tls: &TlsConfig) -> PathBuf {
+fn learned_ca(tls: &super::TlsConfig) -> PathBuf {
     let beside = tls.cert_file.with_file_name("ca.crt");
     match &tls.ca_file {
         Some(configured) if !configured.exists() => configured.clone(),
