@@ -37,18 +37,18 @@ pub enum BackendError {
     #[error("{0}")]
     Keys(String),
     /// The store cannot be opened.
-    #[error("{0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// A port cannot be listened on.
-    #[error("cannot listen on {address}: {source}; hint: is another backend running?")]
+    #[error("cannot listen on {address}: {reason}; hint: is another backend running?")]
     Listen {
         /// The address that was asked for.
         address: SocketAddr,
         /// Why not.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file cannot be read or written.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A password cannot be used.
     #[error("{0}")]

@@ -8,6 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pganalytics::backend::store::{Page, Role};
 use pganalytics::clock;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::backend::{Ask, Client, Host, Served};
 use crate::support::until_async;
@@ -354,6 +355,31 @@ async fn plain_http_needs_no_certificate() {
     plain.send(renew).await.refused(401);
 }
 
+/// C37: a request that is never completed is answered when its time is over.
+#[tokio::test]
+async fn an_unfinished_request_is_answered_in_time() {
+    let served = Served::start_with(|config| {
+        config.plaintext_listen = Some(([127, 0, 0, 1], 0).into());
+        config.limits.request_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let address = served.running().plaintext_address().expect("it listens");
+    let host = served.register("db1").await;
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let head = format!(
+        "POST /api/v1/metrics/push HTTP/1.1\r\nhost: localhost\r\n\
+         authorization: Bearer {}\r\ncontent-length: 10\r\n\r\n{{",
+        host.token
+    );
+    stream.write_all(head.as_bytes()).await.expect("send");
+    let began = clock::monotonic();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read to the end");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("\"error\":\"timeout\""), "{answer}");
+    assert!(clock::monotonic() - began < Duration::from_secs(4), "it waited for the rest");
+}
+
 /// C55: a client that never finishes its request is sent away, and does not hinder others.
 #[tokio::test]
 async fn slow_clients_are_sent_away() {
@@ -366,7 +392,7 @@ async fn slow_clients_are_sent_away() {
     let host = served.register("db1").await;
     assert_eq!(host.push(json!([])).await.status, 200);
     let mut byte = [0; 1];
-    let read = tokio::io::AsyncReadExt::read(&mut silent, &mut byte);
+    let read = silent.read(&mut byte);
     let ended = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it is closed");
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     until_async("health", Duration::from_secs(5), async || {

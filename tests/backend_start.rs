@@ -173,11 +173,11 @@ async fn the_command_says_why_it_does_not_serve() {
     ))
     .await;
     assert_eq!(finished.code, Some(1), "{}", finished.stderr);
-    assert!(
-        finished.stderr.contains(&format!("cannot listen on {address}")),
-        "{}",
-        finished.stderr
+    let expected = format!(
+        "agent backend: cannot listen on {address}: Address already in use (os error 98)\n  \
+         hint: is another backend running?\n"
     );
+    assert!(finished.stderr.ends_with(&expected), "{}", finished.stderr);
     let finished = start("[backend]\npage_listen = \"0.0.0.0:0\"\n".to_owned()).await;
     assert_eq!(finished.code, Some(64), "{}", finished.stderr);
     assert!(finished.stderr.contains("backend.toml:2: backend.page_listen"), "{}", finished.stderr);

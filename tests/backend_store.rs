@@ -1,4 +1,5 @@
-//! What a store promises (S1 to S4), held against SQLite and against a real PostgreSQL server.
+//! What a store promises (S1 to S4), held against SQLite and against real
+//! PostgreSQL servers, the oldest and the newest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,9 +26,14 @@ macro_rules! for_each_store {
                 super::$name(super::Opened::new(url, Some(directory)).await).await;
             })*
         }
-        mod postgres {
+        mod postgres_10 {
             $(#[tokio::test] async fn $name() {
-                super::$name(super::Opened::new(super::postgres_url().await, None).await).await;
+                super::$name(super::Opened::new(super::postgres_url(10).await, None).await).await;
+            })*
+        }
+        mod postgres_18 {
+            $(#[tokio::test] async fn $name() {
+                super::$name(super::Opened::new(super::postgres_url(18).await, None).await).await;
             })*
         }
     };
@@ -64,9 +70,9 @@ impl Opened {
 }
 
 /// A database of the test's own.
-async fn postgres_url() -> String {
+async fn postgres_url(major: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let server = support::postgres::shared(15);
+    let server = support::postgres::shared(major);
     let name = format!("store_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
     format!("postgres://postgres@/{name}?host={}", server.socket_dir().display())

@@ -1,5 +1,7 @@
 //! Users of the backend: login, refresh, logout, roles, and how they are added.
 
+use std::io::Write as _;
+use std::process::Stdio;
 use std::time::Duration;
 
 use pganalytics::backend::store::{Page, Role};
@@ -8,6 +10,7 @@ use pganalytics::clock;
 use serde_json::{Value, json};
 
 use crate::support::backend::{Ask, PASSWORD, Reply, Served};
+use crate::support::process::agent;
 
 async fn served() -> Served {
     Served::start_with(|config| config.limits.attempts_per_minute = 1000).await
@@ -163,4 +166,38 @@ async fn users_are_added_by_hand() {
     assert!(add("", PASSWORD).await.is_err());
     assert!(add("a\nb", PASSWORD).await.is_err());
     assert!(backend::disable_user(&served.config, "nobody").await.is_err());
+}
+
+/// The command reads the password from standard input, and its user can log in at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_adds_and_shuts_out_users() {
+    let served = served().await;
+    let file = served.directory.path().join("backend.toml");
+    let text = format!("[backend]\ndata_dir = \"{}\"\n", served.config.data_dir.display());
+    std::fs::write(&file, text).expect("write");
+    let file = file.to_str().expect("UTF-8").to_owned();
+    let run = async |words: &[&str], input: &str| {
+        let mut command = agent(words.iter().copied().chain(["--config", &file]));
+        let input = input.to_owned();
+        let work = move || {
+            let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = pipes.spawn().expect("start");
+            child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+            child.wait_with_output().expect("run")
+        };
+        let output = tokio::task::spawn_blocking(work).await.expect("no panic");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+    let line = format!("{PASSWORD}\n");
+    let (code, text) = run(&["backend", "user", "add", "ann", "--role", "admin"], &line).await;
+    assert_eq!((code, text.as_str()), (Some(0), "added the user ann with the role admin\n"));
+    assert_eq!(served.login("ann").await["user"]["role"], "admin");
+    let (code, text) = run(&["backend", "user", "add", "ann"], &line).await;
+    assert_eq!((code, text.as_str()), (Some(1), "agent backend: the user ann exists\n"));
+    let (code, text) = run(&["backend", "user", "add", "bob"], "short\n").await;
+    assert_eq!(code, Some(64), "{text}");
+    let (code, text) = run(&["backend", "user", "disable", "ann"], "").await;
+    assert_eq!(code, Some(0), "{text}");
+    served.try_login("ann", PASSWORD).await.refused(401);
 }

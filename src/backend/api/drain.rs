@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header;
+use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::oneshot;
@@ -46,7 +46,9 @@ pub(super) async fn drain(
     let (back, mut rest) = oneshot::channel();
     let lent = Body::new(Lent { body, back: Some(back) });
     let response = next.run(Request::from_parts(parts, lent)).await;
-    if let Ok(rest) = rest.try_recv() {
+    // Whoever ran out of time sends nothing that is worth waiting for.
+    let is_late = response.status() == StatusCode::REQUEST_TIMEOUT;
+    if let (Ok(rest), false) = (rest.try_recv(), is_late) {
         let most = shared.config.limits.body_bytes_max.saturating_mul(FACTOR);
         let _ = tokio::time::timeout(PATIENCE, discard(rest, most)).await;
     }

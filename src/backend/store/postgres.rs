@@ -1,4 +1,4 @@
-//! The store in PostgreSQL 11 or later.
+//! The store in PostgreSQL 10 or later.
 //!
 //! Documents are kept as `jsonb`. A commit is on the server's disk before it is answered (S1):
 //! sessions turn `synchronous_commit` on where the server has it off. The connection has no TLS of
