@@ -77,6 +77,11 @@ pub fn majors() -> Vec<u32> {
     listed().map(|(major, _)| major).collect()
 }
 
+/// Whether the server of `major` is installed: for benches, which need not have one.
+pub fn installed(major: u32) -> bool {
+    places(major).iter().any(|bin| bin.join("postgres").exists())
+}
+
 /// The server of `major` that this test process shares between its tests: for tests that only
 /// read, or that work in a database of their own. It is there until the process ends.
 pub fn shared(major: u32) -> &'static Postgres {
@@ -249,21 +254,17 @@ fn cache() -> PathBuf {
 
 /// The directory of `initdb` and `postgres`: the installed package, else Debian's.
 fn binaries(major: u32) -> PathBuf {
+    let places = places(major);
+    places.iter().find(|bin| bin.join("postgres").exists()).cloned().unwrap_or_else(|| {
+        panic!("PostgreSQL {major} is nowhere in {places:?}; hint: tests/run installs it")
+    })
+}
+
+fn places(major: u32) -> [PathBuf; 2] {
     let version = listed().find(|(listed, _)| *listed == major).map(|(_, version)| version);
     let version = version.unwrap_or_else(|| panic!("PostgreSQL {major} is not in servers.txt"));
     let installed = cache().join("servers").join(version).join("native/bin");
-    let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    [&installed, &debian]
-        .into_iter()
-        .find(|bin| bin.join("postgres").exists())
-        .cloned()
-        .unwrap_or_else(|| {
-            panic!(
-                "PostgreSQL {major} is neither in {} nor in {}; hint: tests/run installs it",
-                installed.display(),
-                debian.display()
-            )
-        })
+    [installed, PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))]
 }
 
 fn listed() -> impl Iterator<Item = (u32, &'static str)> {
