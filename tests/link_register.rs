@@ -172,6 +172,25 @@ async fn known_ca_file_is_trusted_and_kept() {
     register(&again).await.expect("registered again");
 }
 
+/// A CA file of the operator's is read and never written, wherever it lies.
+#[tokio::test]
+async fn configured_ca_file_is_only_read() {
+    for name in ["known.crt", "tls/ca.crt"] {
+        let world = World::new().await;
+        let file = world.path(name);
+        let text = format!("# ours\n{}", world.authority.pem());
+        std::fs::create_dir(world.path("tls")).expect("a folder");
+        std::fs::write(&file, &text).expect("write");
+        world.accepts(&json!({}));
+        let mut registration = world.registration();
+        registration.contact = Contact::Configured;
+        registration.link.tls.ca_file = Some(file.clone());
+        let registered = register(&registration).await.expect("registered");
+        assert_eq!(std::fs::read_to_string(&file).expect("still there"), text);
+        assert_ne!(registered.identity.ca_file, Some(file));
+    }
+}
+
 #[tokio::test]
 async fn missing_ca_file_is_refused_before_contact() {
     let world = World::new().await;

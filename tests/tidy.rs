@@ -109,6 +109,12 @@ const RULES: &[Rule] = &[
         refused: || file("src/queue.rs", "use sled;\n"),
     },
     Rule {
+        name: "only main.rs is unsafe, once",
+        applies: |path| is_source(path) && path != "src/main.rs",
+        find: unsafe_code,
+        refused: || file("src/queue.rs", "fn f() {\n    unsafe { g() }\n}\n"),
+    },
+    Rule {
         name: "a stage does not import another",
         applies: is_source,
         find: stage_imports,
@@ -263,6 +269,13 @@ fn sled_names(file: &File) -> Vec<Finding> {
     each_line(file, |line| {
         let named = words_begin(code(line), "sled::") || words_begin(code(line), "use sled");
         named.then(|| "the `Store` trait is the seam to sled".to_owned())
+    })
+}
+
+fn unsafe_code(file: &File) -> Vec<Finding> {
+    each_line(file, |line| {
+        let found = words_begin(code(line), "unsafe ") || line.contains("unsafe_code");
+        (found && !line.contains("forbid(unsafe_code)")).then(|| "find a safe way".to_owned())
     })
 }
 

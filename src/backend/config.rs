@@ -208,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn every_key_is_documented_with_its_default() {
+        let documented = include_str!("../../docs/CONFIGURATION.md");
+        for key in BackendConfig::keys() {
+            let row = format!("| `{}.{}` | `{}` |", key.section, key.name, key.default);
+            assert!(documented.contains(&row), "docs/CONFIGURATION.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn what_has_no_tls_stays_on_loopback() {
         let check = |text: &str, expected: &str| {
             let problem = problem(text);

@@ -5,7 +5,7 @@ mod tables;
 use std::process::ExitCode;
 
 use super::local::{self, Local, Seen, Source};
-use super::screen::{Screen, counted};
+use super::screen::{Screen, counted, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::queue::{QueueStatus, SegmentState};
@@ -64,7 +64,7 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
             }
         }
     };
-    println!("{}", text.trim_end());
+    tell(&text)?;
     Ok(ExitCode::from(if damaged { 2 } else { 0 }))
 }
 

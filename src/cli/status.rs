@@ -8,7 +8,7 @@ use comfy_table::Cell;
 
 use super::inspect::totals;
 use super::local::{self, Local};
-use super::screen::{Screen, count, counted, right};
+use super::screen::{Screen, count, counted, right, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{BackendStatus, Client, ClientError, CollectorStatus, Forwarding, Status};
@@ -47,9 +47,9 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        tell(&serde_json::to_string_pretty(&status)?)?;
     } else {
-        println!("{}", page(&screen, &status).trim_end());
+        tell(&page(&screen, &status))?;
     }
     Ok(ExitCode::from(if concerns(&status).is_empty() { 0 } else { 2 }))
 }

@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 use tokio::sync::Mutex;
@@ -110,9 +111,15 @@ fn numbers_are_those_of_df() {
 /// While this is held, `hang` hangs on `/hung`.
 static HUNG: Mutex<()> = Mutex::const_new(());
 
+/// How often `hang` was asked for `/hung`.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
 fn hang(path: &Path) -> std::io::Result<Statvfs> {
     match path.to_str() {
-        Some("/hung") => drop(HUNG.blocking_lock()),
+        Some("/hung") => {
+            CALLS.fetch_add(1, Ordering::Relaxed);
+            drop(HUNG.blocking_lock());
+        }
         Some("/gone") => return Err(std::io::ErrorKind::NotFound.into()),
         _ => {}
     }
@@ -132,6 +139,7 @@ async fn hanging_mount_is_stuck_until_it_returns() {
         let answers = probes.ask(paths.clone()).await;
         assert_eq!(answers, [known, Answer::Stuck, Answer::Failed, known]);
     }
+    assert_eq!(CALLS.load(Ordering::Relaxed), 1, "not asked again while the first call hangs");
     drop(held);
     // The call returns on its own thread, so it may take a moment to be seen.
     for _ in 0..200 {
