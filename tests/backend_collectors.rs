@@ -221,6 +221,10 @@ async fn only_tls_1_3_is_spoken() {
     let both = tokio::task::spawn_blocking(move || (connect("-tls1_3"), connect("-tls1_2")));
     let (new, old) = both.await.expect("no panic");
     assert!(new.contains("TLSv1.3, Cipher is TLS_"), "{new}");
+    // The authority is shown beside the server: a host may know no more than its fingerprint.
+    let subjects = new.replace(" = ", "=");
+    assert!(subjects.contains("s:CN=pgAnalytics backend\n"), "{new}");
+    assert!(subjects.contains("s:CN=pgAnalytics backend authority\n"), "{new}");
     assert!(old.contains("Cipher is (NONE)"), "{old}");
     assert!(old.contains("alert protocol version"), "{old}");
 }

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pganalytics::clock;
 use pganalytics::link::register::{Contact, RegisterError, Registration, register};
-use pganalytics::link::tls::Fingerprint;
-use pganalytics::link::{Identity, Link, LinkConfig, SendErrorKind, TlsConfig};
+use pganalytics::link::tls::{Fingerprint, certificates_from_pem};
+use pganalytics::link::{Identity, Link, LinkConfig, Push, SendErrorKind, TlsConfig};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::link_tls::{SECRET, push};
+use crate::support::backend::Served;
 use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, Stub, set_mode};
 use crate::support::directory;
 
@@ -130,6 +132,34 @@ async fn registration_writes_what_the_agent_needs_to_push() {
     let answer = Link::new(&config, identity).expect("usable").push(push()).await;
     assert_eq!(answer.expect("answered").status, 200);
     assert!(stub.requests()[0].client_certificate.is_some());
+}
+
+/// The backend itself: trusted by its CA's fingerprint, and pushed to with a token of our own
+/// minting and the certificate that it has just signed.
+#[tokio::test]
+async fn real_backend_takes_a_push_after_a_registration_by_fingerprint() {
+    let served = Served::start().await;
+    let world = World::new().await;
+    let running = served.running();
+    let ca = certificates_from_pem(running.ca_certificate().as_bytes(), "ca").expect("a CA");
+    let mut registration = world.registration();
+    registration.link.url = format!("https://{}", running.address());
+    registration.contact = Contact::Fingerprint(Fingerprint::of(&ca[0]));
+    registration.secret = SecretString::from("not the secret");
+    let error = register(&registration).await.expect_err("another secret");
+    assert!(matches!(error, RegisterError::Refused(_)), "{error}");
+    registration.secret = SecretString::from(served.secret());
+    let identity = register(&registration).await.expect("registered").identity;
+
+    let envelope = json!({
+        "collector_id": identity.collector_id, "hostname": "db.example", "version": "1.0.0",
+        "timestamp": clock::rfc3339(clock::now()), "metrics_count": 0, "metrics": [],
+    });
+    let link = Link::new(&registration.link, identity).expect("usable");
+    let body = Bytes::from(envelope.to_string());
+    let push = Push { body, encoding: "identity", batch_id: None };
+    let answer = link.push(push).await.expect("answered");
+    assert_eq!(answer.status, 200, "{}", answer.message());
 }
 
 /// The backend proves itself before it is told the secret.

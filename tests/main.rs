@@ -21,10 +21,12 @@ mod control; // the control socket: one owner, no strangers
 mod crash; // kill -9 and damage: what was on disk is delivered
 mod delivery; // from the collectors to the store, with nothing in the way
 mod disk_full; // no free blocks, no free inodes
+mod documents; // the documents say what the program does
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
 mod link_tls; // trust, certificates, and what each failure says
+mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
 mod tidy; // the rules of this code base that a compiler does not check

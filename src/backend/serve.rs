@@ -199,14 +199,16 @@ pub(super) fn tls(keys: &Keys) -> Result<TlsAcceptor, BackendError> {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(keys.authority.certificate_pem().as_bytes())
         .map_err(|err| unusable("authority's certificate", &err))?;
-    roots.add(authority).map_err(|err| unusable("authority's certificate", &err))?;
+    roots.add(authority.clone()).map_err(|err| unusable("authority's certificate", &err))?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|err| unusable("authority's certificate", &err))?;
-    let chain = CertificateDer::pem_slice_iter(keys.server_certificate.as_bytes())
+    let mut chain = CertificateDer::pem_slice_iter(keys.server_certificate.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|err| unusable("server certificate", &err))?;
+    // A host that registers knows at most the authority's fingerprint: it must see the authority.
+    chain.push(authority);
     let key = PrivateKeyDer::from_pem_slice(keys.server_key.expose_secret().as_bytes())
         .map_err(|err| unusable("server key", &err))?;
     let mut config = ServerConfig::builder_with_provider(provider)
