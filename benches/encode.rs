@@ -1,5 +1,7 @@
 //! How fast a batch becomes a body: envelope, gzip.
 
+#![allow(clippy::cast_precision_loss, reason = "measurements")]
+
 mod common;
 
 use common::{document, median, result, timed};

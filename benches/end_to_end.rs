@@ -2,6 +2,8 @@
 //! client certificate and a token, and committed by the backend to its embedded store, all in this
 //! process. `BENCH_RECORDS` sets how many records of about 1 KiB.
 
+#![allow(clippy::cast_precision_loss, reason = "measurements")]
+
 mod common;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
@@ -71,14 +73,15 @@ async fn backend(dir: &Path) -> Running {
 async fn agent(backend: &Running, dir: &Path) -> Agent {
     let state = dir.join("agent");
     std::fs::create_dir(&state).expect("a new directory");
+    let state_dir = state.display().to_string();
     let text = format!(
-        "[collector]\nstate_dir = {state:?}\npush_interval = \"1h\"\n[backend]\nurl = \
+        "[collector]\nstate_dir = {state_dir:?}\npush_interval = \"1h\"\n[backend]\nurl = \
          \"https://localhost:{}\"\n[tls]\ncert_file = {:?}\nkey_file = {:?}\n[queue]\n\
          commit_interval = \"0s\"\n[sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n\
          [pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n",
         backend.address().port(),
-        state.join("agent.crt"),
-        state.join("agent.key"),
+        state.join("agent.crt").display().to_string(),
+        state.join("agent.key").display().to_string(),
     );
     let config = Config::read(Path::new("bench.toml"), &text).expect("a sound configuration");
     let registration = Registration {

@@ -1,6 +1,8 @@
 //! How fast the queue appends durably, against the physical limit: an append-only file of zstd
 //! blocks with CRC32C and one fdatasync per group. Both in turn, in one run.
 
+#![allow(clippy::cast_precision_loss, reason = "measurements")]
+
 mod common;
 
 use std::io::Write;

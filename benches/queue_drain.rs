@@ -1,6 +1,8 @@
 //! How a backlog is opened and read: time and memory of the start, records read per second, and
 //! what is left on disk. `BENCH_BACKLOG_MIB` sets its size (JSON).
 
+#![allow(clippy::cast_precision_loss, reason = "measurements")]
+
 mod common;
 
 use common::{directory, document, resident_mib, result, setting, timed};

@@ -16,6 +16,7 @@ use pganalytics::{clock, queue::NewRecord};
 use serde_json::json;
 
 /// Prints a result; see `benches/README.md`.
+#[allow(clippy::print_stdout, reason = "results are for people and scripts")]
 pub fn result(name: &str, value: f64, unit: &str) {
     println!("RESULT {name} {value:.3} {unit}");
 }

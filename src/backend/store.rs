@@ -1,6 +1,6 @@
 //! Where the backend keeps what it was told: the seam between its API and a database.
 //!
-//! Two implementations, [`sqlite`] for one machine and [`postgres`] for everything else, pass the
+//! Two implementations, `sqlite` for one machine and `postgres` for everything else, pass the
 //! same suite (`tests/backend_store.rs`). What both promise:
 //!
 //! - S1: an `Ok` of [`Store::push`] means that the metrics, the batch id and the agent's report

@@ -174,15 +174,16 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Config> {
     fs_err::create_dir_all(&agent_dir)?;
     let hostname = hostname();
     let text = format!(
-        "[collector]\nhostname = {hostname:?}\nstate_dir = {agent_dir:?}\npush_interval = 2\n\
+        "[collector]\nhostname = {hostname:?}\nstate_dir = {state:?}\npush_interval = 2\n\
          [backend]\nurl = \"https://localhost:{port}\"\n\
          [tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n\
          {postgres}\
          [sysstat]\ninterval = 1\n[disk_usage]\ninterval = 5\n\
          [forward]\nbackoff_max = \"5s\"\n",
         port = backend.address().port(),
-        cert = agent_dir.join("agent.crt"),
-        key = agent_dir.join("agent.key"),
+        state = agent_dir.display().to_string(),
+        cert = agent_dir.join("agent.crt").display().to_string(),
+        key = agent_dir.join("agent.key").display().to_string(),
         postgres = postgres(),
     );
     let file = dir.join("agent.toml");

@@ -59,6 +59,7 @@ impl Wire for Script {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "stands beside `unreachable` in a list")]
 fn answer(status: u16, body: &str) -> Result<WireAnswer, WireError> {
     let body = Bytes::from(body.to_owned());
     Ok(WireAnswer { status, retry_after: None, body })

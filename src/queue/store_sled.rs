@@ -98,7 +98,7 @@ impl SledStore {
                     fs::rename(&dir, &aside).map_err(at("move aside", &dir))?;
                     tracing::error!(
                         %error, kept = %aside.display(),
-                        "the queue's state is damaged and begins anew; batches may go twice"
+                        "the queue's state is damaged and starts anew; batches may be sent again"
                     );
                     open_state_database(&dir)
                 }
