@@ -468,3 +468,76 @@ async fn what_is_left_out_is_counted() {
         (&json!(5), &json!(4))
     );
 }
+
+/// The agent's own deadline: the statement is cancelled and nothing of it stays on the server.
+#[tokio::test]
+async fn statement_over_the_clients_deadline_is_cancelled() {
+    let server = Postgres::start(12);
+    let mut config = config(&server, &[]);
+    let long = Duration::from_secs(60);
+    config.timeouts = Timeouts { lock: long, statement: long, client: Duration::from_secs(1) };
+    let mut collector = PgStatsCollector::new(config);
+    collect(&mut collector).await.expect("collects");
+    let blocker = server.client("postgres").await;
+    let lock = "BEGIN; LOCK TABLE pg_index IN ACCESS EXCLUSIVE MODE";
+    blocker.batch_execute(lock).await.expect("locks");
+    let error = collect(&mut collector).await.expect_err("over the deadline").to_string();
+    assert!(error.contains("no answer within 1 s"), "{error}");
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    // A new session would wait for the lock as well, so the one that holds it looks.
+    let none =
+        async || blocker.query_one(waiting, &[]).await.expect("answers").get::<_, i64>(0) == 0;
+    until_async("nothing waits any more", LIMIT, none).await;
+    blocker.batch_execute("ROLLBACK").await.expect("unlocks");
+    collect(&mut collector).await.expect("collects again");
+}
+
+/// Takes TCP connections to a server; refuses those whose first packet has options, as a pooler
+/// does.
+async fn pooler(listener: tokio::net::TcpListener, socket: std::path::PathBuf) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    while let Ok((mut client, _)) = listener.accept().await {
+        let mut length = [0; 4];
+        client.read_exact(&mut length).await.expect("a startup packet");
+        let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+        client.read_exact(&mut packet).await.expect("a startup packet");
+        if packet.windows(8).any(|window| window == b"options\0") {
+            let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
+            let mut answer = vec![b'E'];
+            answer.extend((u32::try_from(fields.len()).expect("small") + 4).to_be_bytes());
+            answer.extend(fields);
+            client.write_all(&answer).await.expect("refuses");
+            continue;
+        }
+        let mut server = tokio::net::UnixStream::connect(&socket).await.expect("connects");
+        server.write_all(&length).await.expect("forwards");
+        server.write_all(&packet).await.expect("forwards");
+        tokio::spawn(async move {
+            drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+        });
+    }
+}
+
+/// Behind a pooler that refuses startup options the limits are set as statements.
+#[tokio::test]
+async fn limits_are_set_where_startup_options_are_refused() {
+    let server = shared(15);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let port = listener.local_addr().expect("an address").port();
+    let pooler = tokio::spawn(pooler(listener, server.socket_dir().join(".s.PGSQL.5432")));
+    server.execute("postgres", "CREATE DATABASE pooled; ").await;
+    let mut config = config(server, &[]);
+    config.connection =
+        PgConnection { host: "127.0.0.1".to_owned(), port, ..place(server, "pooled") };
+    let mut collector = PgStatsCollector::new(config);
+    let metrics = collect(&mut collector).await.expect("collects");
+    assert_eq!(metrics[0]["status"], "ok", "{metrics:?}");
+    // The limits hold: a table that another session locks does not keep the agent waiting.
+    let blocker = server.client("pooled").await;
+    let lock = "BEGIN; LOCK TABLE pg_index IN ACCESS EXCLUSIVE MODE";
+    blocker.batch_execute(lock).await.expect("locks");
+    let metrics = collect(&mut collector).await.expect("collects");
+    assert_eq!(metrics[0]["status"], "locked", "{metrics:?}");
+    blocker.batch_execute("ROLLBACK").await.expect("unlocks");
+    pooler.abort();
+}
