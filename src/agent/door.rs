@@ -76,13 +76,16 @@ pub(super) async fn run_collector<C: Collector>(
 ) {
     let name = collector.name();
     let mut schedule = Schedule::new(timing.interval, Duration::ZERO);
+    let mut more = false;
     loop {
-        let tick = schedule.next(clock::now());
-        if tick.missed > 0 {
+        let mut wait = Duration::ZERO;
+        if !std::mem::take(&mut more) {
+            let tick = schedule.next(clock::now());
             metrics::counter!(counter::MISSED, "collector" => name).increment(tick.missed);
+            wait = tick.after;
         }
         let collect = async {
-            tokio::time::sleep(tick.after).await;
+            tokio::time::sleep(wait).await;
             collect_once(&mut collector, timing.deadline, &door).await
         };
         let collected = tokio::select! {
@@ -93,7 +96,10 @@ pub(super) async fn run_collector<C: Collector>(
         // What has been collected is stored even when the shutdown comes now.
         let Some(collected) = collected else { continue };
         match door.admit(name, collected).await {
-            Ok(()) => collector.committed(),
+            Ok(()) => {
+                collector.committed();
+                more = collector.has_more();
+            }
             Err(QueueClosed) => return,
         }
     }

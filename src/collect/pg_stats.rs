@@ -71,7 +71,7 @@ impl Default for PgStatsConfig {
             timeouts: Timeouts::default(),
             tables_max: 200,
             indexes_max: 200,
-            sizes_every: Duration::from_secs(300),
+            sizes_every: Duration::from_secs(600),
         }
     }
 }
