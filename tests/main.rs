@@ -22,6 +22,7 @@ mod crash; // kill -9 and damage: what was on disk is delivered
 mod delivery; // from the collectors to the store, with nothing in the way
 mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
+mod footprint; // what the agent costs its host
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
