@@ -18,6 +18,7 @@ mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod control; // the control socket: one owner, no strangers
+mod cli; // wrong command lines and configurations
 mod crash; // kill -9 and damage: what was on disk is delivered
 mod delivery; // from the collectors to the store, with nothing in the way
 mod disk_full; // no free blocks, no free inodes
