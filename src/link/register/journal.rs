@@ -72,6 +72,9 @@ pub fn finish(state_dir: &Path) -> Result<(), LinkError> {
     files::sync_folder(&file)
 }
 
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Keeps a second registration of the same state directory out.
 pub(super) fn lock(state_dir: &Path) -> Result<File, LinkError> {
     let cannot = |error: std::io::Error| {
@@ -85,8 +88,12 @@ pub(super) fn lock(state_dir: &Path) -> Result<File, LinkError> {
         .open(state_dir.join("register.lock"))
         .map_err(cannot)?
         .into_file();
-    lock.try_lock().map_err(|_| {
-        LinkError::new("another `agent register` is running", "wait until it has ended")
-    })?;
-    Ok(lock)
+    // A lock outlives its holder for a moment when that process was just starting another one.
+    for _ in 0..LOCK_TRIES {
+        if lock.try_lock().is_ok() {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    Err(LinkError::new("another `agent register` is running", "wait until it has ended"))
 }
