@@ -41,6 +41,8 @@ interval = "100ms"
 interval = "500ms"
 [pg_stats]
 enabled = false
+[pg_log]
+enabled = false
 "#;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
