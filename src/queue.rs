@@ -51,6 +51,7 @@ mod store_view;
 #[cfg(test)]
 mod tests;
 mod view;
+mod writing;
 
 use std::{path::PathBuf, time::Duration};
 

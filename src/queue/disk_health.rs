@@ -2,10 +2,11 @@
 //! again with growing pauses, and when it is back they are written as the segments they are.
 
 use super::{
-    log::{Active, Log, discard},
+    log::{Active, Log},
     ring::Home,
     state,
     store::{SegmentWriter, Store, StoreError},
+    writing::discard,
 };
 
 /// Whether the disk takes records, and when it is asked again.
