@@ -21,6 +21,7 @@ mod control; // the control socket: one owner, no strangers
 mod cli; // wrong command lines and configurations
 mod crash; // kill -9 and damage: what was on disk is delivered
 mod delivery; // from the collectors to the store, with nothing in the way
+mod demo; // the demo, and the account it ends with
 mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
 mod footprint; // what the agent costs its host
