@@ -198,3 +198,75 @@ fn record(metric: &Value) -> NewRecord {
 fn without_indexes(path: &str) -> String {
     path.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        collect::CollectError,
+        queue::{Log, LogLimits, MemoryDisk},
+        shutdown,
+    };
+
+    /// Gives what it is told to, once per call, and then waits for ever.
+    struct Scripted(Vec<Step>);
+
+    enum Step {
+        Metrics(Vec<Value>),
+        Fails,
+        Hangs,
+    }
+
+    impl Collector for Scripted {
+        fn name(&self) -> &'static str {
+            "scripted"
+        }
+
+        async fn collect(&mut self, _now: Timestamp) -> Result<Collected, CollectError> {
+            match self.0.pop() {
+                Some(Step::Metrics(metrics)) => Ok(Collected { metrics, state: None }),
+                Some(Step::Fails) => Err(CollectError::new("out of order")),
+                Some(Step::Hangs) | None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// C28: a metric that is refused is counted with its place and stops no other; a collection
+    /// that fails and one that hangs are counted, and the next one is made.
+    #[tokio::test]
+    async fn what_is_wrong_with_one_stops_no_other() {
+        let log = Log::open(MemoryDisk::new().open(), LogLimits::default()).unwrap();
+        let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
+        let door = Door { queue: queue.clone(), collections: Collections::default() };
+        let sysstat = |user: f64| json!({"type": "sysstat", "timestamp": clock::now(), "cpu": {"user": user}});
+        let steps =
+            vec![Step::Metrics(vec![sysstat(-5.0), sysstat(7.0)]), Step::Hangs, Step::Fails];
+        let (trigger, shutdown) = shutdown::channel();
+        let timing =
+            Timing { interval: Duration::from_millis(10), deadline: Duration::from_millis(20) };
+        let collections = door.collections.clone();
+        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let collected = async {
+            loop {
+                let status = collections.snapshot().remove("scripted").unwrap_or_default();
+                if status.metrics > 0 {
+                    return status;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = Duration::from_secs(30);
+        let status = tokio::time::timeout(limit, collected).await.expect("metrics in the end");
+        trigger.stop();
+        running.await.unwrap();
+        assert_eq!((status.metrics, status.rejected), (1, 1));
+        assert!(status.failures >= 2, "{status:?}");
+        let refused = status.last_rejected.unwrap();
+        assert!(refused.starts_with("sysstat: cpu.user: "), "{refused}");
+        assert_eq!(queue.status().await.unwrap().records, 1);
+        queue.close().await.unwrap();
+        thread.join();
+    }
+}

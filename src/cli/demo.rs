@@ -78,6 +78,7 @@ async fn perform(args: Args) -> anyhow::Result<Account> {
     let config = enrol(&backend, &place.path).await?;
     let identity = crate::link::Identity::load(&config.agent.state_dir)?;
     let collector_id = identity.collector_id.parse().context("the collector's id")?;
+    let begun = clock::now();
     let agent = Agent::start(&config, identity).await?;
     let mut screen = Screen::new(&place.path, &config, &backend);
     let ended = play(&args, backend, &agent, &mut screen).await;
@@ -86,7 +87,7 @@ async fn perform(args: Args) -> anyhow::Result<Account> {
     agent.stop(LAST_PUSH).await;
     screen.end();
     let backend = ended?;
-    let account = Account::take(&view, backend.store().as_ref(), collector_id).await?;
+    let account = Account::take(&view, backend.store().as_ref(), collector_id, begun).await?;
     backend.stop().await;
     place.end();
     Ok(account)

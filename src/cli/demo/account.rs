@@ -24,11 +24,13 @@ pub struct Account {
 }
 
 impl Account {
-    /// Compares what the collectors gave with what the store has.
+    /// Compares what the collectors gave since `begun` with what the store has of that time; an
+    /// earlier demo in the same directory left records of its own.
     pub async fn take(
         view: &AgentView,
         store: &dyn Store,
         collector_id: Uuid,
+        begun: Timestamp,
     ) -> anyhow::Result<Self> {
         let collected = view.collections.snapshot().values().map(|status| status.metrics).sum();
         let (mut stored, mut distinct) = (0, BTreeSet::new());
@@ -37,7 +39,7 @@ impl Account {
             let all = MetricQuery {
                 server_id: server.id,
                 kind: None,
-                start: Timestamp::UNIX_EPOCH,
+                start: begun,
                 end: Timestamp::MAX,
                 step: None,
                 limit: u32::MAX,
