@@ -32,10 +32,7 @@ async fn run() {
     let agent = agent(&backend, dir.path()).await;
     let view = agent.view();
     let groups: Vec<Group> = (0..count / GROUP_RECORDS)
-        .map(|n| Group {
-            records: records(n * GROUP_RECORDS..(n + 1) * GROUP_RECORDS),
-            position: None,
-        })
+        .map(|n| Group::of(records(n * GROUP_RECORDS..(n + 1) * GROUP_RECORDS)))
         .collect();
     let begun = clock::monotonic();
     for group in groups {

@@ -49,8 +49,7 @@ fn append_to_queue(groups: &[Vec<NewRecord>]) -> f64 {
         limits: LogLimits::default(),
     };
     let mut log = config.open_log().expect("the queue opens");
-    let groups: Vec<Group> =
-        groups.iter().map(|records| Group { records: records.clone(), position: None }).collect();
+    let groups: Vec<Group> = groups.iter().map(|records| Group::of(records.clone())).collect();
     let ((), took) = timed(|| {
         for group in groups {
             log.append(vec![group], 1_000);

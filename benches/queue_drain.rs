@@ -48,7 +48,7 @@ fn fill(config: &QueueConfig, backlog: u64) -> (u64, u64) {
         let group: Vec<NewRecord> = (n..n + GROUP_RECORDS).map(record).collect();
         n += GROUP_RECORDS;
         written += group.iter().map(|record| record.payload.len() as u64).sum::<u64>();
-        log.append(vec![Group { records: group, position: None }], 1_000);
+        log.append(vec![Group::of(group)], 1_000);
     }
     log.close(2_000);
     (written, n)

@@ -22,7 +22,8 @@ use crate::{
         sysstat::SysstatConfig,
     },
     link::{LinkConfig, TlsConfig, endpoint::Endpoint},
-    queue::{BatchLimits, LogLimits, QueueConfig},
+    queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
+    units,
 };
 
 /// Everything that `agent run` needs, one part per stage.
@@ -278,11 +279,17 @@ fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConf
 
 fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
     let memory = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let budget = budget(section);
+    let segment_bytes_max = section.size("segment_bytes_max", "16MiB", ["64KiB", "16MiB"]);
     QueueConfig {
         dir: section.optional_path("dir").unwrap_or_else(|| state_dir.join("queue")),
         commit_interval: section.duration("commit_interval", "100ms", ["0s", "10s"]),
         limits: LogLimits {
-            segment_bytes_max: section.size("segment_bytes_max", "16MiB", ["64KiB", "16MiB"]),
+            durability: DURABILITIES[section.choice("durability", &DURABILITIES.map(|d| d.0))].1,
+            retain: retain(section),
+            // What is evicted at once is a small part of a small queue.
+            segment_bytes_max: segment_bytes_max.min(budget.bytes_max / 8),
+            budget,
             batch: BatchLimits {
                 raw_bytes_max: section.size("batch_bytes_max", "1MiB", ["16KiB", "16MiB"]),
                 records_max: section.integer("batch_records_max", 1_000, 1..=100_000),
@@ -291,6 +298,41 @@ fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
             volatile_bytes_max: memory(section.size("memory_max", "16MiB", ["1MiB", "1GiB"])),
         },
     }
+}
+
+const DURABILITIES: [(&str, Durability); 3] =
+    [("sync", Durability::Sync), ("interval", Durability::Interval), ("os", Durability::Os)];
+
+const ON_FULL: [(&str, OnFull); 4] = [
+    ("evict_oldest", OnFull::EvictOldest),
+    ("evict_newest", OnFull::EvictNewest),
+    ("block", OnFull::Block),
+    ("thin", OnFull::Thin),
+];
+
+fn budget(section: &mut Section<'_, '_>) -> Budget {
+    let percent = section.integer("disk_free_min", 5, 0..=90);
+    let age_max = section.duration("age_max", "0s", ["0s", "3650d"]);
+    Budget {
+        bytes_max: section.size("bytes_max", "1GiB", ["16MiB", "1PiB"]),
+        age_max: Some(age_max).filter(|age| !age.is_zero()),
+        disk_free_min_percent: u8::try_from(percent).unwrap_or(u8::MAX),
+        on_full: ON_FULL[section.choice("on_full", &ON_FULL.map(|policy| policy.0))].1,
+    }
+}
+
+/// `off`, a size, or a duration.
+fn retain(section: &mut Section<'_, '_>) -> Retain {
+    let text = section.text("retain_delivered", "off");
+    if text == "off" {
+        return Retain::Off;
+    }
+    let size = units::parse_size(&text).map(Retain::Bytes);
+    size.or_else(|| units::parse_duration(&text).map(Retain::Age)).unwrap_or_else(|| {
+        let hint = "write off, a size like 512MiB, or a time like 24h";
+        section.reject("retain_delivered", &format!("is `{text}`"), hint);
+        Retain::Off
+    })
 }
 
 fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {

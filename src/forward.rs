@@ -70,6 +70,8 @@ pub struct Outgoing<K> {
     pub key: K,
     /// Its name at the backend, for ever.
     pub id: Uuid,
+    /// The records' sequence numbers and times (milliseconds since 1970 UTC).
+    pub records: Vec<(u64, i64)>,
     /// The records' JSON.
     pub metrics: Vec<Bytes>,
 }

@@ -34,12 +34,16 @@
 //! records, a segment 16 MiB of frames or one push window.
 
 mod block;
+mod budget;
 mod disk_health;
+mod evict;
 mod files;
+mod ledger;
 mod log;
 mod reading;
 mod record;
 mod recover;
+mod retain;
 mod ring;
 mod salvage;
 mod segment;
@@ -59,10 +63,12 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
+    budget::{Budget, DiskSpace, Durability, OnFull, Retain},
+    ledger::{Loss, LossReason},
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
-    record::{Group, NewRecord, Position, Record},
+    record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
     ring::Home,
-    segment::BatchLimits,
+    segment::{BatchLimits, Origin},
     store::{SegmentWriter, Store, StoreError},
     store_memory::{MemoryDisk, MemoryStore},
     store_sled::SledStore,
@@ -95,6 +101,10 @@ pub struct QueueThread(std::thread::JoinHandle<()>);
 /// A refused record on its way to the dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
+    /// Its sequence number.
+    pub seq: u64,
+    /// The time that it is about, milliseconds since 1970 UTC.
+    pub at_ms: i64,
     /// One line of text, with the record and the reason.
     pub line: String,
 }
@@ -103,6 +113,17 @@ pub struct DeadLetter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the queue is closed")]
 pub struct QueueClosed;
+
+/// Why an append was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// See [`QueueClosed`].
+    #[error(transparent)]
+    Closed(#[from] QueueClosed),
+    /// The queue is full and `on_full` is `block`: nothing was taken.
+    #[error("the queue is full; hint: see queue.bytes_max and queue.on_full")]
+    Full,
+}
 
 /// Why a batch could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +137,7 @@ pub enum QueueError {
 }
 
 enum Command {
-    Append(Group, oneshot::Sender<Appended>),
+    Append(Group, Waiting),
     Seal(oneshot::Sender<()>),
     NextBatch(oneshot::Sender<Option<Batch>>),
     Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
@@ -125,6 +146,10 @@ enum Command {
     Status(oneshot::Sender<QueueStatus>),
     Segments(oneshot::Sender<Vec<SegmentInfo>>),
     Batches(oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
+    Read(BatchKey, oneshot::Sender<Result<Option<Batch>, StoreError>>),
+    Losses(oneshot::Sender<Vec<Loss>>),
+    LossesToSend(oneshot::Sender<Vec<Loss>>),
+    LossesAcknowledged(Vec<u64>),
     Position(String, oneshot::Sender<Option<Bytes>>),
     Close(oneshot::Sender<()>),
 }
@@ -137,6 +162,9 @@ const GROUPS_MAX: usize = 256;
 impl Default for LogLimits {
     fn default() -> Self {
         Self {
+            durability: Durability::default(),
+            budget: Budget::default(),
+            retain: Retain::default(),
             segment_bytes_max: 16 << 20,
             batch: BatchLimits { raw_bytes_max: 1 << 20, records_max: 1_000 },
             ring_bytes_max: 4 << 20,
@@ -148,9 +176,7 @@ impl Default for LogLimits {
 impl QueueConfig {
     /// Opens the log that this configuration describes, in the caller's thread.
     pub fn open_log(&self) -> Result<Log<SledStore>, StoreError> {
-        // Frames do not fill sled's segments to the last byte: 1/8 more, and the head of the file.
-        let reserve = self.limits.segment_bytes_max / 8 * 9 + (1 << 20);
-        Log::open(SledStore::open(&self.dir, reserve)?, self.limits)
+        Log::open(SledStore::open(&self.dir, self.limits.reserve_bytes())?, self.limits)
     }
 
     /// Opens the queue on disk and starts the thread that owns it.
@@ -181,8 +207,8 @@ impl Queue {
     }
 
     /// Takes a group; see the module documentation for what the answer promises.
-    pub async fn append(&self, group: Group) -> Result<Appended, QueueClosed> {
-        self.ask(|reply| Command::Append(group, reply)).await
+    pub async fn append(&self, group: Group) -> Result<Appended, AppendError> {
+        self.ask(|reply| Command::Append(group, reply)).await?
     }
 
     /// Ends the window: what has been appended can be sent.
@@ -237,6 +263,26 @@ impl Queue {
         Ok(self.ask(Command::Batches).await??)
     }
 
+    /// A batch that waits, or is delivered and kept; it does not count as being sent.
+    pub async fn read(&self, key: BatchKey) -> Result<Option<Batch>, QueueError> {
+        Ok(self.ask(|reply| Command::Read(key, reply)).await??)
+    }
+
+    /// The ledger of records that are not delivered; see [`Log::losses`].
+    pub async fn losses(&self) -> Result<Vec<Loss>, QueueClosed> {
+        self.ask(Command::Losses).await
+    }
+
+    /// Entries of the ledger that the backend does not know yet; see [`Log::losses_to_send`].
+    pub async fn losses_to_send(&self) -> Result<Vec<Loss>, QueueClosed> {
+        self.ask(Command::LossesToSend).await
+    }
+
+    /// The backend knows these entries of the ledger.
+    pub async fn losses_acknowledged(&self, ids: Vec<u64>) -> Result<(), QueueClosed> {
+        self.commands.send(Command::LossesAcknowledged(ids)).await.map_err(|_| QueueClosed)
+    }
+
     /// How far `collector` had read when its last durable records were appended.
     pub async fn position(&self, collector: &str) -> Result<Option<Bytes>, QueueClosed> {
         self.ask(|reply| Command::Position(collector.to_owned(), reply)).await
@@ -266,6 +312,9 @@ impl QueueThread {
     }
 }
 
+/// How often the log is asked whether it has something to do by itself.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The life of the queue's thread.
 async fn serve<S: Store>(
     mut log: Log<S>,
@@ -273,17 +322,34 @@ async fn serve<S: Store>(
     commit_interval: Duration,
 ) {
     let mut held: Option<Command> = None;
+    let mut sync_at = None;
     loop {
         let next = match held.take() {
             Some(command) => Some(command),
-            None => commands.recv().await,
+            None => tokio::select! {
+                biased;
+                next = commands.recv() => next,
+                () = due(sync_at) => {
+                    log.sync(now_ms());
+                    sync_at = None;
+                    continue;
+                }
+                () = tokio::time::sleep(TEND_INTERVAL) => {
+                    log.tend(now_ms());
+                    continue;
+                }
+            },
         };
         match next {
             Some(Command::Append(group, reply)) => {
-                let (groups, replies, other) =
-                    gather(&mut commands, (group, reply), commit_interval).await;
+                let linger = match group.haste {
+                    Haste::Linger => commit_interval,
+                    Haste::Now => Duration::ZERO,
+                };
+                let (groups, replies, other) = gather(&mut commands, (group, reply), linger).await;
                 held = other;
                 commit(&mut log, groups, replies);
+                sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
             }
             Some(Command::Close(reply)) => {
                 log.close(now_ms());
@@ -296,25 +362,39 @@ async fn serve<S: Store>(
     }
 }
 
-type Waiting = oneshot::Sender<Appended>;
+/// Waits until `at`; for ever without it.
+async fn due(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
-/// Collects the groups that arrive within `interval`; another command ends the wait.
+type Waiting = oneshot::Sender<Result<Appended, AppendError>>;
+
+/// Collects the groups that arrive within `interval`; another command ends the wait, and so does a
+/// group in haste.
 async fn gather(
     commands: &mut mpsc::Receiver<Command>,
     first: (Group, Waiting),
     interval: Duration,
 ) -> (Vec<Group>, Vec<Waiting>, Option<Command>) {
     let (mut groups, mut replies) = (vec![first.0], vec![first.1]);
-    let deadline = tokio::time::sleep(interval);
-    tokio::pin!(deadline);
+    let mut deadline = std::pin::pin!(tokio::time::sleep(interval));
+    let mut hurry = interval.is_zero();
     while groups.len() < GROUPS_MAX {
-        let next = tokio::select! {
-            biased;
-            next = commands.recv() => next,
-            () = &mut deadline => None,
+        let next = if hurry {
+            commands.try_recv().ok()
+        } else {
+            tokio::select! {
+                biased;
+                next = commands.recv() => next,
+                () = &mut deadline => None,
+            }
         };
         match next {
             Some(Command::Append(group, reply)) => {
+                hurry |= group.haste == Haste::Now;
                 groups.push(group);
                 replies.push(reply);
             }
@@ -325,12 +405,18 @@ async fn gather(
 }
 
 fn commit<S: Store>(log: &mut Log<S>, groups: Vec<Group>, replies: Vec<Waiting>) {
+    if !log.takes_records(now_ms()) {
+        for reply in replies {
+            reply.send(Err(AppendError::Full)).ok();
+        }
+        return;
+    }
     let counts: Vec<u64> = groups.iter().map(|group| group.records.len() as u64).collect();
     let all = log.append(groups, now_ms());
     let mut first_seq = all.first_seq;
     for (records, reply) in counts.into_iter().zip(replies) {
         // Who asked may have gone; the records stay.
-        reply.send(Appended { first_seq, records, home: all.home }).ok();
+        reply.send(Ok(Appended { first_seq, records, home: all.home })).ok();
         first_seq += records;
     }
 }
@@ -359,6 +445,16 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
         Command::Batches(reply) => {
             reply.send(log.batches()).ok();
         }
+        Command::Read(key, reply) => {
+            reply.send(log.read(key)).ok();
+        }
+        Command::Losses(reply) => {
+            reply.send(log.losses()).ok();
+        }
+        Command::LossesToSend(reply) => {
+            reply.send(log.losses_to_send()).ok();
+        }
+        Command::LossesAcknowledged(ids) => log.losses_acknowledged(&ids),
         Command::Position(collector, reply) => {
             reply.send(log.position(&collector)).ok();
         }

@@ -90,7 +90,7 @@ async fn client_hears_what_the_queue_holds() {
         at_ms: 0,
         payload: bytes::Bytes::from_static(b"{}"),
     };
-    let group = Group { records: vec![record.clone(), record], position: None };
+    let group = Group::of(vec![record.clone(), record]);
     running.queue.append(group).await.expect("appended");
 
     let status = client.status().await.expect("answered");

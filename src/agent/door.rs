@@ -17,7 +17,7 @@ use crate::{
     collect::{Collected, Collector, schedule::Schedule},
     config::Timing,
     metric,
-    queue::{Group, NewRecord, Position, Queue, QueueClosed},
+    queue::{AppendError, Group, Haste, NewRecord, Position, Queue},
     shutdown::Shutdown,
     telemetry::counter,
     units,
@@ -100,7 +100,8 @@ pub(super) async fn run_collector<C: Collector>(
                 collector.committed();
                 more = collector.has_more();
             }
-            Err(QueueClosed) => return,
+            Err(AppendError::Full) => {} // not committed: what can be read again is read again
+            Err(AppendError::Closed(_)) => return,
         }
     }
 }
@@ -147,7 +148,7 @@ fn log_change(collector: &str, before: Option<&str>, now: Option<&str>) {
 
 impl Door {
     /// Validates metrics and appends those that are sound, with the collector's position.
-    async fn admit(&self, name: &'static str, collected: Collected) -> Result<(), QueueClosed> {
+    async fn admit(&self, name: &'static str, collected: Collected) -> Result<(), AppendError> {
         let now = clock::now();
         let sound = |metric: &Value| match metric::validate(metric, now) {
             Ok(_) => true,
@@ -158,13 +159,17 @@ impl Door {
         };
         let records: Vec<NewRecord> =
             collected.metrics.iter().filter(|metric| sound(metric)).map(record).collect();
-        let position = collected
-            .state
-            .map(|bytes| Position { collector: name.to_owned(), bytes: Bytes::from(bytes) });
-        if records.is_empty() && position.is_none() {
+        let position = collected.state.map(|bytes| Position {
+            collector: name.to_owned(),
+            bytes: Bytes::from(bytes),
+            keep_until_ms: None,
+        });
+        let rejected = (collected.metrics.len() - records.len()) as u64;
+        if records.is_empty() && position.is_none() && rejected == 0 {
             return Ok(());
         }
-        let appended = self.queue.append(Group { records, position }).await?;
+        let group = Group { records, position, rejected, haste: Haste::Linger };
+        let appended = self.queue.append(group).await?;
         let counter = metrics::counter!(counter::APPENDED, "collector" => name);
         counter.increment(appended.records);
         self.collections.change(name, |status| status.metrics += appended.records);

@@ -32,6 +32,7 @@ pub struct LinkWire(pub Arc<Link>);
 struct Letter<'a> {
     at: Timestamp,
     batch: Uuid,
+    seq: u64,
     path: &'a str,
     message: &'a str,
     metric: &'a RawValue,
@@ -45,6 +46,7 @@ impl Source for QueueSource {
         Ok(batch.map(|batch| Outgoing {
             key: batch.key,
             id: batch.id,
+            records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
             metrics: batch.records.into_iter().map(|record| record.payload).collect(),
         }))
     }
@@ -96,12 +98,14 @@ impl Wire for LinkWire {
 
 fn letter(batch: &Outgoing<BatchKey>, rejected: &Rejected) -> Option<DeadLetter> {
     let payload = batch.metrics.get(rejected.index)?;
+    let (seq, at_ms) = *batch.records.get(rejected.index)?;
     let letter = Letter {
         at: clock::now(),
         batch: batch.id,
+        seq,
         path: &rejected.path,
         message: &rejected.message,
         metric: serde_json::from_slice(payload).ok()?,
     };
-    Some(DeadLetter { line: serde_json::to_string(&letter).ok()? })
+    Some(DeadLetter { seq, at_ms, line: serde_json::to_string(&letter).ok()? })
 }

@@ -32,6 +32,7 @@ impl Source for Queued {
         let batch = |key| Outgoing {
             key,
             id: Uuid::from_u128(u128::from(key)),
+            records: vec![(0, 0); 3],
             metrics: vec![Bytes::from_static(b"{}"); 3],
         };
         Ok(key.map(batch))

@@ -82,28 +82,6 @@ impl<S: Store> Log<S> {
         self.disk.error = Some(error.to_string());
     }
 
-    /// Evicts the oldest records that are only in memory, when there are more than it may hold.
-    pub(super) fn evict_over_bound(&mut self) {
-        while self.ring.volatile_bytes() > self.limits.volatile_bytes_max {
-            let oldest = self.sealed.values().find(|sealed| sealed.home == Home::MemoryOnly);
-            let (id, records) = match (oldest, &self.active) {
-                (Some(sealed), _) => (sealed.row.id, sealed.row.records),
-                (None, Some(active)) => (active.row.id, active.row.records),
-                (None, None) => return,
-            };
-            if self.sealed.remove(&id).is_none() {
-                self.active = None;
-            }
-            self.ring.remove(id);
-            self.counts.evicted_records += records;
-            tracing::error!(
-                segment = id,
-                records,
-                "records lost: the disk does not take them and the memory for them is full"
-            );
-        }
-    }
-
     fn save_active(&mut self, mut active: Active<S::Writer>, now_ms: i64) {
         let id = active.row.id;
         active.writer = self.try_disk(now_ms, |store| write_all(store, id, &active.unsaved));
@@ -116,18 +94,18 @@ impl<S: Store> Log<S> {
 
     fn save_sealed(&mut self, id: u64, now_ms: i64) -> bool {
         let Some(mut sealed) = self.sealed.remove(&id) else { return true };
-        let rows = self.seal_rows(&sealed.row);
-        let saved = self.try_disk(now_ms, |store| {
-            write_all(store, id, &sealed.unsaved)?.close()?;
-            store.put_state(&rows)
-        });
+        let saved = self.try_disk(now_ms, |store| write_all(store, id, &sealed.unsaved)?.close());
         if saved.is_some() {
             sealed.unsaved = Vec::new();
             sealed.home = Home::Disk;
             self.ring.now_on_disk(id);
+            if let Err(error) = self.put_sealed(&sealed.row) {
+                // The frames are durable; a start finds them without the row.
+                self.disk_failed(&error, now_ms);
+            }
         }
         self.sealed.insert(id, sealed);
-        saved.is_some()
+        self.disk.error.is_none()
     }
 
     /// Asks the disk whether it takes a small write again.

@@ -1,7 +1,8 @@
 //! The files of a queue directory, as far as no database is involved.
 //!
 //! Layout: `QUEUE` (identity), `lock`, `state/`, `segments/<id>/`, `trash/` (being removed),
-//! `quarantine/` (damaged, kept for a person), `dead.ndjson` (refused records).
+//! `delivered/<id>/` (kept for a while), `quarantine/` (damaged, kept for a person), `dead.ndjson`
+//! (refused records).
 
 use std::{
     io::{self, Read, Seek, SeekFrom, Write},
@@ -14,15 +15,19 @@ use uuid::Uuid;
 
 use super::{
     block::MAGIC,
+    budget::DiskSpace,
     salvage::{self, Found, Scan},
     store::StoreError,
 };
 
 const IDENTITY_FORMAT: &str = "pganalytics-queue 1";
 
+/// The numbers of the segments in `dir`; other names are left alone.
 pub(super) fn segment_ids(dir: &Path) -> Result<Vec<u64>, StoreError> {
-    let dir = dir.join("segments");
-    let entries = fs::read_dir(&dir).map_err(at("list", &dir))?;
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at("list", dir))?,
+    };
     let mut ids: Vec<u64> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
@@ -33,6 +38,25 @@ pub(super) fn segment_ids(dir: &Path) -> Result<Vec<u64>, StoreError> {
 
 pub(super) fn segment_dir(dir: &Path, id: u64) -> PathBuf {
     dir.join("segments").join(format!("{id:020}"))
+}
+
+pub(super) fn kept_dir(dir: &Path, id: u64) -> PathBuf {
+    dir.join("delivered").join(format!("{id:020}"))
+}
+
+/// Where a segment is: among those to deliver, else among those that are kept.
+pub(super) fn find_segment(dir: &Path, id: u64) -> PathBuf {
+    let (waiting, kept) = (segment_dir(dir, id), kept_dir(dir, id));
+    if !waiting.exists() && kept.exists() { kept } else { waiting }
+}
+
+/// Room on the file system of `dir`.
+pub(super) fn space(dir: &Path) -> Option<DiskSpace> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(DiskSpace {
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
 }
 
 pub(super) fn read_identity(dir: &Path) -> Result<Uuid, StoreError> {

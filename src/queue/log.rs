@@ -13,18 +13,27 @@ use uuid::Uuid;
 
 use super::{
     DeadLetter,
+    budget::{Budget, Durability, Retain},
     disk_health::DiskHealth,
-    record::Record,
+    ledger::{Ledger, Loss, LossReason, NewLoss},
+    reading::Index,
+    record::{PASSING_POSITIONS_MAX, Position, Record},
+    retain::Kept,
     ring::{Home, Ring},
-    salvage::Found,
-    segment::{BatchLimits, BatchPlan, SegmentRow},
-    state,
+    segment::{BatchLimits, BatchPlan, Origin, SegmentRow},
+    state::{self, PositionAt},
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
 
-/// Bounds and boundaries of a log.
+/// Bounds and boundaries of a log, and when it syncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogLimits {
+    /// When the disk is synced.
+    pub durability: Durability,
+    /// How much is kept, and what happens when it is full.
+    pub budget: Budget,
+    /// Delivered segments that are kept.
+    pub retain: Retain,
     /// Stored bytes after which a segment is closed before its window ends.
     pub segment_bytes_max: u64,
     /// Where batches end.
@@ -33,6 +42,14 @@ pub struct LogLimits {
     pub ring_bytes_max: usize,
     /// Memory for records that the disk did not take; over it, the oldest of them are evicted.
     pub volatile_bytes_max: usize,
+}
+
+impl LogLimits {
+    /// The disk that a segment being written sets aside. Frames do not fill sled's segments to the
+    /// last byte: 1/8 more, and the head of the file.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.segment_bytes_max / 8 * 9 + (1 << 20)
+    }
 }
 
 /// The log. See the module documentation.
@@ -45,14 +62,25 @@ pub struct Log<S: Store> {
     pub(super) last_segment: u64,
     /// Closed segments with something left to deliver, oldest first.
     pub(super) sealed: BTreeMap<u64, Sealed>,
-    /// How far each collector had read, and the segment that says so.
-    pub(super) positions: BTreeMap<String, (u64, Bytes)>,
+    /// Delivered segments that are kept, oldest first.
+    pub(super) kept: BTreeMap<u64, Kept>,
+    pub(super) ledger: Ledger,
+    /// How far each collector had read.
+    pub(super) positions: BTreeMap<String, PositionAt>,
+    /// The newest segment whose positions are in the state.
+    pub(super) positions_saved: u64,
     pub(super) counts: Counts,
+    /// The time that was told last.
+    pub(super) now_ms: i64,
+    /// What a segment being written reserves on disk.
+    pub(super) reserve_bytes: u64,
     pub(super) active: Option<Active<S::Writer>>,
     pub(super) ring: Ring,
     /// The frames of the segment that was read from disk last.
-    pub(super) index: Option<(u64, Vec<Found>)>,
+    pub(super) index: Option<Index>,
     pub(super) disk: DiskHealth,
+    /// When a batch was delivered last.
+    pub(super) delivered_at_ms: i64,
 }
 
 /// A closed segment.
@@ -87,6 +115,17 @@ pub(super) struct Active<W> {
     /// `None` while the disk does not take records.
     pub(super) writer: Option<W>,
     pub(super) unsaved: Vec<Vec<u8>>,
+    /// Acknowledged before it was synced, in the order of the appends.
+    pub(super) unsynced: Vec<(Vec<Record>, Vec<Position>)>,
+    /// What the segment was when it was synced last.
+    pub(super) synced: (SegmentRow, Vec<BatchPlan>),
+}
+
+impl<W> Active<W> {
+    pub(super) fn new(row: SegmentRow, writer: Option<W>) -> Self {
+        let synced = (row.clone(), Vec::new());
+        Self { row, plans: Vec::new(), writer, unsaved: Vec::new(), unsynced: Vec::new(), synced }
+    }
 }
 
 /// What an append has done.
@@ -114,7 +153,7 @@ pub struct BatchKey {
 pub struct Batch {
     /// Which one.
     pub key: BatchKey,
-    /// Its name for ever: a function of the queue, the segment and the number.
+    /// Its name for ever: a function of the queue and of where it was written first.
     pub id: Uuid,
     /// Its records; those that are damaged on disk are missing.
     pub records: Vec<Record>,
@@ -142,10 +181,12 @@ pub struct Counts {
     pub delivered_batches: u64,
     /// Records that the backend refused; they are in the dead letters.
     pub refused_records: u64,
-    /// Records evicted because neither the disk nor the memory had room for them.
+    /// Records evicted because the budget, or the memory without a disk, had no room for them.
     pub evicted_records: u64,
     /// Records that are damaged on disk.
     pub corrupt_records: u64,
+    /// Metrics that were refused at the door.
+    pub rejected_records: u64,
 }
 
 impl<S: Store> Log<S> {
@@ -157,12 +198,18 @@ impl<S: Store> Log<S> {
             next_seq: 0,
             last_segment: 0,
             sealed: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            ledger: Ledger::default(),
             positions: BTreeMap::new(),
+            positions_saved: 0,
             counts: Counts::default(),
+            now_ms: 0,
+            reserve_bytes: limits.reserve_bytes(),
             active: None,
             ring: Ring::new(limits.ring_bytes_max),
             index: None,
             disk: DiskHealth::default(),
+            delivered_at_ms: 0,
         }
     }
 
@@ -173,7 +220,24 @@ impl<S: Store> Log<S> {
 
     /// How far `collector` had read when its last durable records were appended.
     pub fn position(&self, collector: &str) -> Option<Bytes> {
-        self.positions.get(collector).map(|(_, bytes)| bytes.clone())
+        self.positions.get(collector).map(|at| at.bytes.clone())
+    }
+
+    /// The ledger: what is not acknowledged by the backend, and the newest entries that are.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.ledger.all().cloned().collect()
+    }
+
+    /// Entries of the ledger that the backend does not know yet, at most 100. They do not change
+    /// any more.
+    pub fn losses_to_send(&mut self) -> Vec<Loss> {
+        self.ledger.to_send()
+    }
+
+    /// The backend knows these entries of the ledger.
+    pub fn losses_acknowledged(&mut self, ids: &[u64]) {
+        self.ledger.acknowledge(ids);
+        self.save_ledger();
     }
 
     /// Counters since the log was opened.
@@ -193,7 +257,9 @@ impl<S: Store> Log<S> {
 
     /// Ends the window: closes the active segment, so that its batches can be sent.
     pub fn seal(&mut self, now_ms: i64) {
+        self.now_ms = now_ms;
         self.save_unsaved(now_ms);
+        self.sync(now_ms);
         if let Some(active) = self.active.take() {
             self.seal_active(active, now_ms);
         }
@@ -207,31 +273,65 @@ impl<S: Store> Log<S> {
         records: u64,
         refused: &[DeadLetter],
     ) -> Result<(), StoreError> {
+        if !self.sealed.get(&key.segment).is_some_and(|s| !s.row.is_delivered(key.number)) {
+            return Ok(());
+        }
         if !refused.is_empty() {
             self.store.put_dead(refused)?;
             self.counts.refused_records += refused.len() as u64;
+            for letter in refused {
+                self.note_loss(NewLoss {
+                    range: (letter.seq, letter.seq),
+                    records: 1,
+                    reason: LossReason::Refuse,
+                    time_ms: (letter.at_ms, letter.at_ms),
+                });
+            }
         }
-        let records = records.saturating_sub(refused.len() as u64);
         let Some(sealed) = self.sealed.get_mut(&key.segment) else { return Ok(()) };
         sealed.in_flight.remove(&key.number);
         sealed.attempts.remove(&key.number);
-        if !sealed.row.is_delivered(key.number) {
-            sealed.row.deliver(key.number);
-            self.counts.delivered_records += records;
-            self.counts.delivered_batches += 1;
-        }
+        sealed.row.deliver(key.number);
+        self.counts.delivered_records += records.saturating_sub(refused.len() as u64);
+        self.counts.delivered_batches += 1;
+        self.delivered_at_ms = self.now_ms;
         let (done, row, home) = (sealed.row.is_done(), sealed.row.clone(), sealed.home);
-        if home == Home::MemoryOnly {
+        if home != Home::Disk {
             if done {
                 self.forget(key.segment);
             }
+            self.save_ledger();
             return Ok(());
         }
-        let put = self.store.put_state(&[state::segment_row(&row)]);
+        let put = self.put(vec![state::segment_row(&row)]);
         if done {
-            self.remove_segment(key.segment)?;
+            self.finish_segment(key.segment)?;
         }
         put
+    }
+
+    /// Adds to the ledger, in memory: the next [`Log::put`] writes it.
+    pub(super) fn note_loss(&mut self, loss: NewLoss) {
+        self.ledger.note(loss, self.now_ms);
+    }
+
+    /// Writes state rows, and with them what the ledger has not written yet.
+    pub(super) fn put(&mut self, mut rows: Vec<StateChange>) -> Result<(), StoreError> {
+        rows.extend(self.ledger.unsaved());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.store.put_state(&rows)?;
+        self.ledger.saved();
+        Ok(())
+    }
+
+    /// Writes what the ledger has not written yet; a disk that does not take it is asked again with
+    /// the next state.
+    pub(super) fn save_ledger(&mut self) {
+        if let Err(error) = self.put(Vec::new()) {
+            tracing::warn!(%error, "the ledger of lost records stays in memory for now");
+        }
     }
 
     /// Lets every batch be tried now, whenever its next try was due.
@@ -264,13 +364,13 @@ impl<S: Store> Log<S> {
     }
 
     fn seal_active(&mut self, active: Active<S::Writer>, now_ms: i64) {
-        let Active { mut row, plans, writer, unsaved } = active;
+        let Active { mut row, plans, writer, unsaved, .. } = active;
         row.window_ms.1 = now_ms;
         let id = row.id;
         let home = if writer.is_some() { Home::Disk } else { Home::MemoryOnly };
         if let Some(writer) = writer {
             let closed = writer.close();
-            let put = closed.and_then(|()| self.store.put_state(&self.seal_rows(&row)));
+            let put = closed.and_then(|()| self.put_sealed(&row));
             if let Err(error) = put {
                 // The frames are durable; a start finds them without the row.
                 self.disk_failed(&error, now_ms);
@@ -279,29 +379,61 @@ impl<S: Store> Log<S> {
         self.sealed.insert(id, Sealed::new(row, Some(plans), unsaved, home));
     }
 
-    /// The rows that closing a segment writes: its own, and the positions that it covers.
-    pub(super) fn seal_rows(&self, row: &SegmentRow) -> Vec<StateChange> {
+    /// Writes what closing a segment writes: its row, and the positions that it covers.
+    pub(super) fn put_sealed(&mut self, row: &SegmentRow) -> Result<(), StoreError> {
         let mut rows = vec![state::segment_row(row), state::next_row(self.next_seq, row.id)];
-        let covered = self.positions.iter().filter(|(_, (segment, _))| *segment <= row.id);
-        rows.extend(covered.map(|(name, at)| state::position_row(name, at)));
-        rows
+        rows.extend(self.forget_positions());
+        let unsaved = self
+            .positions
+            .iter()
+            .filter(|(_, at)| (self.positions_saved + 1..=row.id).contains(&at.segment));
+        rows.extend(unsaved.map(|(name, at)| state::position_row(name, at)));
+        self.put(rows)?;
+        self.positions_saved = self.positions_saved.max(row.id);
+        Ok(())
     }
 
-    fn remove_segment(&mut self, id: u64) -> Result<(), StoreError> {
-        let damaged = self.sealed.get(&id).is_some_and(|sealed| sealed.damaged);
-        self.forget(id);
-        if damaged {
-            self.store.quarantine(id)?;
-        } else {
-            self.store.remove(id)?;
+    /// Drops positions that may be forgotten by now.
+    fn forget_positions(&mut self) -> Vec<StateChange> {
+        let mut passing: Vec<(i64, String)> = Vec::new();
+        for (name, at) in &self.positions {
+            passing.extend(at.keep_until_ms.map(|until| (until, name.clone())));
         }
-        self.store.put_state(&[state::drop_segment_row(id)])
+        passing.sort_unstable_by_key(|(until, _)| std::cmp::Reverse(*until));
+        let kept = passing.iter().take_while(|(until, _)| *until > self.now_ms).count();
+        let gone = passing.split_off(kept.min(PASSING_POSITIONS_MAX));
+        let drop_row = |(_, name): (i64, String)| {
+            self.positions.remove(&name);
+            state::drop_position_row(&name)
+        };
+        gone.into_iter().map(drop_row).collect()
     }
 
-    fn forget(&mut self, id: u64) {
+    /// A segment of which nothing is left to deliver goes, or is kept for a while.
+    pub(super) fn finish_segment(&mut self, id: u64) -> Result<(), StoreError> {
+        let damaged = self.sealed.get(&id).is_some_and(|sealed| sealed.damaged);
+        if damaged {
+            self.forget(id);
+            self.store.quarantine(id)?;
+            return self.put(vec![state::drop_segment_row(id)]);
+        }
+        if self.limits.retain != Retain::Off {
+            return self.keep_segment(id);
+        }
+        self.remove_segment(id)
+    }
+
+    /// Removes a segment whose row says that nothing of it is left to deliver.
+    pub(super) fn remove_segment(&mut self, id: u64) -> Result<(), StoreError> {
+        self.forget(id);
+        self.store.remove(id)?;
+        self.put(vec![state::drop_segment_row(id)])
+    }
+
+    pub(super) fn forget(&mut self, id: u64) {
         self.sealed.remove(&id);
         self.ring.remove(id);
-        if self.index.as_ref().is_some_and(|(indexed, _)| *indexed == id) {
+        if self.index.as_ref().is_some_and(|index| index.segment == id) {
             self.index = None;
         }
     }
@@ -329,7 +461,9 @@ impl Sealed {
     }
 }
 
-/// The id of a batch, for ever the same.
-pub fn batch_id(queue_id: Uuid, key: BatchKey) -> Uuid {
-    Uuid::new_v5(&queue_id, format!("{}/{}", key.segment, key.number).as_bytes())
+/// The id of a batch, for ever the same. What is left of it after thinning has another id.
+pub fn batch_id(queue_id: Uuid, origin: Origin) -> Uuid {
+    let name = format!("{}/{}", origin.segment, origin.batch);
+    let whole = Uuid::new_v5(&queue_id, name.as_bytes());
+    (0..origin.thinned).fold(whole, |parent, _| Uuid::new_v5(&parent, b"thin"))
 }

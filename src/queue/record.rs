@@ -34,6 +34,21 @@ pub struct Group {
     pub records: Vec<NewRecord>,
     /// The collector's position after these records.
     pub position: Option<Position>,
+    /// Metrics that were refused at the door: they get numbers after the records' own, and an entry
+    /// in the ledger.
+    pub rejected: u64,
+    /// How long the group may wait for others to share its sync.
+    pub haste: Haste,
+}
+
+/// How long a group may wait for others to share its sync.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Haste {
+    /// Up to `commit_interval`.
+    #[default]
+    Linger,
+    /// Not at all: it shares the sync with what is waiting already.
+    Now,
 }
 
 /// How far a collector has read its source, opaque to the queue.
@@ -43,6 +58,19 @@ pub struct Position {
     pub collector: String,
     /// Its own encoding of the position.
     pub bytes: Bytes,
+    /// When it may be forgotten, milliseconds since 1970 UTC; `None` = never. Of those that may be,
+    /// the newest [`PASSING_POSITIONS_MAX`] are kept.
+    pub keep_until_ms: Option<i64>,
+}
+
+/// How many positions that may be forgotten are kept.
+pub const PASSING_POSITIONS_MAX: usize = 10_000;
+
+impl Group {
+    /// A group of records only.
+    pub fn of(records: Vec<NewRecord>) -> Self {
+        Self { records, ..Self::default() }
+    }
 }
 
 /// A block's body as it is decoded.
@@ -61,7 +89,7 @@ struct WireBody<'a>(#[serde(borrow)] Vec<WireRecord<'a>>, #[serde(borrow)] Vec<W
 struct WireRecord<'a>(&'a str, i64, #[serde(with = "serde_bytes")] &'a [u8]);
 
 #[derive(Serialize, Deserialize)]
-struct WirePosition<'a>(&'a str, #[serde(with = "serde_bytes")] &'a [u8]);
+struct WirePosition<'a>(&'a str, #[serde(with = "serde_bytes")] &'a [u8], Option<i64>);
 
 /// Memory that a record occupies beside its payload, for budgets.
 const RECORD_OVERHEAD_BYTES: usize = 96;
@@ -73,11 +101,17 @@ impl Record {
     }
 }
 
+/// The earliest and the latest time of `records`, milliseconds since 1970 UTC; 0 without any.
+pub fn time_span(records: &[Record]) -> (i64, i64) {
+    let times = || records.iter().map(|record| record.at_ms);
+    (times().min().unwrap_or(0), times().max().unwrap_or(0))
+}
+
 /// Encodes a block's body.
 pub fn encode_body(records: &[Record], positions: &[Position]) -> Vec<u8> {
     let body = WireBody(
         records.iter().map(|r| WireRecord(&r.kind, r.at_ms, &r.payload)).collect(),
-        positions.iter().map(|p| WirePosition(&p.collector, &p.bytes)).collect(),
+        positions.iter().map(|p| WirePosition(&p.collector, &p.bytes, p.keep_until_ms)).collect(),
     );
     let expected = records.iter().map(Record::memory_bytes).sum();
     let mut out = Vec::with_capacity(expected);
@@ -98,6 +132,7 @@ pub fn decode_body(raw: &Bytes, first_seq: u64) -> Result<Body, rmp_serde::decod
     let positions = positions.into_iter().map(|position| Position {
         collector: position.0.to_owned(),
         bytes: Bytes::copy_from_slice(position.1),
+        keep_until_ms: position.2,
     });
     Ok(Body { records: records.collect(), positions: positions.collect() })
 }
@@ -115,8 +150,11 @@ mod tests {
             payload: Bytes::from_static(text.as_bytes()),
         };
         let records = vec![record(7, "{}"), record(8, ""), record(9, "{\"a\":1}")];
-        let positions =
-            vec![Position { collector: "pg_log".to_owned(), bytes: Bytes::from_static(b"\0x") }];
+        let positions = vec![Position {
+            collector: "pg_log".to_owned(),
+            bytes: Bytes::from_static(b"\0x"),
+            keep_until_ms: Some(5),
+        }];
         let raw = Bytes::from(encode_body(&records, &positions));
         assert_eq!(decode_body(&raw, 7).unwrap(), Body { records, positions });
     }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use super::{
     block,
+    ledger::{LossReason, NewLoss},
     log::{Log, LogLimits},
+    reading::{Gap, gaps},
+    retain::Kept,
     salvage::Scan,
     segment::SegmentRow,
-    state::{self, Row},
+    state::{self, PositionAt, Row},
     store::{StateChange, Store, StoreError},
 };
 
@@ -17,6 +20,7 @@ impl<S: Store> Log<S> {
     pub fn open(store: S, limits: LogLimits) -> Result<Self, StoreError> {
         let mut log = Self::empty(store, limits);
         let mut rows = log.read_rows();
+        log.recover_kept()?;
         let ids = log.store.segments()?;
         log.last_segment = log.last_segment.max(ids.last().copied().unwrap_or(0));
         let mut changes = Vec::new();
@@ -33,7 +37,7 @@ impl<S: Store> Log<S> {
                     None => continue,
                 },
             };
-            log.next_seq = log.next_seq.max(row.end_seq());
+            log.next_seq = log.next_seq.max(row.end_seq);
             next_first_seq = Some(row.first_seq);
             if row.is_done() {
                 // Its row stays when it cannot be removed, and so it is never sent again.
@@ -63,9 +67,14 @@ impl<S: Store> Log<S> {
                 Some(Row::Segment(row)) => {
                     segments.insert(row.id, row);
                 }
-                Some(Row::Position(collector, bytes)) => {
-                    self.positions.insert(collector, bytes);
+                Some(Row::Position(collector, at)) => {
+                    self.positions_saved = self.positions_saved.max(at.segment);
+                    self.positions.insert(collector, at);
                 }
+                Some(Row::Kept(kept)) => {
+                    self.kept.insert(kept.row.id, Kept::new(kept));
+                }
+                Some(Row::Loss(loss)) => self.ledger.insert(loss),
                 Some(Row::Next(seq, segment)) => {
                     self.next_seq = seq;
                     self.last_segment = segment;
@@ -84,7 +93,12 @@ impl<S: Store> Log<S> {
         next_first_seq: Option<u64>,
     ) -> Result<Option<SegmentRow>, StoreError> {
         let scan = self.store.frames(id)?;
-        let row = SegmentRow::recovered(id, &scan.found, next_first_seq);
+        let mut row = SegmentRow::recovered(id, &scan.found, next_first_seq);
+        // What is missing between the frames is found, and told, when the segment is read.
+        let missing = |gap: &Gap| {
+            (gap.to - gap.from + 1).saturating_sub(self.ledger.known_in(gap.from, gap.to))
+        };
+        row.records += gaps(&row, &scan.found).iter().map(missing).sum::<u64>();
         if row.frames > 0 {
             self.recover_positions(&scan, &row)?;
             self.tidied(S::trim, id);
@@ -122,9 +136,30 @@ impl<S: Store> Log<S> {
             at += parts;
             for position in body.positions {
                 let held = self.positions.entry(position.collector).or_default();
-                if held.0 <= row.id {
-                    *held = (row.id, position.bytes);
+                if held.segment <= row.id {
+                    let (bytes, keep_until_ms) = (position.bytes, position.keep_until_ms);
+                    *held = PositionAt { segment: row.id, bytes, keep_until_ms };
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes the moves of segments that are delivered and kept. One whose row is lost, or that
+    /// is not there, is forgotten: it was delivered.
+    fn recover_kept(&mut self) -> Result<(), StoreError> {
+        let waiting = self.store.segments()?;
+        let there = self.store.kept()?;
+        for id in self.kept.keys().copied().collect::<Vec<_>>() {
+            if waiting.contains(&id) {
+                self.tidied(S::keep, id);
+            } else if !there.contains(&id) {
+                self.kept.remove(&id);
+            }
+        }
+        for id in there {
+            if !self.kept.contains_key(&id) {
+                self.tidied(S::drop_kept, id);
             }
         }
         Ok(())
@@ -132,15 +167,23 @@ impl<S: Store> Log<S> {
 
     /// A row whose segment is gone: either its removal was under way, or somebody deleted it.
     fn note_vanished(&mut self, row: &SegmentRow) {
-        if !row.is_done() {
-            self.counts.corrupt_records += row.records;
-            tracing::error!(
-                segment = row.id,
-                records = row.records,
-                first_seq = row.first_seq,
-                "records lost: their segment has vanished from the queue directory"
-            );
+        if row.is_done() {
+            return;
         }
+        let records = row.records - row.corrupt;
+        self.counts.corrupt_records += records;
+        self.note_loss(NewLoss {
+            range: (row.first_seq, row.end_seq.saturating_sub(1)),
+            records,
+            reason: LossReason::Corrupt,
+            time_ms: row.window_ms,
+        });
+        tracing::error!(
+            segment = row.id,
+            records,
+            first_seq = row.first_seq,
+            "records lost: their segment has vanished from the queue directory"
+        );
     }
 
     fn record(&mut self, mut changes: Vec<StateChange>) {
@@ -149,7 +192,7 @@ impl<S: Store> Log<S> {
         }
         changes.push(state::next_row(self.next_seq, self.last_segment));
         changes.extend(self.positions.iter().map(|(name, at)| state::position_row(name, at)));
-        if let Err(error) = self.store.put_state(&changes) {
+        if let Err(error) = self.put(changes) {
             tracing::warn!(%error, "the queue's state cannot be written yet");
         }
     }

@@ -29,6 +29,8 @@ pub enum Home {
     Disk,
     /// Only here: the disk does not take records at present.
     MemoryOnly,
+    /// Nowhere: the queue is full and `on_full` is `evict_newest`. The ledger has it.
+    Evicted,
 }
 
 impl Ring {

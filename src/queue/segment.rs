@@ -4,6 +4,29 @@ use serde::{Deserialize, Serialize};
 
 use super::{block::FrameHead, salvage::Found};
 
+/// The number after `last`: it follows the clock, and leaves room for the numbers of the segments
+/// that this one is merged into.
+pub fn next_id(last: u64, now_ms: i64) -> u64 {
+    let after = (last >> GENERATION_BITS) + 1;
+    after.max(u64::try_from(now_ms).unwrap_or(0) & (u64::MAX >> GENERATION_BITS)) << GENERATION_BITS
+}
+
+/// The number of the segment that begins with `first` and is merged from segments of which
+/// `newest_generation` is the highest; `None` when there is no such number left.
+pub fn merged_id(first: u64, newest_generation: u64) -> Option<u64> {
+    let generation = newest_generation + 1;
+    (generation <= GENERATION_MAX).then_some((first & !GENERATION_MAX) | generation)
+}
+
+/// How often a segment's records were merged: 0 in a segment as it was written.
+pub fn generation(id: u64) -> u64 {
+    id & GENERATION_MAX
+}
+
+/// The low bits of a segment's number, which count how often it was merged.
+const GENERATION_BITS: u32 = 8;
+const GENERATION_MAX: u64 = (1 << GENERATION_BITS) - 1;
+
 /// A closed segment as the state database keeps it. Small on purpose: a state row above 1 KiB or so
 /// would make the database leave its log for blob files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +49,15 @@ pub struct SegmentRow {
     pub batches: u32,
     /// The delivered batches as ranges, both ends included.
     pub delivered: Vec<(u32, u32)>,
+    /// The sequence number after the last record. Between two blocks numbers may be missing: those
+    /// of metrics that were refused at the door, and of records that thinning took.
+    pub end_seq: u64,
+    /// Records that were found damaged and are in the ledger.
+    pub corrupt: u64,
+    /// Windows that were merged into it; 0 in a segment as it was written.
+    pub windows: u32,
+    /// How often it was thinned.
+    pub thinned: u8,
 }
 
 /// One batch of a segment: a run of whole blocks.
@@ -35,10 +67,27 @@ pub struct BatchPlan {
     pub number: u32,
     /// The sequence number of its first record.
     pub first_seq: u64,
-    /// Its records.
+    /// The sequence number of its last record.
+    pub last_seq: u64,
+    /// Its records: fewer than the range holds after thinning.
     pub records: u64,
     /// Its blocks' bytes before compression.
     pub raw_bytes: u64,
+    /// The window that its records come from, milliseconds since 1970 UTC.
+    pub window_ms: (i64, i64),
+    /// What its id is made of.
+    pub origin: Origin,
+}
+
+/// Where a batch comes from: merging moves it to another segment, and its id stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    /// The segment that it was written in first.
+    pub segment: u64,
+    /// Its number there.
+    pub batch: u32,
+    /// How often it was thinned.
+    pub thinned: u8,
 }
 
 /// Where batches end.
@@ -63,11 +112,16 @@ impl SegmentRow {
             frames: 0,
             batches: 0,
             delivered: Vec::new(),
+            end_seq: first_seq,
+            corrupt: 0,
+            windows: 0,
+            thinned: 0,
         }
     }
 
-    /// The row of a segment that was never sealed, from the frames found in it. Stops before the
-    /// first frame that a later segment holds again (`next_first_seq`): it was never acknowledged.
+    /// The row of a segment that was never sealed, from the frames found in it; what is missing
+    /// between them is not counted. Stops before the first frame that a later segment holds again
+    /// (`next_first_seq`): it was never acknowledged.
     pub fn recovered(id: u64, found: &[Found], next_first_seq: Option<u64>) -> Self {
         let mut row = Self::empty(id, 0, 0);
         let promised = |head: &FrameHead| next_first_seq.is_none_or(|next| head.first_seq < next);
@@ -76,13 +130,15 @@ impl SegmentRow {
         {
             if n == 0 {
                 row.first_seq = head.first_seq;
+                row.end_seq = head.first_seq;
                 row.window_ms = head.time_ms;
             }
             row.frames = head.number + 1;
             row.stored_bytes += head.frame_bytes() as u64;
             if head.part == 0 {
                 let end_seq = head.first_seq.saturating_add(u64::from(head.records));
-                row.records = end_seq.saturating_sub(row.first_seq);
+                row.end_seq = row.end_seq.max(end_seq);
+                row.records += u64::from(head.records);
                 row.raw_bytes += u64::from(head.raw_bytes);
                 row.batches = head.batch + 1;
                 row.window_ms.0 = row.window_ms.0.min(head.time_ms.0);
@@ -90,11 +146,6 @@ impl SegmentRow {
             }
         }
         row
-    }
-
-    /// The sequence number after the last record.
-    pub fn end_seq(&self) -> u64 {
-        self.first_seq + self.records
     }
 
     /// Whether `batch` is delivered.
@@ -130,44 +181,79 @@ impl SegmentRow {
     }
 }
 
-/// Adds a block to the last batch of `plans`, or starts the next one when that would be too large.
-/// Returns the number of the batch that the block belongs to.
+/// What a batch needs to know of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockFacts {
+    /// The sequence number of its first record.
+    pub first_seq: u64,
+    /// Its records.
+    pub records: u64,
+    /// Their bytes before compression.
+    pub raw_bytes: u64,
+    /// The time span of its records, milliseconds since 1970 UTC.
+    pub time_ms: (i64, i64),
+}
+
+impl BatchPlan {
+    fn new(segment: u64, number: u32, block: BlockFacts) -> Self {
+        Self {
+            number,
+            first_seq: block.first_seq,
+            last_seq: (block.first_seq + block.records).saturating_sub(1),
+            records: block.records,
+            raw_bytes: block.raw_bytes,
+            window_ms: block.time_ms,
+            origin: Origin { segment, batch: number, thinned: 0 },
+        }
+    }
+
+    fn add(&mut self, block: BlockFacts) {
+        if block.records > 0 {
+            self.window_ms = match self.records {
+                0 => block.time_ms,
+                _ => (self.window_ms.0.min(block.time_ms.0), self.window_ms.1.max(block.time_ms.1)),
+            };
+            self.last_seq = (block.first_seq + block.records).saturating_sub(1);
+        }
+        self.records += block.records;
+        self.raw_bytes += block.raw_bytes;
+    }
+}
+
+/// Adds a block of `segment` to the last batch of `plans`, or starts the next one when that would
+/// be too large. Returns the number of the batch that the block belongs to.
 pub fn plan_block(
     plans: &mut Vec<BatchPlan>,
     limits: BatchLimits,
-    first_seq: u64,
-    records: u64,
-    raw_bytes: u64,
+    segment: u64,
+    block: BlockFacts,
 ) -> u32 {
     if let Some(last) = plans.last_mut()
-        && last.raw_bytes + raw_bytes <= limits.raw_bytes_max
-        && last.records + records <= limits.records_max
+        && last.raw_bytes + block.raw_bytes <= limits.raw_bytes_max
+        && last.records + block.records <= limits.records_max
     {
-        last.records += records;
-        last.raw_bytes += raw_bytes;
+        last.add(block);
         return last.number;
     }
     let number = u32::try_from(plans.len()).unwrap_or(u32::MAX);
-    plans.push(BatchPlan { number, first_seq, records, raw_bytes });
+    plans.push(BatchPlan::new(segment, number, block));
     number
 }
 
-/// The batches of a segment, from the frames found in it.
+/// The batches of a segment that was never merged, from the frames found in it.
 pub fn plans_of(found: &[Found], row: &SegmentRow) -> Vec<BatchPlan> {
     let mut plans: Vec<BatchPlan> = Vec::new();
     let blocks = found.iter().map(|frame| frame.head).filter(|h| h.part == 0);
     for head in blocks.filter(|head| head.number < row.frames) {
+        let block = BlockFacts {
+            first_seq: head.first_seq,
+            records: u64::from(head.records),
+            raw_bytes: u64::from(head.raw_bytes),
+            time_ms: head.time_ms,
+        };
         match plans.last_mut() {
-            Some(last) if last.number == head.batch => {
-                last.records += u64::from(head.records);
-                last.raw_bytes += u64::from(head.raw_bytes);
-            }
-            _ => plans.push(BatchPlan {
-                number: head.batch,
-                first_seq: head.first_seq,
-                records: u64::from(head.records),
-                raw_bytes: u64::from(head.raw_bytes),
-            }),
+            Some(last) if last.number == head.batch => last.add(block),
+            _ => plans.push(BatchPlan::new(row.id, head.batch, block)),
         }
     }
     plans
@@ -199,20 +285,26 @@ mod tests {
     fn a_batch_ends_at_its_limits() {
         let limits = BatchLimits { raw_bytes_max: 100, records_max: 5 };
         let mut plans = Vec::new();
-        let mut add = |seq, records, bytes| plan_block(&mut plans, limits, seq, records, bytes);
+        let mut add = |first_seq, records, raw_bytes| {
+            let time_ms = (0, i64::try_from(first_seq).unwrap());
+            plan_block(&mut plans, limits, 7, BlockFacts { first_seq, records, raw_bytes, time_ms })
+        };
         assert_eq!(add(0, 2, 60), 0);
         assert_eq!(add(2, 1, 40), 0);
         assert_eq!(add(3, 1, 1), 1);
         assert_eq!(add(4, 5, 1), 2);
         assert_eq!(add(9, 1, 500), 3);
         assert_eq!(add(10, 1, 1), 4);
-        assert_eq!(plans[0], BatchPlan { number: 0, first_seq: 0, records: 3, raw_bytes: 100 });
+        let first = plans[0];
+        assert_eq!((first.records, first.raw_bytes, first.window_ms), (3, 100, (0, 2)));
+        assert_eq!((first.first_seq, first.last_seq), (0, 2));
+        assert_eq!(plans[3].origin, Origin { segment: 7, batch: 3, thinned: 0 });
     }
 
     #[test]
     fn a_row_is_small() {
         let mut row = row(u32::MAX);
         row.deliver(1_000_000);
-        assert!(rmp_serde::to_vec(&row).unwrap().len() < 120);
+        assert!(rmp_serde::to_vec(&row).unwrap().len() < 140);
     }
 }

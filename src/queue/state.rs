@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 
-use super::{segment::SegmentRow, store::StateChange};
+use super::{ledger::Loss, segment::SegmentRow, store::StateChange};
 
 const SEGMENT: &[u8] = b"segment/";
+const KEPT: &[u8] = b"kept/";
+const LOSS: &[u8] = b"loss/";
 const POSITION: &[u8] = b"position/";
 const NEXT: &[u8] = b"next";
 
@@ -13,26 +15,75 @@ const NEXT: &[u8] = b"next";
 pub enum Row {
     /// A closed segment.
     Segment(SegmentRow),
-    /// A collector's position, and the segment that holds the records up to it.
-    Position(String, (u64, Bytes)),
+    /// A segment that is delivered and kept.
+    Kept(KeptRow),
+    /// An entry of the ledger.
+    Loss(Loss),
+    /// A collector's position.
+    Position(String, PositionAt),
     /// The next sequence number and the last segment's number.
     Next(u64, u64),
 }
 
+/// How far a collector had read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PositionAt {
+    /// The segment that holds the records up to it.
+    pub segment: u64,
+    /// The collector's own encoding.
+    pub bytes: Bytes,
+    /// See [`super::Position::keep_until_ms`].
+    pub keep_until_ms: Option<i64>,
+}
+
+/// A segment that is delivered and kept.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KeptRow {
+    /// The segment.
+    pub row: SegmentRow,
+    /// When its last batch was delivered.
+    pub delivered_ms: i64,
+}
+
 /// The row of a closed segment.
 pub fn segment_row(row: &SegmentRow) -> StateChange {
-    (segment_key(row.id), Some(encode(row)))
+    (numbered(SEGMENT, row.id), Some(encode(row)))
 }
 
 /// Deletes the row of a segment.
 pub fn drop_segment_row(id: u64) -> StateChange {
-    (segment_key(id), None)
+    (numbered(SEGMENT, id), None)
+}
+
+/// The row of a segment that is delivered and kept.
+pub fn kept_row(kept: &KeptRow) -> StateChange {
+    (numbered(KEPT, kept.row.id), Some(encode(kept)))
+}
+
+/// Deletes the row of a segment that was kept.
+pub fn drop_kept_row(id: u64) -> StateChange {
+    (numbered(KEPT, id), None)
+}
+
+/// The row of an entry of the ledger.
+pub fn loss_row(loss: &Loss) -> StateChange {
+    (numbered(LOSS, loss.id), Some(encode(loss)))
+}
+
+/// Deletes the row of an entry of the ledger.
+pub fn drop_loss_row(id: u64) -> StateChange {
+    (numbered(LOSS, id), None)
 }
 
 /// The row of a collector's position.
-pub fn position_row(collector: &str, (segment, bytes): &(u64, Bytes)) -> StateChange {
-    let value = [&segment.to_be_bytes()[..], bytes].concat();
+pub fn position_row(collector: &str, at: &PositionAt) -> StateChange {
+    let value = encode(&(at.segment, serde_bytes::Bytes::new(&at.bytes), at.keep_until_ms));
     ([POSITION, collector.as_bytes()].concat(), Some(value))
+}
+
+/// Deletes the row of a collector's position.
+pub fn drop_position_row(collector: &str) -> StateChange {
+    ([POSITION, collector.as_bytes()].concat(), None)
 }
 
 /// The row of the next sequence number and the last segment's number.
@@ -46,9 +97,14 @@ pub fn decode(key: &[u8], value: &[u8]) -> Option<Row> {
         rmp_serde::from_slice(value).ok().map(Row::Segment)
     } else if let Some(collector) = key.strip_prefix(POSITION) {
         let collector = String::from_utf8(collector.to_vec()).ok()?;
-        let (segment, bytes) = value.split_first_chunk()?;
-        let at = (u64::from_be_bytes(*segment), Bytes::copy_from_slice(bytes));
-        Some(Row::Position(collector, at))
+        let (segment, bytes, keep_until_ms): (u64, serde_bytes::ByteBuf, _) =
+            rmp_serde::from_slice(value).ok()?;
+        let bytes = Bytes::from(bytes.into_vec());
+        Some(Row::Position(collector, PositionAt { segment, bytes, keep_until_ms }))
+    } else if key.starts_with(KEPT) {
+        rmp_serde::from_slice(value).ok().map(Row::Kept)
+    } else if key.starts_with(LOSS) {
+        rmp_serde::from_slice(value).ok().map(Row::Loss)
     } else if key == NEXT {
         rmp_serde::from_slice(value).ok().map(|(seq, segment)| Row::Next(seq, segment))
     } else {
@@ -56,8 +112,8 @@ pub fn decode(key: &[u8], value: &[u8]) -> Option<Row> {
     }
 }
 
-fn segment_key(id: u64) -> Vec<u8> {
-    [SEGMENT, &id.to_be_bytes()].concat()
+fn numbered(table: &[u8], id: u64) -> Vec<u8> {
+    [table, &id.to_be_bytes()].concat()
 }
 
 fn encode(value: &impl serde::Serialize) -> Vec<u8> {
@@ -68,6 +124,7 @@ fn encode(value: &impl serde::Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::ledger::LossReason;
 
     #[test]
     fn rows_survive_encoding() {
@@ -76,9 +133,23 @@ mod tests {
         };
         let segment = SegmentRow { delivered: vec![(0, 3)], ..SegmentRow::empty(9, 7, -1) };
         check(segment_row(&segment), Row::Segment(segment));
-        let at = (4, Bytes::from_static(b"\0\xff"));
+        let bytes = Bytes::from_static(b"\0\xff");
+        let at = PositionAt { segment: 4, bytes, keep_until_ms: Some(9) };
         check(position_row("pg_log", &at), Row::Position("pg_log".to_owned(), at));
         check(next_row(5, 6), Row::Next(5, 6));
+        let kept = KeptRow { row: SegmentRow::empty(2, 3, 4), delivered_ms: 5 };
+        check(kept_row(&kept), Row::Kept(kept));
+        let loss = Loss {
+            id: 1,
+            from: 2,
+            to: 3,
+            records: 1,
+            reason: LossReason::Evict,
+            time_ms: (4, 5),
+            at_ms: 6,
+            acknowledged: true,
+        };
+        check(loss_row(&loss), Row::Loss(loss));
         assert_eq!(decode(b"other", b""), None);
         assert_eq!(decode(b"segment/12345678", b"\xff"), None);
     }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     DeadLetter,
+    budget::DiskSpace,
     salvage::{Found, Scan},
 };
 
@@ -24,7 +25,11 @@ pub trait Store: Send {
     /// The segments that exist, in order.
     fn segments(&self) -> Result<Vec<u64>, StoreError>;
 
-    /// What a segment that is not being written holds; nothing when it is not there.
+    /// The segments that are delivered and kept, in order.
+    fn kept(&self) -> Result<Vec<u64>, StoreError>;
+
+    /// What a segment that is not being written holds, delivered and kept or not; nothing when it
+    /// is not there.
     fn frames(&self, id: u64) -> Result<Scan, StoreError>;
 
     /// The bytes of `frames` of segment `id`; damage since the scan shows when they are decoded.
@@ -46,6 +51,15 @@ pub trait Store: Send {
     /// Puts a segment aside, for a person to look at, instead of removing it.
     fn quarantine(&mut self, id: u64) -> Result<(), StoreError>;
 
+    /// Moves a segment to those that are delivered and kept. Moving it again is no error.
+    fn keep(&mut self, id: u64) -> Result<(), StoreError>;
+
+    /// Removes a segment from those. Removing what is not there is no error.
+    fn drop_kept(&mut self, id: u64) -> Result<(), StoreError>;
+
+    /// Room on the file system; `None` when it is not known.
+    fn space(&self) -> Option<DiskSpace>;
+
     /// Adds to the dead letters; durable when this returns.
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError>;
 
@@ -58,11 +72,15 @@ pub trait Store: Send {
 
 /// A segment that takes frames.
 pub trait SegmentWriter: Send {
-    /// Adds frames with the numbers from `number` on; they are durable when this returns. After an
-    /// error the writer must be dropped.
+    /// Adds frames with the numbers from `number` on: they outlive the process when this returns,
+    /// and are durable after [`SegmentWriter::sync`]. After an error the writer must be dropped.
     fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError>;
 
-    /// Closes the segment and gives back what it reserved.
+    /// Makes durable what has been appended. After an error the writer must be dropped.
+    fn sync(&mut self) -> Result<(), StoreError>;
+
+    /// Syncs and closes the segment, gives back what it reserved, and checks that what was appended
+    /// can be read.
     fn close(self) -> Result<(), StoreError>;
 }
 

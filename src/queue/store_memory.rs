@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter,
     block::MAGIC,
+    budget::DiskSpace,
     salvage::{self, Found, Scan},
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
@@ -24,12 +25,20 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>);
 struct Disk {
     queue_id: Uuid,
     segments: BTreeMap<u64, Vec<u8>>,
+    kept: BTreeMap<u64, Vec<u8>>,
     quarantined: BTreeMap<u64, Vec<u8>>,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
     dead: Vec<DeadLetter>,
     /// How many more writing operations succeed; `None` = all.
     writes_left: Option<u64>,
     writes: u64,
+}
+
+impl Disk {
+    fn bytes(&self, id: u64) -> &[u8] {
+        let found = self.segments.get(&id).or_else(|| self.kept.get(&id));
+        found.map_or(&[][..], Vec::as_slice)
+    }
 }
 
 /// A store on a [`MemoryDisk`].
@@ -126,15 +135,19 @@ impl Store for MemoryStore {
         Ok(self.0.segments())
     }
 
+    fn kept(&self) -> Result<Vec<u64>, StoreError> {
+        Ok(self.0.lock().kept.keys().copied().collect())
+    }
+
     fn frames(&self, id: u64) -> Result<Scan, StoreError> {
         let disk = self.0.lock();
-        let bytes = disk.segments.get(&id).map_or(&[][..], Vec::as_slice);
+        let bytes = disk.bytes(id);
         salvage::scan(bytes, disk.queue_id, id).map_err(|e| StoreError::new("scan", "memory", e))
     }
 
     fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
         let disk = self.0.lock();
-        let bytes = disk.segments.get(&id).map_or(&[][..], Vec::as_slice);
+        let bytes = disk.bytes(id);
         let frame = |found: &Found| {
             let from = usize::try_from(found.offset).ok()?;
             bytes.get(from..from + found.head.frame_bytes()).map(<[u8]>::to_vec)
@@ -143,7 +156,7 @@ impl Store for MemoryStore {
     }
 
     fn disk_bytes(&self, id: u64) -> u64 {
-        self.0.lock().segments.get(&id).map_or(0, |bytes| bytes.len() as u64)
+        self.0.lock().bytes(id).len() as u64
     }
 
     fn trim(&mut self, _id: u64) -> Result<(), StoreError> {
@@ -175,6 +188,23 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn keep(&mut self, id: u64) -> Result<(), StoreError> {
+        let mut disk = self.0.writing("move")?;
+        if let Some(bytes) = disk.segments.remove(&id) {
+            disk.kept.insert(id, bytes);
+        }
+        Ok(())
+    }
+
+    fn drop_kept(&mut self, id: u64) -> Result<(), StoreError> {
+        self.0.writing("remove")?.kept.remove(&id);
+        Ok(())
+    }
+
+    fn space(&self) -> Option<DiskSpace> {
+        None
+    }
+
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
         self.0.writing("append to")?.dead.extend_from_slice(letters);
         Ok(())
@@ -204,6 +234,10 @@ impl SegmentWriter for MemoryWriter {
         segment.extend(frames.iter().flatten());
         drop(disk);
         self.disk.writing("append").map(|_| ())
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.disk.writing("sync").map(|_| ())
     }
 
     fn close(self) -> Result<(), StoreError> {

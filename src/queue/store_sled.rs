@@ -20,9 +20,10 @@ use uuid::Uuid;
 
 use super::{
     DeadLetter,
+    budget::DiskSpace,
     files::{
-        allocated_bytes, at, erase, if_absent, lock, move_dir, read_frames, read_or_make_identity,
-        scan_segment, segment_dir, segment_ids, sync_file,
+        allocated_bytes, at, erase, find_segment, if_absent, kept_dir, lock, move_dir, read_frames,
+        read_or_make_identity, scan_segment, segment_dir, segment_ids, space, sync_file,
     },
     salvage::{Found, Scan},
     store::{Rows, SegmentWriter, StateChange, Store, StoreError},
@@ -55,6 +56,7 @@ pub struct SledWriter {
     tree: Option<(u64, sled::Tree)>,
     file: File,
     frames: u64,
+    synced: bool,
     queue_id: Uuid,
     id: u64,
 }
@@ -63,7 +65,7 @@ impl SledStore {
     /// Opens the store in `dir`, making it when it is not there. `reserve_bytes` of disk are set
     /// aside for the segment being written, so that a full disk shows before anything is accepted.
     pub fn open(dir: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
-        for name in ["segments", "trash", "quarantine"] {
+        for name in ["segments", "trash", "quarantine", "delivered"] {
             let path = dir.join(name);
             fs::create_dir_all(&path).map_err(at("create", &path))?;
         }
@@ -130,19 +132,23 @@ impl Store for SledStore {
     }
 
     fn segments(&self) -> Result<Vec<u64>, StoreError> {
-        segment_ids(&self.dir)
+        segment_ids(&self.dir.join("segments"))
+    }
+
+    fn kept(&self) -> Result<Vec<u64>, StoreError> {
+        segment_ids(&self.dir.join("delivered"))
     }
 
     fn frames(&self, id: u64) -> Result<Scan, StoreError> {
-        scan_segment(&segment_dir(&self.dir, id), self.queue_id, id)
+        scan_segment(&find_segment(&self.dir, id), self.queue_id, id)
     }
 
     fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
-        read_frames(&segment_dir(&self.dir, id), frames)
+        read_frames(&find_segment(&self.dir, id), frames)
     }
 
     fn disk_bytes(&self, id: u64) -> u64 {
-        allocated_bytes(&segment_dir(&self.dir, id))
+        allocated_bytes(&find_segment(&self.dir, id))
     }
 
     fn trim(&mut self, id: u64) -> Result<(), StoreError> {
@@ -158,14 +164,26 @@ impl Store for SledStore {
     }
 
     fn remove(&mut self, id: u64) -> Result<(), StoreError> {
-        let trash = self.dir.join("trash").join(format!("{id:020}"));
-        move_dir(&segment_dir(&self.dir, id), &trash)?;
-        fs::remove_dir_all(&trash).or_else(if_absent(())).map_err(at("remove", &trash))
+        throw_away(&self.dir, &segment_dir(&self.dir, id), id)
     }
 
     fn quarantine(&mut self, id: u64) -> Result<(), StoreError> {
         let aside = self.dir.join("quarantine").join(format!("{id:020}"));
         move_dir(&segment_dir(&self.dir, id), &aside)
+    }
+
+    fn keep(&mut self, id: u64) -> Result<(), StoreError> {
+        let kept = kept_dir(&self.dir, id);
+        move_dir(&segment_dir(&self.dir, id), &kept)?;
+        sync_file(&self.dir.join("delivered"))
+    }
+
+    fn drop_kept(&mut self, id: u64) -> Result<(), StoreError> {
+        throw_away(&self.dir, &kept_dir(&self.dir, id), id)
+    }
+
+    fn space(&self) -> Option<DiskSpace> {
+        space(&self.dir)
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
@@ -230,13 +248,22 @@ impl SegmentWriter for SledWriter {
             }
             db.flush().map(|_| ())
         })?;
-        self.file.sync_data().map_err(at("sync", &self.dir))?;
         self.frames = self.frames.max(number + frames.len() as u64);
+        self.synced = false;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(at("sync", &self.dir))?;
+        self.synced = true;
         Ok(())
     }
 
     fn close(mut self) -> Result<(), StoreError> {
         self.close_database()?;
+        if !self.synced {
+            self.sync()?;
+        }
         let (dir, frames) = (&self.dir, self.frames);
         give_back(&self.file).map_err(at("truncate", dir))?;
         let scan = scan_segment(dir, self.queue_id, self.id)?;
@@ -280,6 +307,13 @@ fn read_rows(db: &sled::Db, path: &Path) -> Result<Rows, StoreError> {
     })
 }
 
+/// Renames before it removes: a plain removal that is killed half-way leaves an unreadable segment.
+fn throw_away(dir: &Path, segment: &Path, id: u64) -> Result<(), StoreError> {
+    let trash = dir.join("trash").join(format!("{id:020}"));
+    move_dir(segment, &trash)?;
+    fs::remove_dir_all(&trash).or_else(if_absent(())).map_err(at("remove", &trash))
+}
+
 fn create_segment(
     dir: &Path,
     reserve_bytes: u64,
@@ -305,7 +339,8 @@ fn create_segment(
     sync_file(&dir.join("conf"))?;
     sync_file(dir)?;
     sync_file(dir.parent().unwrap_or(dir))?;
-    Ok(SledWriter { dir: dir.to_owned(), db: Some(db), tree: None, file, frames: 0, queue_id, id })
+    let (dir, frames, synced) = (dir.to_owned(), 0, true);
+    Ok(SledWriter { dir, db: Some(db), tree: None, file, frames, synced, queue_id, id })
 }
 
 /// Frees the reserved blocks behind the end of a file.

@@ -8,7 +8,9 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    DeadLetter, files,
+    DeadLetter,
+    budget::DiskSpace,
+    files,
     salvage::{Found, Scan},
     store::{Rows, SegmentWriter, StateChange, Store, StoreError},
     store_sled,
@@ -45,19 +47,23 @@ impl Store for SledView {
     }
 
     fn segments(&self) -> Result<Vec<u64>, StoreError> {
-        files::segment_ids(&self.dir)
+        files::segment_ids(&self.dir.join("segments"))
+    }
+
+    fn kept(&self) -> Result<Vec<u64>, StoreError> {
+        files::segment_ids(&self.dir.join("delivered"))
     }
 
     fn frames(&self, id: u64) -> Result<Scan, StoreError> {
-        files::scan_segment(&files::segment_dir(&self.dir, id), self.queue_id, id)
+        files::scan_segment(&files::find_segment(&self.dir, id), self.queue_id, id)
     }
 
     fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
-        files::read_frames(&files::segment_dir(&self.dir, id), frames)
+        files::read_frames(&files::find_segment(&self.dir, id), frames)
     }
 
     fn disk_bytes(&self, id: u64) -> u64 {
-        files::allocated_bytes(&files::segment_dir(&self.dir, id))
+        files::allocated_bytes(&files::find_segment(&self.dir, id))
     }
 
     fn trim(&mut self, _id: u64) -> Result<(), StoreError> {
@@ -74,6 +80,18 @@ impl Store for SledView {
 
     fn quarantine(&mut self, _id: u64) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn keep(&mut self, _id: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn drop_kept(&mut self, _id: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn space(&self) -> Option<DiskSpace> {
+        files::space(&self.dir)
     }
 
     fn put_dead(&mut self, _letters: &[DeadLetter]) -> Result<(), StoreError> {
@@ -97,6 +115,10 @@ impl Store for SledView {
 
 impl SegmentWriter for NoWriter {
     fn append(&mut self, _number: u64, _frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        match *self {}
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
         match *self {}
     }
 

@@ -9,6 +9,9 @@ use uuid::Uuid;
 use super::*;
 
 const LIMITS: LogLimits = LogLimits {
+    durability: Durability::Sync,
+    budget: Budget::UNBOUNDED,
+    retain: Retain::Off,
     segment_bytes_max: 64 << 10,
     batch: BatchLimits { raw_bytes_max: 4 << 10, records_max: 10 },
     ring_bytes_max: 8 << 10,
@@ -47,7 +50,7 @@ fn payload(n: u64) -> Bytes {
 
 fn group(numbers: std::ops::Range<u64>) -> Group {
     let record = |n| NewRecord { kind: "sysstat".to_owned(), at_ms: 1_000, payload: payload(n) };
-    Group { records: numbers.map(record).collect(), position: None }
+    Group::of(numbers.map(record).collect())
 }
 
 fn drain<S: Store>(log: &mut Log<S>, backend: &mut Backend) {
@@ -200,13 +203,13 @@ fn positions_travel_with_records() {
     let disk = MemoryDisk::new();
     let at = |text: &'static str| {
         let bytes = Bytes::from_static(text.as_bytes());
-        Some(Position { collector: "pg_log".to_owned(), bytes })
+        Some(Position { collector: "pg_log".to_owned(), bytes, keep_until_ms: None })
     };
     let mut log = open(&disk);
     log.append(vec![Group { position: at("1"), ..group(0..1) }], 10);
     log.seal(20);
     log.append(vec![Group { position: at("2"), ..group(1..2) }], 30);
-    log.append(vec![Group { position: at("3"), records: vec![] }], 40);
+    log.append(vec![Group { position: at("3"), ..Group::default() }], 40);
     drop(log);
     let mut log = open(&disk);
     assert_eq!(log.position("pg_log").as_deref(), Some(&b"3"[..]));
@@ -305,7 +308,7 @@ fn refused_records_become_dead_letters() {
     log.append(vec![group(0..3)], 10);
     log.seal(20);
     let batch = log.next_batch(i64::MAX).unwrap();
-    let letter = DeadLetter { line: "{}".to_owned() };
+    let letter = DeadLetter { seq: 1, at_ms: 1_000, line: "{}".to_owned() };
     log.delivered(batch.key, 3, std::slice::from_ref(&letter)).unwrap();
     assert_eq!(disk.dead(), [letter]);
     assert_eq!((log.counts().refused_records, log.counts().delivered_records), (1, 2));

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    log::{Attempt, BatchKey, Counts, Log, Sealed, batch_id},
+    log::{Attempt, Counts, Log, Sealed, batch_id},
     ring::Home,
-    segment::{BatchPlan, SegmentRow},
+    segment::{BatchPlan, Origin, SegmentRow},
     store::{Store, StoreError},
 };
 
@@ -24,8 +24,14 @@ pub struct QueueStatus {
     pub records: u64,
     /// Their bytes before compression.
     pub raw_bytes: u64,
-    /// Bytes on disk of all segments.
+    /// Bytes on disk of all segments that wait.
     pub disk_bytes: u64,
+    /// Bytes on disk of everything that the budget counts: delivered segments that are kept, too.
+    pub usage_bytes: u64,
+    /// `queue.bytes_max`.
+    pub bytes_max: u64,
+    /// Delivered segments that are kept.
+    pub kept_segments: u64,
     /// The start of the oldest window that waits.
     pub oldest_at: Option<Timestamp>,
     /// The next sequence number.
@@ -51,6 +57,14 @@ pub struct SegmentInfo {
     pub sealed_at: Option<Timestamp>,
     /// The sequence number of its first record.
     pub first_seq: u64,
+    /// The sequence number of its last record.
+    pub last_seq: u64,
+    /// Windows that were merged into it; 0 in a segment as it was written.
+    pub windows: u32,
+    /// How often it was thinned.
+    pub thinned: u8,
+    /// Records of it that are damaged.
+    pub corrupt: u64,
     /// Its records.
     pub records: u64,
     /// Their bytes before compression.
@@ -85,6 +99,8 @@ pub enum SegmentState {
     Sending,
     /// It is closed, and some of it, or all, cannot be read.
     Damaged,
+    /// It is delivered, and kept for a while.
+    Kept,
 }
 
 /// A batch as `inspect batches` shows it.
@@ -96,6 +112,10 @@ pub struct BatchInfo {
     pub segment: u64,
     /// Its number in the segment.
     pub number: u32,
+    /// Where it was written first; merging moves a batch, and its id stays.
+    pub origin: Origin,
+    /// The time that its records are about, both ends.
+    pub window: (Option<Timestamp>, Option<Timestamp>),
     /// Where it stands.
     pub state: BatchState,
     /// The sequence number of its first record.
@@ -124,6 +144,8 @@ pub enum BatchState {
     Sending,
     /// The backend has it.
     Delivered,
+    /// The backend has it, and its segment is kept for a while.
+    Kept,
 }
 
 impl<S: Store> Log<S> {
@@ -144,6 +166,9 @@ impl<S: Store> Log<S> {
                 .map(|sealed| self.sealed_disk_bytes(sealed))
                 .sum::<u64>()
                 + open.map_or(0, |row| self.store.disk_bytes(row.id)),
+            usage_bytes: self.usage(),
+            bytes_max: self.limits.budget.bytes_max,
+            kept_segments: self.kept.len() as u64,
             oldest_at: rows().next().and_then(|row| time(row.window_ms.0)),
             next_seq: self.next_seq,
             ring_bytes: self.ring.bytes() as u64,
@@ -175,7 +200,14 @@ impl<S: Store> Log<S> {
             let bytes = self.store.disk_bytes(active.row.id);
             segment_info(&active.row, SegmentState::Open, home, bytes, None)
         });
-        sealed.chain(open).collect()
+        let kept = self.kept.iter().map(|(id, kept)| {
+            let bytes = self.store.disk_bytes(*id);
+            segment_info(&kept.row.row, SegmentState::Kept, Home::Disk, bytes, None)
+        });
+        let mut all: Vec<SegmentInfo> = kept.chain(sealed).collect();
+        all.sort_by_key(|segment| segment.id);
+        all.extend(open);
+        all
     }
 
     /// The batches of all segments, oldest first. Reads segments that an earlier process wrote.
@@ -195,6 +227,12 @@ impl<S: Store> Log<S> {
                 self.batch_info(id, plan, state, sealed.attempts.get(&plan.number))
             }));
         }
+        for id in self.kept.keys().copied().collect::<Vec<_>>() {
+            let plans = self.plans(id)?;
+            let info = |plan| self.batch_info(id, plan, BatchState::Kept, None);
+            batches.extend(plans.iter().map(info));
+        }
+        batches.sort_by_key(|batch| (batch.segment, batch.number));
         if let Some(active) = &self.active {
             let info = |plan| self.batch_info(active.row.id, plan, BatchState::Open, None);
             batches.extend(active.plans.iter().map(info));
@@ -202,10 +240,10 @@ impl<S: Store> Log<S> {
         Ok(batches)
     }
 
-    fn sealed_disk_bytes(&self, sealed: &Sealed) -> u64 {
+    pub(super) fn sealed_disk_bytes(&self, sealed: &Sealed) -> u64 {
         match sealed.home {
             Home::Disk => *sealed.disk_bytes.get_or_init(|| self.store.disk_bytes(sealed.row.id)),
-            Home::MemoryOnly => 0,
+            Home::MemoryOnly | Home::Evicted => 0,
         }
     }
 
@@ -217,9 +255,11 @@ impl<S: Store> Log<S> {
         last: Option<&Attempt>,
     ) -> BatchInfo {
         BatchInfo {
-            id: batch_id(self.queue_id, BatchKey { segment, number: plan.number }),
+            id: batch_id(self.queue_id, plan.origin),
             segment,
             number: plan.number,
+            origin: plan.origin,
+            window: (time(plan.window_ms.0), time(plan.window_ms.1)),
             state,
             first_seq: plan.first_seq,
             records: plan.records,
@@ -245,6 +285,10 @@ fn segment_info(
         opened_at: time(row.window_ms.0),
         sealed_at: time(row.window_ms.1),
         first_seq: row.first_seq,
+        last_seq: row.end_seq.saturating_sub(1),
+        windows: row.windows,
+        thinned: row.thinned,
+        corrupt: row.corrupt,
         records: row.records,
         raw_bytes: row.raw_bytes,
         stored_bytes: row.stored_bytes,

@@ -184,6 +184,7 @@ fn segment_state(segment: &SegmentInfo) -> Cell {
         SegmentState::Sending => ("sending", Some(Color::Green)),
         SegmentState::Open => ("open", None),
         SegmentState::Sealed => ("sealed", None),
+        SegmentState::Kept => ("delivered", Some(Color::DarkGrey)),
     };
     coloured(text, colour)
 }
@@ -193,7 +194,7 @@ fn batch_state(state: BatchState) -> Cell {
         BatchState::Open => ("open", None),
         BatchState::Pending => ("pending", None),
         BatchState::Sending => ("sending", Some(Color::Green)),
-        BatchState::Delivered => ("delivered", Some(Color::DarkGrey)),
+        BatchState::Delivered | BatchState::Kept => ("delivered", Some(Color::DarkGrey)),
     };
     coloured(text, colour)
 }
@@ -228,6 +229,10 @@ mod tests {
             opened_at: Some(at(opened)),
             sealed_at: Some(at(opened) + Duration::from_secs(60)),
             first_seq: id % 1_000 * 100,
+            last_seq: 0,
+            windows: 0,
+            thinned: 0,
+            corrupt: 0,
             records: 2_400 * (id % 1_000),
             raw_bytes: 13_000_000 * (id % 1_000),
             stored_bytes: 3_000_000 * (id % 1_000),
@@ -266,6 +271,8 @@ mod tests {
     fn batch(segment: u64, number: u32, state: BatchState) -> BatchInfo {
         BatchInfo {
             id: Uuid::from_u128(u128::from(segment) << 64 | u128::from(number)),
+            origin: crate::queue::Origin { segment: 0, batch: 0, thinned: 0 },
+            window: (None, None),
             segment,
             number,
             state,
