@@ -38,8 +38,11 @@ mod budget;
 mod disk_health;
 mod evict;
 mod files;
+mod group;
+mod index;
 mod ledger;
 mod log;
+mod merge;
 mod reading;
 mod record;
 mod recover;
@@ -323,6 +326,7 @@ async fn serve<S: Store>(
 ) {
     let mut held: Option<Command> = None;
     let mut sync_at = None;
+    let mut busy = false;
     loop {
         let next = match held.take() {
             Some(command) => Some(command),
@@ -334,8 +338,8 @@ async fn serve<S: Store>(
                     sync_at = None;
                     continue;
                 }
-                () = tokio::time::sleep(TEND_INTERVAL) => {
-                    log.tend(now_ms());
+                () = tend_due(busy) => {
+                    busy = log.tend(now_ms());
                     continue;
                 }
             },
@@ -359,6 +363,13 @@ async fn serve<S: Store>(
             Some(command) => execute(&mut log, command),
             None => return log.close(now_ms()),
         }
+    }
+}
+
+/// At once when the log has more to do, as long as no command waits.
+async fn tend_due(busy: bool) {
+    if !busy {
+        tokio::time::sleep(TEND_INTERVAL).await;
     }
 }
 

@@ -47,12 +47,23 @@ mod offset {
     pub(super) const HEADER_CRC: usize = 92;
 }
 
-/// How a payload is packed.
-const CODEC_ZSTD: u8 = 1;
+/// What a payload holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// The records of one batch, compressed with zstd.
+    Records,
+    /// The batches of a merged segment; see [`super::group`].
+    Group,
+}
+
+const CODEC_RECORDS: u8 = 1;
+const CODEC_GROUP: u8 = 2;
 
 /// What a frame says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHead {
+    /// What the payload holds.
+    pub codec: Codec,
     /// This part of the block, from 0.
     pub part: u16,
     /// How many parts the block has.
@@ -110,25 +121,43 @@ pub enum Damage {
     Body,
 }
 
+/// What a block's frames say of its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyFacts {
+    /// Its records.
+    pub records: usize,
+    /// Its bytes before compression.
+    pub raw_bytes: usize,
+    /// The time span of its records.
+    pub time_ms: (i64, i64),
+}
+
 /// Encodes one block as one or more whole frames, headers included.
 pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<Vec<u8>> {
     let body = record::encode_body(records, positions);
     // Compression into memory fails only for want of memory, which aborts anyway.
     let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).expect("compression into memory");
+    let time_ms = record::time_span(records);
+    let facts = BodyFacts { records: records.len(), raw_bytes: body.len(), time_ms };
+    frames(place, Codec::Records, facts, &packed)
+}
+
+/// Cuts a block's packed body into frames.
+pub fn frames(place: Place, codec: Codec, body: BodyFacts, packed: &[u8]) -> Vec<Vec<u8>> {
     let chunks: Vec<&[u8]> = packed.chunks(FRAME_PAYLOAD_BYTES_MAX).collect();
-    let times = || records.iter().map(|record| record.at_ms);
     let mut head = FrameHead {
+        codec,
         part: 0,
         parts: u16::try_from(chunks.len()).expect("RECORD_BYTES_MAX bounds the parts"),
         queue: place.queue,
         segment: place.segment,
         number: place.number,
         first_seq: place.first_seq,
-        records: u32::try_from(records.len()).expect("blocks are small"),
+        records: u32::try_from(body.records).expect("blocks are small"),
         batch: place.batch,
-        raw_bytes: u32::try_from(body.len()).expect("RECORD_BYTES_MAX bounds the body"),
+        raw_bytes: u32::try_from(body.raw_bytes).expect("RECORD_BYTES_MAX bounds the body"),
         payload_bytes: 0,
-        time_ms: (times().min().unwrap_or(0), times().max().unwrap_or(0)),
+        time_ms: body.time_ms,
         payload_crc: 0,
     };
     let mut frames = Vec::with_capacity(chunks.len());
@@ -145,8 +174,20 @@ pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<V
     frames
 }
 
-/// Decodes a block from its frames, in the order of their parts.
+/// Decodes a block of records from its frames, in the order of their parts.
 pub fn decode(frames: &[impl AsRef<[u8]>]) -> Result<Body, Damage> {
+    let (first, packed) = join(frames)?;
+    if first.codec != Codec::Records {
+        return Err(Damage::Version);
+    }
+    let raw =
+        zstd::bulk::decompress(&packed, first.raw_bytes as usize).map_err(|_| Damage::Body)?;
+    let body = record::decode_body(&Bytes::from(raw), first.first_seq).map_err(|_| Damage::Body)?;
+    if body.records.len() == first.records as usize { Ok(body) } else { Err(Damage::Body) }
+}
+
+/// The head of a block's first frame, and the payloads of all of them.
+pub fn join(frames: &[impl AsRef<[u8]>]) -> Result<(FrameHead, Vec<u8>), Damage> {
     let first = FrameHead::read(frames.first().ok_or(Damage::Body)?.as_ref())?;
     if frames.len() != usize::from(first.parts) || first.raw_bytes as usize > BODY_BYTES_MAX {
         return Err(Damage::Body);
@@ -159,10 +200,7 @@ pub fn decode(frames: &[impl AsRef<[u8]>]) -> Result<Body, Damage> {
         }
         packed.extend_from_slice(head.payload(frame.as_ref())?);
     }
-    let raw =
-        zstd::bulk::decompress(&packed, first.raw_bytes as usize).map_err(|_| Damage::Body)?;
-    let body = record::decode_body(&Bytes::from(raw), first.first_seq).map_err(|_| Damage::Body)?;
-    if body.records.len() == first.records as usize { Ok(body) } else { Err(Damage::Body) }
+    Ok((first, packed))
 }
 
 impl FrameHead {
@@ -175,10 +213,13 @@ impl FrameHead {
             return Err(Damage::Header);
         }
         let version = u16::from_le_bytes(take(header, offset::VERSION));
-        if version != VERSION || header[offset::CODEC] != CODEC_ZSTD {
-            return Err(Damage::Version);
-        }
+        let codec = match header[offset::CODEC] {
+            CODEC_RECORDS if version == VERSION => Codec::Records,
+            CODEC_GROUP if version == VERSION => Codec::Group,
+            _ => return Err(Damage::Version),
+        };
         let head = Self {
+            codec,
             part: u16::from_le_bytes(take(header, offset::PART)),
             parts: u16::from_le_bytes(take(header, offset::PARTS)),
             queue: Uuid::from_bytes(take(header, offset::QUEUE)),
@@ -214,7 +255,10 @@ impl FrameHead {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&MAGIC);
         put(&mut header, offset::VERSION, VERSION.to_le_bytes());
-        header[offset::CODEC] = CODEC_ZSTD;
+        header[offset::CODEC] = match self.codec {
+            Codec::Records => CODEC_RECORDS,
+            Codec::Group => CODEC_GROUP,
+        };
         put(&mut header, offset::PART, self.part.to_le_bytes());
         put(&mut header, offset::PARTS, self.parts.to_le_bytes());
         put(&mut header, offset::QUEUE, self.queue.into_bytes());

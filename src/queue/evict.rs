@@ -22,15 +22,6 @@ impl<S: Store> Log<S> {
         self.limits.budget.on_full != OnFull::Block || self.has_room()
     }
 
-    /// What the log does by itself, from time to time: what is too old goes. Returns whether there
-    /// is more to do at once.
-    pub fn tend(&mut self, now_ms: i64) -> bool {
-        self.now_ms = now_ms;
-        self.expire_kept();
-        self.evict_old();
-        false
-    }
-
     /// Whether an append would be taken: always, unless the queue is full and `on_full` says that
     /// it is the new that goes or waits.
     pub(super) fn has_room(&mut self) -> bool {

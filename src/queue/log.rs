@@ -6,6 +6,7 @@
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -15,8 +16,9 @@ use super::{
     DeadLetter,
     budget::{Budget, Durability, Retain},
     disk_health::DiskHealth,
+    index::Index,
     ledger::{Ledger, Loss, LossReason, NewLoss},
-    reading::Index,
+    merge::Merge,
     record::{PASSING_POSITIONS_MAX, Position, Record},
     retain::Kept,
     ring::{Home, Ring},
@@ -81,6 +83,9 @@ pub struct Log<S: Store> {
     pub(super) disk: DiskHealth,
     /// When a batch was delivered last.
     pub(super) delivered_at_ms: i64,
+    pub(super) merge: Option<Merge<S::Writer>>,
+    /// No merge is begun before.
+    pub(super) merge_at_ms: i64,
 }
 
 /// A closed segment.
@@ -90,7 +95,7 @@ pub(super) struct Sealed {
     pub(super) in_flight: BTreeSet<u32>,
     pub(super) attempts: BTreeMap<u32, Attempt>,
     /// Known for segments written by this process, read when needed for others.
-    pub(super) plans: Option<Vec<BatchPlan>>,
+    pub(super) plans: Option<Arc<[BatchPlan]>>,
     /// Frames that the disk did not take; empty when the segment is on disk.
     pub(super) unsaved: Vec<Vec<u8>>,
     pub(super) home: Home,
@@ -187,6 +192,10 @@ pub struct Counts {
     pub corrupt_records: u64,
     /// Metrics that were refused at the door.
     pub rejected_records: u64,
+    /// Records that thinning took; they count as evicted, too.
+    pub thinned_records: u64,
+    /// Segments that were merged into larger ones.
+    pub merged_segments: u64,
 }
 
 impl<S: Store> Log<S> {
@@ -210,6 +219,8 @@ impl<S: Store> Log<S> {
             index: None,
             disk: DiskHealth::default(),
             delivered_at_ms: 0,
+            merge: None,
+            merge_at_ms: 0,
         }
     }
 
@@ -356,6 +367,7 @@ impl<S: Store> Log<S> {
     /// Ends the log: what is in the active segment is sealed.
     pub fn close(mut self, now_ms: i64) {
         self.seal(now_ms);
+        self.abandon_merge();
     }
 
     pub(super) fn insert_sealed(&mut self, row: SegmentRow) {
@@ -451,7 +463,7 @@ impl Sealed {
             row,
             in_flight,
             attempts,
-            plans,
+            plans: plans.map(Arc::from),
             unsaved,
             home,
             damaged: false,

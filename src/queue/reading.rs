@@ -1,24 +1,21 @@
 //! Reading batches: from the ring when it still has their segment, else from the frames on disk.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::{
-    block::{self, FrameHead},
+    block::{self, Codec, Damage},
+    group::{self, GroupBatch},
+    index::{Gap, Index},
     ledger::{LossReason, NewLoss},
     log::{Batch, BatchKey, Log, Sealed, Unreadable, batch_id},
+    record::Record,
     salvage::Found,
-    segment::{self, BatchPlan, SegmentRow},
+    segment::{BatchPlan, SegmentRow},
     state,
     store::{Store, StoreError},
 };
-
-/// What is known of a segment on disk after it was searched for frames.
-#[derive(Debug)]
-pub(super) struct Index {
-    pub(super) segment: u64,
-    /// The frames of whole blocks.
-    pub(super) found: Vec<Found>,
-}
 
 /// How long a segment that cannot be read is left alone.
 const UNREADABLE_RETRY_MS: i64 = 60_000;
@@ -66,19 +63,12 @@ impl<S: Store> Log<S> {
     }
 
     /// The batches of a closed segment.
-    pub(super) fn plans(&mut self, id: u64) -> Result<Vec<BatchPlan>, StoreError> {
+    pub(super) fn plans(&mut self, id: u64) -> Result<Arc<[BatchPlan]>, StoreError> {
         if let Some(plans) = self.sealed.get(&id).and_then(|sealed| sealed.plans.as_ref()) {
-            return Ok(plans.clone());
+            return Ok(Arc::clone(plans));
         }
         self.load_index(id)?;
-        let found = self.index.as_ref().map_or(&[][..], |index| index.found.as_slice());
-        if let Some(kept) = self.kept.get(&id) {
-            return Ok(segment::plans_of(found, &kept.row.row));
-        }
-        let Some(sealed) = self.sealed.get_mut(&id) else { return Ok(Vec::new()) };
-        let plans = segment::plans_of(found, &sealed.row);
-        sealed.plans = Some(plans.clone());
-        Ok(plans)
+        Ok(self.index.as_ref().map_or_else(|| Arc::from([]), |index| Arc::clone(&index.plans)))
     }
 
     fn next_key(&self, now_ms: i64) -> Option<BatchKey> {
@@ -96,8 +86,8 @@ impl<S: Store> Log<S> {
     }
 
     fn read_batch(&mut self, key: BatchKey) -> Result<Batch, StoreError> {
-        let plan = self.plans(key.segment)?.into_iter().find(|plan| plan.number == key.number);
-        let Some(plan) = plan else {
+        let plans = self.plans(key.segment)?;
+        let Some(plan) = plans.iter().find(|plan| plan.number == key.number) else {
             return Ok(Batch { key, id: Uuid::nil(), records: Vec::new() });
         };
         let id = batch_id(self.queue_id, plan.origin);
@@ -107,18 +97,47 @@ impl<S: Store> Log<S> {
             return Ok(Batch { key, id, records });
         }
         self.load_index(key.segment)?;
-        let found = self.index.as_ref().map_or(&[][..], |index| index.found.as_slice());
-        let of_batch: Vec<Found> =
-            found.iter().filter(|frame| frame.head.batch == key.number).copied().collect();
-        let frames = self.store.read(key.segment, &of_batch)?;
+        let blocks = self.index.as_ref().map_or_else(Vec::new, |index| index.blocks_of(key.number));
         let mut records = Vec::new();
-        for (block, frames) in of_batch.chunk_by(same_block).zip(chunks(&of_batch, &frames)) {
-            match block::decode(frames) {
-                Ok(body) => records.extend(body.records),
-                Err(damage) => self.note_damage(key.segment, block, damage),
+        for block in blocks {
+            match self.read_block(key.segment, &block)? {
+                Ok(Unpacked::Records(own)) => records.extend(own),
+                Ok(Unpacked::Group(batches)) => {
+                    let own = batches.iter().filter(|batch| batch.origin == plan.origin);
+                    records.extend(own.flat_map(|batch| &batch.records).cloned());
+                }
+                Err(damage) => self.note_damage(key.segment, &block, damage),
             }
         }
         Ok(Batch { key, id, records })
+    }
+
+    /// Unpacks a block; of groups, the last one is kept, because its batches are read in turn.
+    fn read_block(
+        &mut self,
+        id: u64,
+        block: &[Found],
+    ) -> Result<Result<Unpacked, Damage>, StoreError> {
+        let Some(first) = block.first().map(|frame| frame.head) else {
+            return Ok(Err(Damage::Body));
+        };
+        if let Some((number, group)) = self.index.as_ref().and_then(|index| index.unpacked.as_ref())
+            && *number == first.number
+        {
+            return Ok(Ok(Unpacked::Group(Arc::clone(group))));
+        }
+        let frames = self.store.read(id, block)?;
+        if first.codec == Codec::Records {
+            return Ok(block::decode(&frames).map(|body| Unpacked::Records(body.records)));
+        }
+        let batches = match group::decode(&frames) {
+            Ok((batches, _)) => Arc::<[GroupBatch]>::from(batches),
+            Err(damage) => return Ok(Err(damage)),
+        };
+        if let Some(index) = self.index.as_mut().filter(|index| index.segment == id) {
+            index.unpacked = Some((first.number, Arc::clone(&batches)));
+        }
+        Ok(Ok(Unpacked::Group(batches)))
     }
 
     /// Finds the frames of a segment on disk, and counts once what is missing of it.
@@ -129,25 +148,18 @@ impl<S: Store> Log<S> {
         let waiting = self.sealed.get(&id).map(|sealed| &sealed.row);
         let row = waiting.or_else(|| self.kept.get(&id).map(|kept| &kept.row.row));
         let Some(row) = row.cloned() else { return Ok(()) };
-        let mut found = self.store.frames(id)?.found;
-        found.retain(|frame| frame.head.number < row.frames);
-        // A block that lacks a part is as good as absent.
-        let whole = found
-            .chunk_by(same_block)
-            .filter(|block| block.len() == usize::from(block[0].head.parts));
-        let found = whole.collect::<Vec<_>>().concat();
-        let readable: u64 = heads(&found).map(|head| u64::from(head.records)).sum();
-        let missing = row.records.saturating_sub(readable);
+        let index = Index::of(self.store.frames(id)?, &row);
+        let missing = row.records.saturating_sub(index.records());
         if missing > row.corrupt && self.sealed.contains_key(&id) {
-            self.note_missing(&row, &found, missing - row.corrupt);
+            self.note_missing(&row, &index, missing - row.corrupt);
         }
-        self.index = Some(Index { segment: id, found });
+        self.index = Some(index);
         Ok(())
     }
 
     /// Counts the records of a segment that are missing between its blocks, and tells the ledger.
-    fn note_missing(&mut self, row: &SegmentRow, found: &[Found], missing: u64) {
-        let gaps = gaps(row, found);
+    fn note_missing(&mut self, row: &SegmentRow, index: &Index, missing: u64) {
+        let gaps = index.gaps(row);
         let (delivered, lost): (Vec<&Gap>, Vec<&Gap>) = gaps
             .iter()
             .partition(|gap| (gap.batches.0..=gap.batches.1).all(|b| row.is_delivered(b)));
@@ -172,13 +184,13 @@ impl<S: Store> Log<S> {
         }
     }
 
-    fn note_damage(&mut self, id: u64, block: &[Found], damage: block::Damage) {
+    fn note_damage(&mut self, id: u64, block: &[Found], damage: Damage) {
         let Some(head) = block.first().map(|frame| frame.head) else { return };
         tracing::error!(segment = id, %damage, "a block cannot be read");
-        let (from, records) = (head.first_seq, u64::from(head.records));
-        self.note_corrupt(id, (from, (from + records).saturating_sub(1)), records);
-        if let Some(index) = self.index.as_mut().filter(|index| index.segment == id) {
-            index.found.retain(|frame| frame.head.first_seq != from);
+        let Some(index) = self.index.as_mut().filter(|index| index.segment == id) else { return };
+        let losses = index.drop_block(&head);
+        for (range, records) in losses {
+            self.note_corrupt(id, range, records);
         }
     }
 
@@ -204,56 +216,8 @@ impl<S: Store> Log<S> {
     }
 }
 
-/// The heads of whole blocks.
-fn heads(found: &[Found]) -> impl Iterator<Item = &FrameHead> {
-    found.iter().map(|frame| &frame.head).filter(|head| head.part == 0)
-}
-
-/// A place where frames are missing.
-pub(super) struct Gap {
-    /// The first sequence number.
-    pub(super) from: u64,
-    /// The last sequence number.
-    pub(super) to: u64,
-    /// The batches that the records may belong to, both ends included.
-    pub(super) batches: (u32, u32),
-}
-
-/// Where frames are missing between the blocks that were found.
-pub(super) fn gaps(row: &SegmentRow, found: &[Found]) -> Vec<Gap> {
-    let mut gaps = Vec::new();
-    let (mut number, mut seq, mut batch) = (0, row.first_seq, 0);
-    let mut gap = |from: u64, until: u64, batches| {
-        if from < until {
-            gaps.push(Gap { from, to: until - 1, batches });
-        }
-    };
-    for head in heads(found) {
-        if head.number > number {
-            gap(seq, head.first_seq, (batch, head.batch));
-        }
-        number = head.number + u64::from(head.parts);
-        seq = head.first_seq.saturating_add(u64::from(head.records));
-        batch = head.batch;
-    }
-    if number < row.frames {
-        gap(seq, row.end_seq, (batch, row.batches.saturating_sub(1)));
-    }
-    gaps
-}
-
-/// Whether two neighbouring frames are parts of one block.
-pub(super) fn same_block(a: &Found, b: &Found) -> bool {
-    b.head.part > 0 && b.head.part == a.head.part + 1 && b.head.first_seq == a.head.first_seq
-}
-
-/// `frames`, cut where the blocks of `found` end.
-fn chunks<'a>(found: &[Found], frames: &'a [Vec<u8>]) -> impl Iterator<Item = &'a [Vec<u8>]> {
-    let mut rest = frames;
-    let lengths: Vec<usize> = found.chunk_by(same_block).map(<[Found]>::len).collect();
-    lengths.into_iter().map(move |length| {
-        let (chunk, after) = rest.split_at(length.min(rest.len()));
-        rest = after;
-        chunk
-    })
+/// What a block holds.
+enum Unpacked {
+    Records(Vec<Record>),
+    Group(Arc<[GroupBatch]>),
 }

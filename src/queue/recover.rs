@@ -1,15 +1,16 @@
 //! Opening a log: rows and segments are brought together, whatever order a crash left them in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    block,
+    block, group,
+    index::{Gap, Index},
     ledger::{LossReason, NewLoss},
     log::{Log, LogLimits},
-    reading::{Gap, gaps},
+    record::Position,
     retain::Kept,
     salvage::Scan,
-    segment::SegmentRow,
+    segment::{self, SegmentRow},
     state::{self, PositionAt, Row},
     store::{StateChange, Store, StoreError},
 };
@@ -24,9 +25,11 @@ impl<S: Store> Log<S> {
         let ids = log.store.segments()?;
         log.last_segment = log.last_segment.max(ids.last().copied().unwrap_or(0));
         let mut changes = Vec::new();
+        let (written, merged): (Vec<u64>, Vec<u64>) =
+            ids.iter().partition(|id| segment::generation(**id) == 0);
         let mut next_first_seq = None;
         // From the newest to the oldest: how far an unsealed segment counts depends on the next.
-        for id in ids.iter().rev().copied() {
+        for id in written.iter().rev().copied() {
             let row = match rows.remove(&id) {
                 Some(row) => row,
                 None => match log.recover_segment(id, next_first_seq)? {
@@ -37,23 +40,44 @@ impl<S: Store> Log<S> {
                     None => continue,
                 },
             };
-            log.next_seq = log.next_seq.max(row.end_seq);
             next_first_seq = Some(row.first_seq);
-            if row.is_done() {
-                // Its row stays when it cannot be removed, and so it is never sent again.
-                if log.tidied(S::remove, id) {
-                    changes.push(state::drop_segment_row(id));
-                }
-            } else {
-                log.insert_sealed(row);
-            }
+            changes.extend(log.take_row(row));
+        }
+        let mut found_merged = Vec::new();
+        for id in merged {
+            let row = match rows.remove(&id) {
+                Some(row) => row,
+                None => match log.recover_merged(id, &ids)? {
+                    Some(row) => {
+                        changes.push(state::segment_row(&row));
+                        found_merged.push(row.first_seq..row.end_seq);
+                        row
+                    }
+                    None => continue,
+                },
+            };
+            changes.extend(log.take_row(row));
         }
         for row in rows.into_values() {
-            log.note_vanished(&row);
+            // What it held may be in a merged segment whose row was lost.
+            if !found_merged.iter().any(|range| range.contains(&row.first_seq)) {
+                log.note_vanished(&row);
+            }
             changes.push(state::drop_segment_row(row.id));
         }
         log.record(changes);
         Ok(log)
+    }
+
+    /// Takes a closed segment in; one that is done goes.
+    fn take_row(&mut self, row: SegmentRow) -> Option<StateChange> {
+        self.next_seq = self.next_seq.max(row.end_seq);
+        if !row.is_done() {
+            self.insert_sealed(row);
+            return None;
+        }
+        // Its row stays when it cannot be removed, and so it is never sent again.
+        self.tidied(S::remove, row.id).then(|| state::drop_segment_row(row.id))
     }
 
     fn read_rows(&mut self) -> BTreeMap<u64, SegmentRow> {
@@ -98,20 +122,73 @@ impl<S: Store> Log<S> {
         let missing = |gap: &Gap| {
             (gap.to - gap.from + 1).saturating_sub(self.ledger.known_in(gap.from, gap.to))
         };
-        row.records += gaps(&row, &scan.found).iter().map(missing).sum::<u64>();
+        let gaps = Index::of(scan.clone(), &row).gaps(&row);
+        row.records += gaps.iter().map(missing).sum::<u64>();
         if row.frames > 0 {
             self.recover_positions(&scan, &row)?;
             self.tidied(S::trim, id);
             tracing::info!(segment = id, records = row.records, "found an unsealed segment");
             return Ok(Some(row));
         }
+        self.put_away(id, &scan);
+        Ok(None)
+    }
+
+    /// A segment without one readable block: nothing, or damage.
+    fn put_away(&mut self, id: u64, scan: &Scan) {
         if scan.broken == 0 {
             self.tidied(S::remove, id);
         } else {
             tracing::error!(segment = id, "no block of a segment can be read: see quarantine/");
             self.tidied(S::quarantine, id);
         }
-        Ok(None)
+    }
+
+    /// The row of a merged segment without one: the process ended before the merge counted, or the
+    /// state is lost. Batches that a segment of a lower generation still has are left to it: a
+    /// merge's sources are always lower. `None` when that is all of them.
+    fn recover_merged(&mut self, id: u64, ids: &[u64]) -> Result<Option<SegmentRow>, StoreError> {
+        let scan = self.store.frames(id)?;
+        let Some(mut row) = SegmentRow::recovered_merged(id, &scan) else {
+            self.put_away(id, &scan);
+            return Ok(None);
+        };
+        let index = Index::of(scan.clone(), &row);
+        let missing: u64 = index.gaps(&row).iter().map(|gap| gap.to - gap.from + 1).sum();
+        row.records += missing;
+        let mut elsewhere = BTreeSet::new();
+        let lower = segment::generation(id);
+        let lower = ids.iter().filter(|other| (1..lower).contains(&segment::generation(**other)));
+        for other in lower {
+            let groups = self.store.frames(*other)?.groups;
+            elsewhere.extend(groups.into_values().flatten().map(|entry| entry.origin));
+        }
+        for plan in index.plans.iter() {
+            if ids.contains(&plan.origin.segment) || elsewhere.contains(&plan.origin) {
+                row.deliver(plan.number);
+            }
+        }
+        if row.is_done() {
+            self.tidied(S::remove, id);
+            return Ok(None);
+        }
+        for block in index.blocks() {
+            let frames = self.store.read(id, block)?;
+            let positions = group::decode(&frames).map(|(_, positions)| positions);
+            self.take_positions(id, positions.unwrap_or_default());
+        }
+        tracing::info!(segment = id, records = row.records, "found a merged segment");
+        Ok(Some(row))
+    }
+
+    fn take_positions(&mut self, segment: u64, positions: Vec<Position>) {
+        for position in positions {
+            let held = self.positions.entry(position.collector).or_default();
+            if held.segment <= segment {
+                let (bytes, keep_until_ms) = (position.bytes, position.keep_until_ms);
+                *held = PositionAt { segment, bytes, keep_until_ms };
+            }
+        }
     }
 
     /// Tidies a segment up. A disk that cannot do it now does not keep the log from opening.
@@ -134,13 +211,7 @@ impl<S: Store> Log<S> {
                 continue;
             };
             at += parts;
-            for position in body.positions {
-                let held = self.positions.entry(position.collector).or_default();
-                if held.segment <= row.id {
-                    let (bytes, keep_until_ms) = (position.bytes, position.keep_until_ms);
-                    *held = PositionAt { segment: row.id, bytes, keep_until_ms };
-                }
-            }
+            self.take_positions(row.id, body.positions);
         }
         Ok(())
     }

@@ -3,12 +3,18 @@
 //! This is how a closed segment is read: it needs no free space, no lock and no trust in anything
 //! but the frames' own checksums.
 
-use std::io::{self, Read};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+};
 
 use memchr::memmem;
 use uuid::Uuid;
 
-use super::block::{FRAME_PAYLOAD_BYTES_MAX, FrameHead, HEADER_BYTES, MAGIC};
+use super::{
+    block::{Codec, FRAME_PAYLOAD_BYTES_MAX, FrameHead, HEADER_BYTES, MAGIC},
+    group::{self, GroupEntry},
+};
 
 /// A sound frame and where it starts in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +30,8 @@ pub struct Found {
 pub struct Scan {
     /// The sound frames of the segment, in order of their number, each number once.
     pub found: Vec<Found>,
+    /// The directories of groups, by the number of their first frame.
+    pub groups: BTreeMap<u64, Vec<GroupEntry>>,
     /// Places that look like the start of a frame and are not a sound one.
     pub broken: u64,
 }
@@ -47,13 +55,21 @@ pub fn scan(mut file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> 
         let mut at = 0;
         while let Some(next) = finder.find(&window[at..]).map(|n| at + n).filter(|n| *n < sure) {
             let bytes = &window[next..];
-            let sound = FrameHead::read(bytes).and_then(|head| head.payload(bytes).map(|_| head));
-            let Ok(head) = sound else {
+            let sound = FrameHead::read(bytes).and_then(|head| Ok((head, head.payload(bytes)?)));
+            let Ok((head, payload)) = sound else {
                 scan.broken += 1;
                 at = next + 1;
                 continue;
             };
             if head.queue == queue && head.segment == segment {
+                if head.codec == Codec::Group && head.part == 0 {
+                    let Ok(directory) = group::directory(payload) else {
+                        scan.broken += 1;
+                        at = next + 1;
+                        continue;
+                    };
+                    scan.groups.insert(head.number, directory);
+                }
                 scan.found.push(Found { head, offset: window_offset + next as u64 });
             }
             at = next + head.frame_bytes();

@@ -1,8 +1,13 @@
 //! What the queue remembers of a segment: counts, batches, and which of them are delivered.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{block::FrameHead, salvage::Found};
+use super::{
+    block::FrameHead,
+    salvage::{Found, Scan},
+};
 
 /// The number after `last`: it follows the clock, and leaves room for the numbers of the segments
 /// that this one is merged into.
@@ -146,6 +151,33 @@ impl SegmentRow {
             }
         }
         row
+    }
+
+    /// The row of a merged segment, from the groups found in it; `None` without any.
+    pub fn recovered_merged(id: u64, scan: &Scan) -> Option<Self> {
+        let mut row = Self::empty(id, 0, 0);
+        let mut windows = BTreeSet::new();
+        for Found { head, .. } in &scan.found {
+            row.frames = row.frames.max(head.number + 1);
+            row.stored_bytes += head.frame_bytes() as u64;
+            let Some(entries) = scan.groups.get(&head.number) else { continue };
+            for (number, entry) in (head.batch..).zip(entries) {
+                if windows.is_empty() {
+                    row.first_seq = entry.first_seq;
+                    row.window_ms = entry.window_ms;
+                }
+                windows.insert(entry.origin.segment);
+                row.window_ms.0 = row.window_ms.0.min(entry.window_ms.0);
+                row.window_ms.1 = row.window_ms.1.max(entry.window_ms.1);
+                row.end_seq = row.end_seq.max(entry.last_seq + 1);
+                row.records += entry.records;
+                row.raw_bytes += entry.raw_bytes;
+                row.batches = row.batches.max(number + 1);
+                row.thinned = row.thinned.max(entry.origin.thinned);
+            }
+        }
+        row.windows = u32::try_from(windows.len()).unwrap_or(u32::MAX);
+        (!windows.is_empty()).then_some(row)
     }
 
     /// Whether `batch` is delivered.

@@ -21,7 +21,7 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub struct MemoryDisk(Arc<Mutex<Disk>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Disk {
     queue_id: Uuid,
     segments: BTreeMap<u64, Vec<u8>>,
@@ -73,6 +73,16 @@ impl MemoryDisk {
     /// Lets all operations succeed again.
     pub fn heal(&self) {
         self.lock().writes_left = None;
+    }
+
+    /// Another disk that holds the same.
+    pub fn copy(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// Forgets all state rows, as when the state database is lost.
+    pub fn lose_state(&self) {
+        self.lock().state.clear();
     }
 
     /// Writing operations that succeeded so far.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    log::{Attempt, Counts, Log, Sealed, batch_id},
+    log::{Attempt, BatchKey, Counts, Log, Sealed, batch_id},
     ring::Home,
     segment::{BatchPlan, Origin, SegmentRow},
     store::{Store, StoreError},
@@ -146,6 +146,13 @@ pub enum BatchState {
     Delivered,
     /// The backend has it, and its segment is kept for a while.
     Kept,
+}
+
+impl BatchInfo {
+    /// How the queue is asked for it.
+    pub fn key(&self) -> BatchKey {
+        BatchKey { segment: self.segment, number: self.number }
+    }
 }
 
 impl<S: Store> Log<S> {
