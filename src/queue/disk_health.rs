@@ -24,6 +24,11 @@ impl DiskHealth {
     fn may_try(&self, now_ms: i64) -> bool {
         self.error.is_none() || now_ms >= self.probe_at_ms
     }
+
+    /// Ends the pause before the disk is asked again.
+    pub(super) fn ask_now(&mut self) {
+        self.probe_at_ms = i64::MIN;
+    }
 }
 
 impl<S: Store> Log<S> {

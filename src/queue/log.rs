@@ -364,10 +364,18 @@ impl<S: Store> Log<S> {
         }
     }
 
-    /// Ends the log: what is in the active segment is sealed.
+    /// Ends the log: what is in the active segment is sealed, and a disk that has failed is asked
+    /// once more, for what is only in memory goes with this process.
     pub fn close(mut self, now_ms: i64) {
+        self.disk.ask_now();
         self.seal(now_ms);
         self.abandon_merge();
+        let left = self.sealed.values().filter(|sealed| sealed.home == Home::MemoryOnly);
+        let records: u64 = left.map(|sealed| sealed.row.records).sum();
+        if records > 0 {
+            let error = self.disk.error.as_deref().unwrap_or_default();
+            tracing::error!(records, error, "records lost: the disk did not take them to the end");
+        }
     }
 
     pub(super) fn insert_sealed(&mut self, row: SegmentRow) {

@@ -123,6 +123,10 @@ impl Store for SledStore {
 
     fn create(&mut self, id: u64) -> Result<SledWriter, StoreError> {
         let dir = segment_dir(&self.dir, id);
+        if dir.exists() {
+            // An earlier try failed and could not be tidied up; its records are still in memory.
+            self.remove(id)?;
+        }
         let made = create_segment(&dir, self.reserve_bytes, self.queue_id, id);
         if made.is_err() {
             // What is left of it would be found empty at the next start.

@@ -178,6 +178,34 @@ fn a_full_disk_stops_nothing() {
     assert_all(&backend, 0..20);
 }
 
+/// Q7: a log that ends asks the disk once more, however short ago it was asked.
+#[test]
+fn an_end_writes_what_is_in_memory() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    disk.fill_after(0);
+    for n in 0..3 {
+        assert_eq!(log.append(vec![group(n * 5..n * 5 + 5)], 1_000).home, Home::MemoryOnly);
+        log.seal(1_000);
+    }
+    log.append(vec![group(15..18)], 1_000);
+    disk.heal();
+    log.close(1_001);
+    let mut backend = Backend::default();
+    drain(&mut open(&disk), &mut backend);
+    assert_all(&backend, 0..18);
+}
+
+/// Q7: what a failed try has left behind does not stand in the way of the next.
+#[test]
+fn a_segment_is_created_over_what_is_left_of_a_failed_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
+    drop(store.create(7).unwrap());
+    drop(store.create(7).expect("the second try"));
+    assert_eq!(store.segments().unwrap(), [7]);
+}
+
 /// Q7: the memory for records without a disk is bounded, and what goes is counted.
 #[test]
 fn memory_without_a_disk_is_bounded() {
