@@ -44,7 +44,10 @@ const SPAWNERS: &[&str] =
 const NON_ASCII: &[(&str, &str)] = &[];
 
 /// The first part of a path that a document may name, when it means a file of this repository.
-const ROOTS: &[&str] = &["src/", "tests/", "docs/", "benches/", ".ci/"];
+const ROOTS: &[&str] = &["src/", "tests/", "docs/", "benches/", "fuzz/", ".ci/"];
+
+/// What people write of the fuzz package; beside it lies what a fuzzer and a compiler write.
+const FUZZ: [&str; 3] = ["fuzz/src", "fuzz/fuzz_targets", "fuzz/examples"];
 
 /// One text file of the repository, its path relative to the root.
 struct File {
@@ -338,7 +341,9 @@ fn orphans(file: &File) -> Vec<Finding> {
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     let folder = path.parent().unwrap_or(Path::new(""));
     let crate_roots = ["src/lib.rs", "src/main.rs", "tests/main.rs"];
-    if crate_roots.contains(&file.path.as_str()) || file.path.starts_with("benches/") {
+    if crate_roots.contains(&file.path.as_str())
+        || ["benches/", "fuzz/"].iter().any(|own| file.path.starts_with(own))
+    {
         return Vec::new();
     }
     let (name, folder) = if name == "mod" {
@@ -442,7 +447,7 @@ fn root() -> &'static Path {
 /// Every text file that people write here.
 fn repository() -> Vec<File> {
     let mut files = Vec::new();
-    for folder in ["src", "tests", "benches", "docs", ".ci"] {
+    for folder in ["src", "tests", "benches", "docs", ".ci"].into_iter().chain(FUZZ) {
         read_folder(&root().join(folder), &mut files);
     }
     for entry in fs_err::read_dir(root()).expect("read the repository") {

@@ -26,6 +26,10 @@ pub const BODY_BYTES_MAX: usize = 256 << 20;
 /// The largest record that [`encode`] can carry in one block.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 
+/// The largest number of a segment, a frame or a record that a reader accepts: counts can be added
+/// to it without a thought.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 const ZSTD_LEVEL: i32 = 1;
 
 mod offset {
@@ -236,8 +240,7 @@ impl FrameHead {
             ),
             payload_crc: u32::from_le_bytes(take(header, offset::PAYLOAD_CRC)),
         };
-        let sane = head.part < head.parts && head.payload_bytes as usize <= FRAME_PAYLOAD_BYTES_MAX;
-        if sane { Ok(head) } else { Err(Damage::Header) }
+        if head.is_sane() { Ok(head) } else { Err(Damage::Header) }
     }
 
     /// The frame's length, header included.
@@ -249,6 +252,15 @@ impl FrameHead {
     pub fn payload<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], Damage> {
         let payload = bytes.get(HEADER_BYTES..self.frame_bytes()).ok_or(Damage::Payload)?;
         if crc32c::crc32c(payload) == self.payload_crc { Ok(payload) } else { Err(Damage::Payload) }
+    }
+
+    /// Whether the numbers can be calculated with. A checksum says that nothing has changed, not
+    /// that this program wrote it.
+    fn is_sane(&self) -> bool {
+        self.part < self.parts
+            && self.payload_bytes as usize <= FRAME_PAYLOAD_BYTES_MAX
+            && self.batch < u32::MAX
+            && [self.segment, self.number, self.first_seq].into_iter().all(|n| n <= NUMBER_MAX)
     }
 
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
@@ -342,6 +354,23 @@ mod tests {
             let mut damaged = frame.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&[damaged]).is_err(), "bit {bit}");
+        }
+    }
+
+    /// Found by the fuzz target `salvage`: a header with a right checksum and a frame number to
+    /// which nothing can be added.
+    #[test]
+    fn numbers_that_nothing_can_be_added_to_are_damage() {
+        let far = u64::MAX - 1;
+        let places = [
+            Place { segment: far, ..place() },
+            Place { number: far, ..place() },
+            Place { first_seq: far, ..place() },
+            Place { batch: u32::MAX, ..place() },
+        ];
+        for place in places {
+            let frames = encode(place, &[], &[]);
+            assert_eq!(FrameHead::read(&frames[0]), Err(Damage::Header), "{place:?}");
         }
     }
 
