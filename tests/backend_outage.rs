@@ -17,8 +17,11 @@ async fn an_outage_of_the_database_loses_nothing() {
     let url = format!("postgres://postgres@/postgres?host={}", postgres.socket_dir().display());
     let served = Served::start_with(|config| config.store = Some(url)).await;
     let host = served.register("db1").await;
-    let metric = json!({"type": "custom.test", "timestamp": "2026-01-01T00:00:00Z"});
-    let batch = |id: &str| host.ask(json!([metric])).header("idempotency-key", id);
+    let batch = |id: &str| {
+        let at = "2026-01-01T00:00:00Z";
+        let metric = json!({"type": "custom.test", "timestamp": at, "id": id});
+        host.ask(json!([metric])).header("idempotency-key", id)
+    };
     assert_eq!(host.client.send(batch("one")).await.json()["metrics_inserted"], 1);
     postgres.stop();
     for id in ["one", "two"] {

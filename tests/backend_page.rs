@@ -62,6 +62,7 @@ async fn agents_and_their_numbers_are_shown() {
     let one = get(&client, "/data/overview").await;
     assert_eq!(one["agents"][0]["status"], "registered");
     let at = clock::rfc3339(clock::now());
+    let before = |minutes| clock::rfc3339(clock::now() - jiff::SignedDuration::from_mins(minutes));
     let filesystem = json!({
         "device": "/dev/sda1", "mount": "/", "total_gb": 10.0, "used_gb": 4.0, "free_gb": 6.0,
         "percent_used": 40.0,
@@ -80,7 +81,14 @@ async fn agents_and_their_numbers_are_shown() {
     let mut body = host.envelope(metrics);
     body["agent"] = json!({
         "queue_id": uuid::Uuid::nil(), "config_version": 0, "clock_offset_ms": 30,
-        "backlog": {"segments": 0, "batches": 0, "records": 7, "bytes": 5}, "lost": [],
+        "backlog": {"segments": 0, "batches": 0, "records": 7, "bytes": 5},
+        "lost": [
+            {"from": 1, "to": 1, "records": 1, "reason": "corrupt", "at": at},
+            {"from": 2, "to": 4, "records": 3, "reason": "evict", "at": at,
+             "first_at": before(30), "last_at": before(20)},
+            {"from": 5, "to": 5, "records": 1, "reason": "evict", "at": at,
+             "first_at": before(90), "last_at": before(80)},
+        ],
     });
     let reply = host.client.send(host.ask(json!([])).json(&body)).await;
     assert_eq!(reply.json()["metrics_inserted"], 3, "{reply:?}");
@@ -100,6 +108,10 @@ async fn agents_and_their_numbers_are_shown() {
     );
     assert_eq!(charts["mounts"][0]["percent"], 40.0);
     assert_eq!((last("databases", 0), &charts["cores"]), (Some(5000.0), &json!(4.0)));
+    let spans: Vec<_> = shown["lost"].as_array().expect("holes").iter().collect();
+    let span = |n: usize| spans[n]["to"].as_i64().zip(spans[n]["from"].as_i64());
+    let lengths: Vec<_> = (0..spans.len()).map(|n| span(n).map(|(to, from)| to - from)).collect();
+    assert_eq!(lengths, [Some(600_000), Some(0)], "{spans:?}");
     for wrong in ["range=x", "range=0s", "range=400d"] {
         client.get(&format!("/data/servers/{shown_id}?{wrong}"), "x").await.refused(400);
     }

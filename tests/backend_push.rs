@@ -194,6 +194,23 @@ async fn a_batch_is_stored_once() {
     }
 }
 
+/// S5: the answer counts what was not there yet.
+#[tokio::test]
+async fn a_metric_of_two_batches_is_stored_once() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let inserted = async |batch: &str, metrics: Value| {
+        let reply = host.client.send(host.ask(metrics).header("idempotency-key", batch)).await;
+        let answer = reply.json();
+        assert_eq!(answer.get("duplicate"), None, "{answer}");
+        answer["metrics_inserted"].as_u64()
+    };
+    assert_eq!(inserted("whole", json!([metric(1), metric(2), metric(3)])).await, Some(3));
+    assert_eq!(inserted("half", json!([metric(2), metric(3), broken()])).await, Some(0));
+    assert_eq!(inserted("other", json!([metric(3), metric(4), metric(4)])).await, Some(1));
+    assert_eq!(stored_numbers(&served).await, [1, 2, 3, 4]);
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(vec![], Compression::fast());
     encoder.write_all(bytes).expect("to memory");
@@ -355,6 +372,7 @@ async fn the_agents_report_is_kept() {
     let host = served.register("db1").await;
     let lost = json!([{
         "from": 5, "to": 9, "records": 4, "reason": "evict", "at": "2026-01-01T00:00:00Z",
+        "first_at": "2025-12-31T22:00:00Z", "last_at": "2025-12-31T23:00:00Z",
     }]);
     let mut body = host.envelope(json!([]));
     body["agent"] = json!({
@@ -376,6 +394,20 @@ async fn the_agents_report_is_kept() {
     let lost = served.running().store().lost(id, Page::first(10)).await.expect("lost");
     assert_eq!(lost.total, 1);
     assert_eq!((lost.rows[0].from, lost.rows[0].to, lost.rows[0].records), (5, 9, 4));
+    let shown_id =
+        served.running().store().servers(Page::first(1)).await.expect("servers").rows[0].id;
+    let at = |query: &str| format!("/api/v1/servers/{shown_id}/metrics?{query}");
+    let shown = "start_time=2025-12-31T00:00:00Z&end_time=2026-01-02T00:00:00Z";
+    let shown = served.stranger().get(&at(shown), &token).await.json();
+    let expected = json!([{
+        "queue_id": "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001", "from": 5, "to": 9, "records": 4,
+        "reason": "evict", "at": "2026-01-01T00:00:00.000Z",
+        "first_at": "2025-12-31T22:00:00.000Z", "last_at": "2025-12-31T23:00:00.000Z",
+    }]);
+    assert_eq!(shown["lost"], expected);
+    let after = "start_time=2025-12-31T23:30:00Z&end_time=2026-01-02T00:00:00Z";
+    let after = served.stranger().get(&at(after), &token).await.json();
+    assert_eq!(after.get("lost"), None, "{after}");
     // A push without an agent object forgets nothing.
     host.push(json!([])).await;
     let collector = served.stranger().get(&path, &token).await.json();

@@ -42,6 +42,10 @@ macro_rules! for_each_store {
 for_each_store!(
     a_push_is_kept_with_all_it_brings,
     a_batch_id_is_good_once,
+    a_metric_of_two_batches_is_one_row,
+    batches_that_cross_do_not_block_each_other,
+    a_known_batch_still_brings_its_report,
+    holes_are_where_their_records_were,
     a_failed_push_leaves_nothing,
     metrics_are_found_by_range_type_and_step,
     the_first_host_keeps_its_name,
@@ -114,7 +118,7 @@ async fn enrolled(store: &Arc<dyn Store>, id: u128) -> Uuid {
 fn metric(kind: &str, database: Option<&str>, seconds: i64, n: i64) -> MetricRow {
     let document = json!({"type": kind, "n": n}).to_string();
     let (kind, database) = (kind.to_owned(), database.map(str::to_owned));
-    MetricRow { kind, database, at: after(seconds), document }
+    MetricRow::new(kind, database, after(seconds), document)
 }
 
 fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> Push {
@@ -127,6 +131,19 @@ fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> 
         rejected: None,
         report: None,
         lost: vec![],
+    }
+}
+
+fn hole(from: u64, seconds: i64) -> LostRows {
+    LostRows {
+        queue_id: Uuid::from_u128(77),
+        from,
+        to: from + 1,
+        records: 2,
+        reason: "evict".to_owned(),
+        at: after(seconds),
+        first_at: None,
+        last_at: None,
     }
 }
 
@@ -155,20 +172,9 @@ async fn a_push_is_kept_with_all_it_brings(opened: Opened) {
     let store = &opened.store;
     let id = enrolled(store, 1).await;
     let document = r#"{"text": "\u0000 \\u0000 \ud83d\ude00 \"", "n": 1, "large": 1e300}"#;
-    let row = MetricRow {
-        kind: "custom.x".to_owned(),
-        database: Some("d\u{e9}\u{0}".to_owned()),
-        at: after(5),
-        document: document.to_owned(),
-    };
-    let lost = LostRows {
-        queue_id: Uuid::from_u128(77),
-        from: 3,
-        to: u64::MAX >> 1,
-        records: 2,
-        reason: "evict".to_owned(),
-        at: now(),
-    };
+    let database = Some("d\u{e9}\u{0}".to_owned());
+    let row = MetricRow::new("custom.x".to_owned(), database, after(5), document.to_owned());
+    let lost = LostRows { to: u64::MAX >> 1, ..hole(3, 0) };
     let sent = Push {
         report: Some(r#"{"a":1}"#.to_owned()),
         lost: vec![lost.clone(), lost.clone()],
@@ -176,7 +182,8 @@ async fn a_push_is_kept_with_all_it_brings(opened: Opened) {
         ..push(id, None, vec![])
     };
     let pushed = store.push(sent).await.expect("push");
-    assert_eq!(pushed, Pushed { duplicate: false, rejected: None, config_version: 0 });
+    let expected = Pushed { duplicate: false, inserted: 2, rejected: None, config_version: 0 };
+    assert_eq!(pushed, expected);
     let found = all(store).await;
     assert_eq!(numbers(&found), [2, 1]);
     assert_eq!(found[1].at, after(5));
@@ -211,8 +218,8 @@ async fn a_batch_id_is_good_once(opened: Opened) {
     let both = [both.0.expect("push"), both.1.expect("push")];
     assert_eq!(both.iter().filter(|pushed| pushed.duplicate).count(), 1, "{both:?}");
     let again = store.push(batch(one, 2)).await.expect("push");
-    let expected = Pushed { duplicate: true, rejected: Some("[1]".to_owned()), config_version: 0 };
-    assert_eq!(again, expected);
+    let rejected = Some("[1]".to_owned());
+    assert_eq!(again, Pushed { duplicate: true, inserted: 0, rejected, config_version: 0 });
     let other = store.push(batch(two, 3)).await.expect("push");
     assert!(!other.duplicate);
     for _ in 0..2 {
@@ -222,6 +229,101 @@ async fn a_batch_id_is_good_once(opened: Opened) {
     let mut found = numbers(&all(store).await);
     found.sort_unstable();
     assert_eq!(found, [1, 3, 9, 9]);
+}
+
+/// S5, C20: a batch that was split, thinned or replayed brings records that are there already.
+async fn a_metric_of_two_batches_is_one_row(opened: Opened) {
+    let store = &opened.store;
+    let (one, two) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let of = |kind, database, seconds, n| metric(kind, database, seconds, n);
+    let whole = || (0..600).map(|n| of("sysstat", None, n, n)).collect::<Vec<_>>();
+    let inserted = async |id, batch: Option<&str>, metrics| {
+        store.push(push(id, batch, metrics)).await.expect("push").inserted
+    };
+    assert_eq!(inserted(one, Some("whole"), whole()).await, 600);
+    assert_eq!(inserted(one, Some("again"), whole()).await, 0);
+    let rest = [whole().split_off(590), vec![of("sysstat", None, 600, 600)]].concat();
+    assert_eq!(inserted(one, Some("rest"), rest).await, 1);
+    // Each of these differs from one that is there in one thing only.
+    let others = vec![
+        of("sysstat", None, 601, 600),
+        of("sysstat", None, 600, 601),
+        of("sysstat", Some("a"), 600, 600),
+        of("sysstat", Some("b"), 600, 600),
+        MetricRow::new("custom.x".to_owned(), None, after(600), r#"{"type":"sysstat"}"#.into()),
+        MetricRow::new("custom.y".to_owned(), None, after(600), r#"{"type":"sysstat"}"#.into()),
+    ];
+    assert_eq!(inserted(one, Some("others"), others.clone()).await, 6);
+    assert_eq!(inserted(two, Some("others"), others).await, 6);
+    // A peer that names no batch is not deduplicated.
+    for _ in 0..2 {
+        assert_eq!(inserted(one, None, vec![of("sysstat", None, 1, 1)]).await, 1);
+    }
+    let collector = store.collector(one, now()).await.expect("collector").expect("is there");
+    assert_eq!((collector.metrics_total, collector.metrics_24h), (609, 609));
+}
+
+/// S5: the same metrics in opposite order in two batches at once.
+async fn batches_that_cross_do_not_block_each_other(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    for round in 0..5 {
+        let metrics: Vec<MetricRow> =
+            (0..1000).map(|n| metric("sysstat", None, n, round)).collect();
+        let reversed = metrics.iter().rev().cloned().collect();
+        let [one, two] = ["one", "two"].map(|name| format!("{name} {round}"));
+        let both = tokio::join!(
+            store.push(push(id, Some(&one), metrics)),
+            store.push(push(id, Some(&two), reversed))
+        );
+        let both = [both.0.expect("push").inserted, both.1.expect("push").inserted];
+        assert_eq!(both.iter().sum::<u64>(), 1000, "{both:?}");
+    }
+}
+
+/// S2: the answer to the first push was lost, and what the agent said with it is said again.
+async fn a_known_batch_still_brings_its_report(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let batch = push(id, Some("batch"), vec![metric("sysstat", None, 1, 1)]);
+    store.push(batch.clone()).await.expect("push");
+    let later = Push {
+        lost: vec![hole(3, 0)],
+        report: Some(r#"{"a":2}"#.to_owned()),
+        received_at: after(30),
+        ..batch
+    };
+    for _ in 0..2 {
+        assert!(store.push(later.clone()).await.expect("push").duplicate);
+    }
+    let holes = store.lost(id, Page::first(10)).await.expect("lost");
+    assert_eq!((holes.total, holes.rows), (1, vec![hole(3, 0)]));
+    let collector = store.collector(id, after(60)).await.expect("collector").expect("is there");
+    assert_eq!(collector.metrics_total, 1);
+    assert_eq!(collector.last_seen_at, Some(after(30)));
+    assert_eq!(collector.report.as_deref(), Some(r#"{"a":2}"#));
+}
+
+/// A hole shows where the data is missing; from an agent that does not say, where it was noticed.
+async fn holes_are_where_their_records_were(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let (first_at, last_at) = (Some(after(10)), Some(after(20)));
+    let known = LostRows { first_at, last_at, ..hole(1, 1000) };
+    let noticed = hole(5, 40);
+    let lost = vec![noticed.clone(), known.clone()];
+    store.push(Push { lost, ..push(id, None, vec![]) }).await.expect("push");
+    let check = async |from, to, expected: &[&LostRows]| {
+        let found = store.holes(id, after(from), after(to)).await.expect("holes");
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{from} to {to}");
+    };
+    check(0, 2000, &[&known, &noticed]).await;
+    check(20, 21, &[&known]).await;
+    check(12, 15, &[&known]).await;
+    check(0, 10, &[]).await;
+    check(21, 40, &[]).await;
+    check(40, 41, &[&noticed]).await;
+    assert_eq!(store.holes(Uuid::nil(), now(), Timestamp::MAX).await.expect("holes"), []);
 }
 
 /// S1: all or nothing.
@@ -490,16 +592,4 @@ async fn the_sqlite_file_is_private() {
         files += 1;
     }
     assert_eq!(files, 3);
-}
-
-/// A file that is no store is named as damaged, and left as it is.
-#[tokio::test]
-async fn a_file_that_is_no_store_is_refused() {
-    let directory = support::directory();
-    let path = directory.path().join("store.db");
-    let text = "this is not a database, though it is long enough to be mistaken for one".repeat(20);
-    std::fs::write(&path, &text).expect("write");
-    let refused = store::open(&format!("sqlite:{}", path.display())).await;
-    let Err(StoreError::Damaged(_)) = refused else { panic!("opened or misjudged") };
-    assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
 }

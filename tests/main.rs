@@ -8,6 +8,7 @@
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
 mod backend_collectors; // registration, tokens, certificates, configurations
+mod backend_migration; // stores of earlier versions, and files that are no store
 mod backend_outage; // the database away: 503, and nothing lost
 mod backend_page; // the page on loopback, and who may see it
 mod backend_push; // pushes: what is taken, refused, known already, and stored

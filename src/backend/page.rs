@@ -69,10 +69,12 @@ struct Host {
     lost: Vec<Hole>,
 }
 
-/// Records that are known to be lost, by the time their loss was noticed.
+/// Records that are known to be lost, by their own times; by the time their loss was noticed when
+/// the agent did not say.
 #[derive(Serialize)]
 struct Hole {
-    at: i64,
+    from: i64,
+    to: i64,
     records: u64,
     reason: String,
 }
@@ -192,11 +194,12 @@ async fn host(
         ApiError::internal()
     })?;
     let lost = match server.collector_id {
-        Some(id) => shared.store.lost(id, Page::first(100)).await?.rows,
+        Some(id) => shared.store.holes(id, start, end).await?,
         None => Vec::new(),
     };
     let hole = |lost: super::store::LostRows| Hole {
-        at: lost.at.as_millisecond(),
+        from: lost.first_at.unwrap_or(lost.at).as_millisecond(),
+        to: lost.last_at.unwrap_or(lost.at).as_millisecond(),
         records: lost.records,
         reason: lost.reason,
     };
@@ -206,7 +209,7 @@ async fn host(
         end: end.as_millisecond(),
         step: i64::try_from(step.as_millis()).unwrap_or(i64::MAX),
         charts,
-        lost: lost.into_iter().filter(|lost| lost.at >= start).map(hole).collect(),
+        lost: lost.into_iter().map(hole).collect(),
     }))
 }
 

@@ -5,10 +5,14 @@
 //!
 //! - S1: an `Ok` of [`Store::push`] means that the metrics, the batch id and the agent's report
 //!   are committed and synced to disk, all together or not at all.
-//! - S2: one collector's batch id is accepted once, for ever; the second time nothing is written
-//!   and the first answer's refusals are returned again.
+//! - S2: one collector's batch id is accepted once, for ever; the second time no metric is written
+//!   and the first answer's refusals are returned again. What the agent says of itself with a
+//!   batch, its known holes among it, is kept each time.
 //! - S3: a name belongs to the host that registered it first.
 //! - S4: a refresh token is good once; presenting a used one ends the whole session.
+//! - S5: a metric that comes in two batches of one server is one row: the row's key is its server,
+//!   its time and a digest of its type, database and JSON text. A push without a batch id, and
+//!   rows of a store from before there were digests, have no such key.
 //!
 //! Times are kept to the microsecond.
 
@@ -27,6 +31,9 @@ pub use rows::{
     MetricRow, NewConfig, NewUser, Page, Push, Pushed, Role, Rotate, Rotation, Server, Session,
     StoredMetric, User,
 };
+
+/// Holes of one answer at most.
+pub const HOLES_MAX: u32 = 1_000;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +83,7 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a collector's rights away; `false` when there is none.
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError>;
 
-    /// Stores one push (S1, S2).
+    /// Stores one push (S1, S2, S5).
     async fn push(&self, push: Push) -> Result<Pushed, StoreError>;
 
     /// The newest configuration of a collector.
@@ -100,6 +107,14 @@ pub trait Store: Send + Sync + 'static {
     async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError>;
     /// The known holes in what a collector delivered, newest first.
     async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError>;
+    /// The known holes that a time range shows, oldest first: the newest [`HOLES_MAX`]. A hole
+    /// without the times of its records is where it was noticed.
+    async fn holes(
+        &self,
+        id: Uuid,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Vec<LostRows>, StoreError>;
 
     /// Adds a user and its audit row and returns its id.
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError>;

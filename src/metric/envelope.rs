@@ -89,6 +89,12 @@ pub struct LostRange {
     pub reason: String,
     /// When it was found.
     pub at: Timestamp,
+    /// The time of the first of them, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_at: Option<Timestamp>,
+    /// The time of the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_at: Option<Timestamp>,
 }
 
 /// The answer to a push that is stored.

@@ -69,7 +69,7 @@ pub(super) async fn push(
         tracing::error!(%err, "a push could not be checked");
         ApiError::internal()
     })??;
-    let (stored, mut rejected) = (checked.push.metrics.len() as u64, checked.rejected);
+    let mut rejected = checked.rejected;
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(outcome.as_ref().err());
     let outcome = outcome?;
@@ -80,7 +80,7 @@ pub(super) async fn push(
     Ok(ok(&PushResponse {
         status: "success".to_owned(),
         collector_id: caller.id.to_string(),
-        metrics_inserted: if outcome.duplicate { 0 } else { stored },
+        metrics_inserted: outcome.inserted,
         bytes_received,
         processing_time_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         next_config_version: outcome.config_version,
@@ -177,17 +177,16 @@ fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Inv
     let kind: MetricType = metric::validate(value, now)?;
     let text = |key| value.get(key).and_then(Value::as_str);
     let at = text("timestamp").and_then(|at| at.parse().ok());
-    Ok(MetricRow {
-        kind: kind.to_string(),
-        database: text("database").map(|name| name.chars().take(DATABASE_MAX).collect()),
-        at: at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?,
-        document,
-    })
+    let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
+    let database = text("database").map(|name| name.chars().take(DATABASE_MAX).collect());
+    Ok(MetricRow::new(kind.to_string(), database, at, document))
 }
 
 /// The agent's report and its losses, which are kept apart from it.
 fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
     let queue_id = agent.queue_id;
+    // No agent is older, and databases differ in how far back they go.
+    let kept = |at: Timestamp| at.max(Timestamp::UNIX_EPOCH);
     let lost = std::mem::take(&mut agent.lost)
         .into_iter()
         .map(|lost| LostRows {
@@ -196,8 +195,9 @@ fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
             to: lost.to,
             records: lost.records,
             reason: lost.reason,
-            // No agent is older, and databases differ in how far back they go.
-            at: lost.at.max(Timestamp::UNIX_EPOCH),
+            at: kept(lost.at),
+            first_at: lost.first_at.map(kept),
+            last_at: lost.last_at.map(kept),
         })
         .collect();
     (serde_json::to_string(&agent).ok(), lost)

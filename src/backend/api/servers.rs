@@ -14,7 +14,7 @@ use super::Shared;
 use super::access;
 use super::error::{ApiError, ok};
 use super::request::{Id, Params, paginated};
-use crate::backend::store::{MetricQuery, Role, Server, StoreError};
+use crate::backend::store::{LostRows, MetricQuery, Role, Server, StoreError};
 use crate::{clock, units};
 
 /// Metrics of an answer unless the request says otherwise.
@@ -28,6 +28,9 @@ struct Found {
     start_time: String,
     end_time: String,
     metrics: Vec<Box<RawValue>>,
+    /// Known holes of the range; left out when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<LostRows>,
 }
 
 /// GET `/servers`.
@@ -60,7 +63,8 @@ pub(super) async fn metrics(
     params: Params,
 ) -> Result<Response, ApiError> {
     access::user(&shared, &headers, Role::Viewer).await?;
-    let server_id = known(&shared, &id).await?.id;
+    let server = known(&shared, &id).await?;
+    let server_id = server.id;
     let end = params.time("end_time")?.unwrap_or_else(clock::now);
     let hour_before = end.saturating_sub(SignedDuration::from_hours(1)).unwrap_or(end);
     let start = params.time("start_time")?.unwrap_or(hour_before);
@@ -77,12 +81,17 @@ pub(super) async fn metrics(
         .map(|metric| RawValue::from_string(metric.document))
         .collect::<Result<_, _>>()
         .map_err(|err| StoreError::Damaged(err.to_string()))?;
+    let lost = match server.collector_id {
+        Some(id) => shared.store.holes(id, start, end).await?,
+        None => Vec::new(),
+    };
     Ok(ok(&Found {
         server_id,
         metric_type: kind.unwrap_or_else(|| "all".to_owned()),
         start_time: clock::rfc3339(start),
         end_time: clock::rfc3339(end),
         metrics,
+        lost,
     }))
 }
 

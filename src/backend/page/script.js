@@ -235,8 +235,12 @@ function chart(spec, lines, data) {
     }
   });
   for (const hole of data.lost) {
-    if (hole.at < data.from || hole.at > data.to) continue;
-    const mark = shape("line", { class: "hole", x1: x(hole.at), x2: x(hole.at), y1: above, y2: height - bottom });
+    if (hole.to < data.from || hole.from > data.to) continue;
+    const [begin, end] = [x(Math.max(hole.from, data.from)), x(Math.min(hole.to, data.to))];
+    // A hole is as wide as what is missing, and always wide enough to be seen and pointed at.
+    const mark = end - begin < 2
+      ? shape("line", { class: "hole", x1: begin, x2: begin, y1: above, y2: height - bottom })
+      : shape("rect", { class: "hole", x: begin, y: above, width: end - begin, height: height - bottom - above });
     mark.append(shape("title", {}, `${count(hole.records)} records lost: ${hole.reason}`));
     svg.append(mark);
   }
@@ -342,7 +346,7 @@ function showHost(data) {
   $("host-title").textContent = $("server").hidden ? data.server.name : "Host";
   const lost = data.lost.reduce((sum, hole) => sum + hole.records, 0);
   $("note").hidden = lost === 0;
-  $("note").textContent = `${count(lost)} records of this range are known to be lost: the dashed lines show when.`;
+  $("note").textContent = `${count(lost)} records of this range are known to be lost: the dashed marks show when.`;
   fit();
   const made = specs(data.charts).map(([spec, lines]) => chart(spec, lines, data));
   made.splice(5, 0, mounts(data.charts.mounts));

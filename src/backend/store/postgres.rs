@@ -193,6 +193,15 @@ impl Store for PostgresStore {
         metrics::lost(&self.client().await?, id, page).await
     }
 
+    async fn holes(
+        &self,
+        id: Uuid,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Vec<LostRows>, StoreError> {
+        metrics::holes(&self.client().await?, id, start, end).await
+    }
+
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
         users::add(&mut self.client().await?, &user).await
     }

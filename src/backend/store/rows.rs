@@ -142,13 +142,34 @@ pub struct MetricRow {
     pub at: Timestamp,
     /// The metric's own JSON text.
     pub document: String,
+    /// Tells the metric from every other of its server and time, see [`MetricRow::new`].
+    pub digest: [u8; 16],
+}
+
+impl MetricRow {
+    /// A row with its digest: the start of SHA-256 over everything but the time.
+    pub fn new(kind: String, database: Option<String>, at: Timestamp, document: String) -> Self {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        for text in [kind.as_str(), database.as_deref().unwrap_or_default(), &document] {
+            context.update(&(text.len() as u64).to_le_bytes());
+            context.update(text.as_bytes());
+        }
+        let mut digest = [0; 16];
+        let whole = context.finish();
+        for (to, from) in digest.iter_mut().zip(whole.as_ref()) {
+            *to = *from;
+        }
+        Self { kind, database, at, document, digest }
+    }
 }
 
 /// What became of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
-    /// The batch id was known: nothing was written.
+    /// The batch id was known: no metric was written.
     pub duplicate: bool,
+    /// Metrics that were not there yet and are now.
+    pub inserted: u64,
     /// What the first push of a known batch id answered as refused.
     pub rejected: Option<String>,
     /// Newest configuration of the collector, 0 for none.
@@ -168,8 +189,15 @@ pub struct LostRows {
     pub records: u64,
     /// Why.
     pub reason: String,
-    /// When, by the agent's clock.
+    /// When it was noticed, by the agent's clock.
+    #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
+    /// The time of the first record, where the agent knows it.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339_option")]
+    pub first_at: Option<Timestamp>,
+    /// The time of the last record.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339_option")]
+    pub last_at: Option<Timestamp>,
 }
 
 /// A configuration to keep.

@@ -170,6 +170,15 @@ impl Store for SqliteStore {
         self.read(move |db| metrics::lost(db, id, page)).await
     }
 
+    async fn holes(
+        &self,
+        id: Uuid,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Vec<LostRows>, StoreError> {
+        self.read(move |db| metrics::holes(db, id, start, end)).await
+    }
+
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
         self.write(move |db| users::add(db, &user)).await
     }

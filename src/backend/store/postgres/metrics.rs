@@ -9,10 +9,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::super::StoreError;
 use super::super::rows::{
     Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
 };
+use super::super::{HOLES_MAX, StoreError};
 use super::{count, counted, text};
 
 /// Rows of one statement: a few hundred KiB of documents.
@@ -22,11 +22,19 @@ const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
        c.deregistered_at IS NULL AS is_active
   FROM servers s JOIN collectors c ON c.id = s.collector_id";
 
-const INSERT: &str = "INSERT INTO metrics (push_id, server_id, type, database, at, document)
-    SELECT $1, $2, m.type, m.database, m.at, m.document::jsonb
-      FROM unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
-           WITH ORDINALITY AS m (type, database, at, document, n)
-     ORDER BY m.n";
+const INSERT: &str =
+    "INSERT INTO metrics (push_id, server_id, type, database, at, document, digest)
+    SELECT $1, $2, m.type, m.database, m.at, m.document::jsonb, m.digest
+      FROM unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::uuid[])
+           WITH ORDINALITY AS m (type, database, at, document, digest, n)
+     ORDER BY m.n
+    ON CONFLICT (server_id, at, digest) WHERE digest IS NOT NULL DO NOTHING";
+
+/// Locks the collector until the commit: two batches with the same metrics in another order would
+/// else wait for each other.
+const CONFIG_VERSION: &str = "SELECT
+       (SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = c.id)
+  FROM collectors c WHERE c.id = $1 FOR NO KEY UPDATE";
 
 /// The newest of the range, one per step, type and database when there is a step.
 /// The inner query is answered from the index alone.
@@ -61,14 +69,47 @@ pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreEr
             &[&push.collector_id, &push.batch_id, &push.received_at, &metrics, &push.rejected],
         )
         .await?;
-    let Some(row) = inserted else { return known(&transaction, push).await };
-    let push_id: i64 = row.try_get(0)?;
-    let server_id = server_of(&transaction, push).await?;
+    let statement = transaction.prepare_cached(CONFIG_VERSION).await?;
+    let config_version =
+        transaction.query_one(&statement, &[&push.collector_id]).await?.try_get(0)?;
+    let pushed = if let Some(row) = inserted {
+        let inserted = insert_metrics(&transaction, push, row.try_get(0)?).await?;
+        Pushed { duplicate: false, inserted, rejected: None, config_version }
+    } else {
+        let rejected = first_rejected(&transaction, push).await?;
+        Pushed { duplicate: true, inserted: 0, rejected, config_version }
+    };
+    note_collector(&transaction, push, pushed.inserted).await?;
+    transaction.commit().await?;
+    Ok(pushed)
+}
+
+/// Returns how many were not there yet (S5).
+async fn insert_metrics(
+    transaction: &Transaction<'_>,
+    push: &Push,
+    push_id: i64,
+) -> Result<u64, StoreError> {
+    let server_id = server_of(transaction, push).await?;
+    let mut inserted = 0;
     for rows in push.metrics.chunks(ROWS_AT_ONCE) {
-        insert(&transaction, push_id, server_id, rows).await?;
+        inserted += insert(transaction, push, (push_id, server_id), rows).await?;
     }
+    if inserted != push.metrics.len() as u64 {
+        let correct = "UPDATE pushes SET metrics = $2 WHERE id = $1";
+        transaction.execute(correct, &[&push_id, &count(inserted)]).await?;
+    }
+    Ok(inserted)
+}
+
+/// What every push says of its collector, a known batch's too.
+async fn note_collector(
+    transaction: &Transaction<'_>,
+    push: &Push,
+    inserted: u64,
+) -> Result<(), StoreError> {
     for lost in &push.lost {
-        insert_lost(&transaction, push.collector_id, lost).await?;
+        insert_lost(transaction, push.collector_id, lost).await?;
     }
     let statement = transaction
         .prepare_cached(
@@ -77,29 +118,22 @@ pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreEr
               WHERE id = $1",
         )
         .await?;
+    let inserted = count(inserted);
     let values: [&(dyn ToSql + Sync); 4] =
-        [&push.collector_id, &push.received_at, &metrics, &push.report];
+        [&push.collector_id, &push.received_at, &inserted, &push.report];
     transaction.execute(&statement, &values).await?;
-    let config_version = config_version(&transaction, push.collector_id).await?;
-    transaction.commit().await?;
-    Ok(Pushed { duplicate: false, rejected: None, config_version })
+    Ok(())
 }
 
-async fn known(transaction: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreError> {
-    let first = transaction
-        .query_one(
-            "SELECT rejected FROM pushes WHERE collector_id = $1 AND batch_id = $2",
-            &[&push.collector_id, &push.batch_id],
-        )
-        .await?;
-    let config_version = config_version(transaction, push.collector_id).await?;
-    Ok(Pushed { duplicate: true, rejected: first.try_get(0)?, config_version })
-}
-
-async fn config_version(transaction: &Transaction<'_>, id: Uuid) -> Result<i64, StoreError> {
-    let newest = "SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = $1";
-    let statement = transaction.prepare_cached(newest).await?;
-    Ok(transaction.query_one(&statement, &[&id]).await?.try_get(0)?)
+/// What the first push of a batch id answered as refused.
+async fn first_rejected(
+    transaction: &Transaction<'_>,
+    push: &Push,
+) -> Result<Option<String>, StoreError> {
+    let rejected = "SELECT rejected FROM pushes WHERE collector_id = $1 AND batch_id = $2";
+    let statement = transaction.prepare_cached(rejected).await?;
+    let row = transaction.query_one(&statement, &[&push.collector_id, &push.batch_id]).await?;
+    Ok(row.try_get(0)?)
 }
 
 /// The server row of the collector, made by its first push.
@@ -126,20 +160,21 @@ async fn server_of(transaction: &Transaction<'_>, push: &Push) -> Result<i64, St
 
 async fn insert(
     transaction: &Transaction<'_>,
-    push_id: i64,
-    server_id: i64,
+    push: &Push,
+    (push_id, server_id): (i64, i64),
     rows: &[MetricRow],
-) -> Result<(), StoreError> {
+) -> Result<u64, StoreError> {
     let kinds: Vec<&str> = rows.iter().map(|row| row.kind.as_str()).collect();
     let databases: Vec<Option<Cow<'_, str>>> =
         rows.iter().map(|row| row.database.as_deref().map(text)).collect();
     let times: Vec<Timestamp> = rows.iter().map(|row| row.at).collect();
     let documents: Vec<Cow<'_, str>> = rows.iter().map(|row| document(&row.document)).collect();
+    let key = |row: &MetricRow| push.batch_id.is_some().then(|| Uuid::from_bytes(row.digest));
+    let digests: Vec<Option<Uuid>> = rows.iter().map(key).collect();
     let statement = transaction.prepare_cached(INSERT).await?;
-    transaction
-        .execute(&statement, &[&push_id, &server_id, &kinds, &databases, &times, &documents])
-        .await?;
-    Ok(())
+    let values: [&(dyn ToSql + Sync); 7] =
+        [&push_id, &server_id, &kinds, &databases, &times, &documents, &digests];
+    Ok(transaction.execute(&statement, &values).await?)
 }
 
 /// A document as `jsonb` takes it, which has no character 0.
@@ -172,13 +207,16 @@ async fn insert_lost(
 ) -> Result<(), StoreError> {
     let statement = transaction
         .prepare_cached(
-            "INSERT INTO lost (collector_id, queue_id, first, last, records, reason, at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            "INSERT INTO lost
+                 (collector_id, queue_id, first, last, records, reason, at, first_at, last_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
         )
         .await?;
     let (from, to, records) = (count(lost.from), count(lost.to), count(lost.records));
-    let values: [&(dyn ToSql + Sync); 7] =
-        [&collector, &lost.queue_id, &from, &to, &records, &text(&lost.reason), &lost.at];
+    let (queue, reason) = (&lost.queue_id, text(&lost.reason));
+    let times = (&lost.at, &lost.first_at, &lost.last_at);
+    let values: [&(dyn ToSql + Sync); 9] =
+        [&collector, queue, &from, &to, &records, &reason, times.0, times.1, times.2];
     transaction.execute(&statement, &values).await?;
     Ok(())
 }
@@ -254,17 +292,40 @@ pub(super) async fn lost(
             &[&id, &page.limit(), &page.offset()],
         )
         .await?;
-    let hole = |row: &Row| -> Result<LostRows, StoreError> {
-        Ok(LostRows {
-            queue_id: row.try_get("queue_id")?,
-            from: counted(row, "first")?,
-            to: counted(row, "last")?,
-            records: counted(row, "records")?,
-            reason: row.try_get("reason")?,
-            at: row.try_get("at")?,
-        })
-    };
-    Ok(Listing { rows: rows.iter().map(hole).collect::<Result<_, _>>()?, total })
+    Ok(Listing { rows: rows.iter().map(as_lost).collect::<Result<_, _>>()?, total })
+}
+
+pub(super) async fn holes(
+    db: &Client,
+    id: Uuid,
+    start: Timestamp,
+    end: Timestamp,
+) -> Result<Vec<LostRows>, StoreError> {
+    let rows = db
+        .query(
+            "SELECT * FROM (
+                 SELECT *, coalesce(first_at, at) AS began FROM lost
+                  WHERE collector_id = $1 AND coalesce(last_at, at) >= $2
+                    AND coalesce(first_at, at) < $3
+                  ORDER BY began DESC, first DESC LIMIT $4) AS newest
+              ORDER BY began, first",
+            &[&id, &within(start), &within(end), &i64::from(HOLES_MAX)],
+        )
+        .await?;
+    rows.iter().map(as_lost).collect()
+}
+
+fn as_lost(row: &Row) -> Result<LostRows, StoreError> {
+    Ok(LostRows {
+        queue_id: row.try_get("queue_id")?,
+        from: counted(row, "first")?,
+        to: counted(row, "last")?,
+        records: counted(row, "records")?,
+        reason: row.try_get("reason")?,
+        at: row.try_get("at")?,
+        first_at: row.try_get("first_at")?,
+        last_at: row.try_get("last_at")?,
+    })
 }
 
 fn stored(row: &Row) -> Result<StoredMetric, StoreError> {

@@ -1,13 +1,14 @@
 //! Pushes, and the servers and metrics they bring.
 
+use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
-use super::super::StoreError;
 use super::super::rows::{
     Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
-use super::{configs, count, counted, micros, time, uuid};
+use super::super::{HOLES_MAX, StoreError};
+use super::{configs, count, counted, micros, time, time_option, uuid};
 
 const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
        c.deregistered_at IS NULL AS is_active
@@ -32,7 +33,6 @@ const METRICS: &str = "SELECT type, database, at, document FROM metrics WHERE id
 
 pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreError> {
     let collector = push.collector_id.to_string();
-    let received_at = micros(push.received_at);
     let inserted = db
         .prepare_cached(
             "INSERT INTO pushes (collector_id, batch_id, received_at, metrics, rejected)
@@ -41,7 +41,7 @@ pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreErr
         .execute(params![
             collector,
             push.batch_id,
-            received_at,
+            micros(push.received_at),
             count(push.metrics.len() as u64),
             push.rejected
         ])?;
@@ -52,39 +52,64 @@ pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreErr
                 "SELECT rejected FROM pushes WHERE collector_id = ?1 AND batch_id = ?2",
             )?
             .query_row(params![collector, push.batch_id], |row| row.get(0))?;
-        return Ok(Pushed { duplicate: true, rejected, config_version });
+        note_collector(db, push, &collector, 0)?;
+        return Ok(Pushed { duplicate: true, inserted: 0, rejected, config_version });
     }
     let push_id = db.last_insert_rowid();
-    let server_id = server_of(db, push, &collector)?;
+    let inserted = insert_metrics(db, push, push_id, &collector)?;
+    if inserted != push.metrics.len() as u64 {
+        db.prepare_cached("UPDATE pushes SET metrics = ?2 WHERE id = ?1")?
+            .execute(params![push_id, count(inserted)])?;
+    }
+    note_collector(db, push, &collector, inserted)?;
+    Ok(Pushed { duplicate: false, inserted, rejected: None, config_version })
+}
+
+/// Returns how many were not there yet (S5).
+fn insert_metrics(
+    db: &Transaction<'_>,
+    push: &Push,
+    push_id: i64,
+    collector: &str,
+) -> Result<u64, StoreError> {
+    let server_id = server_of(db, push, collector)?;
     let mut insert = db.prepare_cached(
-        "INSERT INTO metrics (push_id, server_id, type, database, at, document)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO metrics (push_id, server_id, type, database, at, document, digest)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (server_id, at, digest) WHERE digest IS NOT NULL DO NOTHING",
     )?;
+    let mut inserted = 0;
     for metric in &push.metrics {
-        insert.execute(params![
+        inserted += insert.execute(params![
             push_id,
             server_id,
             metric.kind,
             metric.database,
             micros(metric.at),
-            metric.document
-        ])?;
+            metric.document,
+            push.batch_id.as_ref().map(|_| metric.digest),
+        ])? as u64;
     }
+    Ok(inserted)
+}
+
+/// What every push says of its collector, a known batch's too.
+fn note_collector(
+    db: &Transaction<'_>,
+    push: &Push,
+    collector: &str,
+    inserted: u64,
+) -> Result<(), StoreError> {
     for lost in &push.lost {
-        insert_lost(db, &collector, lost)?;
+        insert_lost(db, collector, lost)?;
     }
     db.prepare_cached(
         "UPDATE collectors SET last_seen_at = max(coalesce(last_seen_at, 0), ?2),
                 metrics_total = metrics_total + ?3, report = coalesce(?4, report)
           WHERE id = ?1",
     )?
-    .execute(params![
-        collector,
-        received_at,
-        count(push.metrics.len() as u64),
-        push.report
-    ])?;
-    Ok(Pushed { duplicate: false, rejected: None, config_version })
+    .execute(params![collector, micros(push.received_at), count(inserted), push.report])?;
+    Ok(())
 }
 
 /// The server row of the collector, made by its first push.
@@ -111,8 +136,9 @@ fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, 
 
 fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result<(), StoreError> {
     db.prepare_cached(
-        "INSERT INTO lost (collector_id, queue_id, first, last, records, reason, at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+        "INSERT INTO lost
+             (collector_id, queue_id, first, last, records, reason, at, first_at, last_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
     )?
     .execute(params![
         collector,
@@ -121,7 +147,9 @@ fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result
         count(lost.to),
         count(lost.records),
         lost.reason,
-        micros(lost.at)
+        micros(lost.at),
+        lost.first_at.map(micros),
+        lost.last_at.map(micros),
     ])?;
     Ok(())
 }
@@ -206,18 +234,40 @@ pub(super) fn lost(
         "SELECT * FROM lost WHERE collector_id = ?1 ORDER BY at DESC, first LIMIT ?2 OFFSET ?3",
     )?;
     let rows = statement
-        .query_map(params![id.to_string(), page.limit(), page.offset()], |row| {
-            Ok(LostRows {
-                queue_id: uuid(row, "queue_id")?,
-                from: counted(row, "first")?,
-                to: counted(row, "last")?,
-                records: counted(row, "records")?,
-                reason: row.get("reason")?,
-                at: time(row, "at")?,
-            })
-        })?
+        .query_map(params![id.to_string(), page.limit(), page.offset()], as_lost)?
         .collect::<Result<_, _>>()?;
     Ok(Listing { rows, total })
+}
+
+pub(super) fn holes(
+    db: &Transaction<'_>,
+    id: Uuid,
+    start: Timestamp,
+    end: Timestamp,
+) -> Result<Vec<LostRows>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT * FROM (
+             SELECT *, coalesce(first_at, at) AS began FROM lost
+              WHERE collector_id = ?1 AND coalesce(last_at, at) >= ?2
+                AND coalesce(first_at, at) < ?3
+              ORDER BY began DESC, first DESC LIMIT ?4)
+          ORDER BY began, first",
+    )?;
+    let values = params![id.to_string(), micros(start), micros(end), HOLES_MAX];
+    Ok(statement.query_map(values, as_lost)?.collect::<Result<_, _>>()?)
+}
+
+fn as_lost(row: &Row<'_>) -> rusqlite::Result<LostRows> {
+    Ok(LostRows {
+        queue_id: uuid(row, "queue_id")?,
+        from: counted(row, "first")?,
+        to: counted(row, "last")?,
+        records: counted(row, "records")?,
+        reason: row.get("reason")?,
+        at: time(row, "at")?,
+        first_at: time_option(row, "first_at")?,
+        last_at: time_option(row, "last_at")?,
+    })
 }
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<StoredMetric> {

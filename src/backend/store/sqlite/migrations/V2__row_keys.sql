@@ -1,0 +1,8 @@
+-- A metric that comes in two batches is one row. Rows from before have no digest and no key, and so
+-- have rows of pushes without a batch id.
+ALTER TABLE metrics ADD COLUMN digest BLOB;
+CREATE UNIQUE INDEX metrics_once ON metrics (server_id, at, digest) WHERE digest IS NOT NULL;
+
+-- When the lost records were made.
+ALTER TABLE lost ADD COLUMN first_at INTEGER;
+ALTER TABLE lost ADD COLUMN last_at INTEGER;

@@ -1,0 +1,134 @@
+//! What is found where the store should be: stores of earlier versions, filled as those versions
+//! filled them, and files that are no store.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use pganalytics::backend::store::{self, MetricQuery, MetricRow, Page, Push, Store, StoreError};
+use refinery::Target;
+use uuid::Uuid;
+
+use crate::support;
+
+mod sqlite {
+    refinery::embed_migrations!("src/backend/store/sqlite/migrations");
+}
+
+mod postgres {
+    refinery::embed_migrations!("src/backend/store/postgres/migrations");
+}
+
+const ID: Uuid = Uuid::from_u128(1);
+const ID_TEXT: &str = "00000000-0000-0000-0000-000000000001";
+const OLD: &str = r#"{"n": 1}"#;
+
+/// The first version: no row had a key, a metric could stand twice, holes had no times.
+fn first_rows(time: &str, secret: &str) -> String {
+    format!(
+        "INSERT INTO collectors (id, name, hostname, sealed_secret, created_at, updated_at,
+                                 metrics_total)
+              VALUES ('{ID_TEXT}', 'db1', 'db1', {secret}, {time}, {time}, 5000);
+         INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
+              VALUES ('{ID_TEXT}', 'db1', 'db1', {time}, {time});
+         INSERT INTO pushes (collector_id, batch_id, received_at, metrics)
+              VALUES ('{ID_TEXT}', 'old', {time}, 5000);
+         WITH RECURSIVE numbers (n) AS (
+             SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 5000)
+         INSERT INTO metrics (push_id, server_id, type, at, document)
+              SELECT 1, 1, 'custom.x', {time}, '{OLD}' FROM numbers;
+         INSERT INTO lost (collector_id, queue_id, first, last, records, reason, at)
+              VALUES ('{ID_TEXT}', '{ID_TEXT}', 3, 9, 7, 'evict', {time});"
+    )
+}
+
+fn at() -> Timestamp {
+    "2026-01-01T00:00:00.123456Z".parse().expect("a time")
+}
+
+fn batch(id: &str) -> Push {
+    let metrics = vec![MetricRow::new("custom.x".to_owned(), None, at(), OLD.to_owned())];
+    Push {
+        collector_id: ID,
+        hostname: "db1".to_owned(),
+        batch_id: Some(id.to_owned()),
+        received_at: at(),
+        metrics,
+        rejected: None,
+        report: None,
+        lost: vec![],
+    }
+}
+
+/// Everything is there, known batches are known, and what comes from now on has keys.
+async fn works(store: Arc<dyn Store>) {
+    let stored = async || {
+        let (start, end) = (Timestamp::MIN, Timestamp::MAX);
+        let query = MetricQuery { server_id: 1, kind: None, start, end, step: None, limit: 10_000 };
+        store.metrics(query).await.expect("metrics").len()
+    };
+    assert_eq!(stored().await, 5000);
+    assert!(store.push(batch("old")).await.expect("push").duplicate);
+    // A row without a key is not found again; the ones with a key are.
+    assert_eq!(store.push(batch("new")).await.expect("push").inserted, 1);
+    assert_eq!(store.push(batch("newer")).await.expect("push").inserted, 0);
+    assert_eq!(stored().await, 5001);
+    let holes = store.lost(ID, Page::first(10)).await.expect("lost");
+    assert_eq!((holes.rows[0].from, holes.rows[0].first_at), (3, None));
+    let end = at() + SignedDuration::from_secs(1);
+    assert_eq!(store.holes(ID, at(), end).await.expect("holes"), holes.rows);
+    let collector = store.collector(ID, at()).await.expect("collector").expect("is there");
+    assert_eq!(collector.metrics_total, 5001);
+    store.close().await;
+}
+
+/// C56, S5
+#[tokio::test]
+async fn a_first_sqlite_store_is_brought_up_to_date() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let mut old = rusqlite::Connection::open(&path).expect("a new file");
+    sqlite::migrations::runner().set_target(Target::Version(1)).run(&mut old).expect("version 1");
+    old.execute_batch(&first_rows(&at().as_microsecond().to_string(), "X''")).expect("fill");
+    drop(old);
+    let url = format!("sqlite:{}", path.display());
+    works(store::open(&url).await.expect("open")).await;
+    // The second opening has nothing left to do.
+    store::open(&url).await.expect("open again").close().await;
+}
+
+async fn a_first_postgres_store(major: u32) {
+    let server = support::postgres::shared(major);
+    let name = "first_version";
+    server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    let mut old = server.client(name).await;
+    let runner = postgres::migrations::runner().set_target(Target::Version(1));
+    runner.run_async(&mut old).await.expect("version 1");
+    old.batch_execute(&first_rows(&format!("'{}'::timestamptz", at()), "''")).await.expect("fill");
+    let url = format!("postgres://postgres@/{name}?host={}", server.socket_dir().display());
+    works(store::open(&url).await.expect("open")).await;
+    store::open(&url).await.expect("open again").close().await;
+}
+
+/// C56, S5
+#[tokio::test]
+async fn a_first_postgres_10_store_is_brought_up_to_date() {
+    a_first_postgres_store(10).await;
+}
+
+/// C56, S5
+#[tokio::test]
+async fn a_first_postgres_18_store_is_brought_up_to_date() {
+    a_first_postgres_store(18).await;
+}
+
+/// A file that is no store is named as damaged, and left as it is.
+#[tokio::test]
+async fn a_file_that_is_no_store_is_refused() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let text = "this is not a database, though it is long enough to be mistaken for one".repeat(20);
+    std::fs::write(&path, &text).expect("write");
+    let refused = store::open(&format!("sqlite:{}", path.display())).await;
+    let Err(StoreError::Damaged(_)) = refused else { panic!("opened or misjudged") };
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+}
