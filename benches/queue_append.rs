@@ -8,7 +8,7 @@ mod common;
 use std::io::Write;
 
 use common::{device_bytes, directory, median, records, result, setting, timed};
-use pganalytics::queue::{Group, LogLimits, NewRecord, QueueConfig};
+use pganalytics::queue::{Group, NewRecord};
 
 struct Case {
     group_records: u64,
@@ -43,12 +43,7 @@ fn main() {
 
 fn append_to_queue(groups: &[Vec<NewRecord>]) -> f64 {
     let dir = directory();
-    let config = QueueConfig {
-        dir: dir.path().to_owned(),
-        commit_interval: std::time::Duration::ZERO,
-        limits: LogLimits::default(),
-    };
-    let mut log = config.open_log().expect("the queue opens");
+    let mut log = common::queue_config(dir.path()).open_log().expect("the queue opens");
     let groups: Vec<Group> = groups.iter().map(|records| Group::of(records.clone())).collect();
     let ((), took) = timed(|| {
         for group in groups {

@@ -1,30 +1,54 @@
-//! How a backlog is opened and read: time and memory of the start, records read per second, and
-//! what is left on disk. `BENCH_BACKLOG_MIB` sets its size (JSON).
+//! How a backlog is opened and read. `BENCH_BACKLOG_MIB` sets its size (JSON, 4 GiB by default).
+//!
+//! The backlog is written here; a process of its own opens and drains it, so that its memory is
+//! that of a start and not of what filled the queue. The backlog may still be in the page cache.
+//!
+//! - `queue_open_ms`, `queue_open_rss_mib`: the start, and the most memory that the whole process
+//!   had resident by then.
+//! - `queue_read_records_s`: records read and noted as delivered, per second.
+//! - `queue_drain_rss_mib`: the most memory of the whole drain.
+//! - `queue_drained_mib`: what is on disk when nothing is left to deliver.
 
 #![allow(clippy::cast_precision_loss, reason = "measurements")]
 
 mod common;
 
-use common::{directory, document, resident_mib, result, setting, timed};
-use pganalytics::queue::{Group, LogLimits, NewRecord, QueueConfig};
+use std::path::Path;
+
+use common::{allocated, directory, peak_mib, queue_config, records, result, setting, timed};
+use pganalytics::queue::Group;
 
 const GROUP_RECORDS: u64 = 1_000;
+/// The argument that makes this program the process that opens and drains.
+const DRAIN: &str = "--drain";
 
 fn main() {
-    let backlog = setting("BENCH_BACKLOG_MIB", 512) << 20;
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some([_, dir, records]) =
+        arguments.iter().position(|argument| argument == DRAIN).and_then(|at| arguments.get(at..))
+    {
+        return drain(Path::new(dir), records.parse().expect("a number"));
+    }
+    let whole = arguments.iter().any(|argument| argument == "--bench");
+    let backlog = setting("BENCH_BACKLOG_MIB", if whole { 4096 } else { 16 }) << 20;
     let dir = directory();
-    let config = QueueConfig {
-        dir: dir.path().to_owned(),
-        commit_interval: std::time::Duration::ZERO,
-        limits: LogLimits::default(),
-    };
-    let (written, records) = fill(&config, backlog);
-    let before = resident_mib();
-    let (log, took) = timed(|| config.open_log());
+    let (written, records) = fill(dir.path(), backlog);
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    result("queue_backlog_mib", mib(written), "MiB");
+    result("queue_backlog_disk_mib", mib(allocated(dir.path())), "MiB");
+    let this = std::env::current_exe().expect("this program has a path");
+    let mut child = std::process::Command::new(this);
+    child.arg(DRAIN).arg(dir.path()).arg(records.to_string());
+    let status = child.status().expect("the process starts");
+    assert!(status.success(), "the drain failed: {status}");
+    result("queue_drained_mib", mib(allocated(dir.path())), "MiB");
+}
+
+fn drain(dir: &Path, records: u64) {
+    let (log, took) = timed(|| queue_config(dir).open_log());
     let mut log = log.expect("the queue opens");
-    result("queue_backlog_mib", written as f64 / f64::from(1 << 20), "MiB");
     result("queue_open_ms", took.as_secs_f64() * 1e3, "ms");
-    result("queue_open_rss_mib", resident_mib() - before, "MiB");
+    result("queue_open_rss_mib", peak_mib(), "MiB");
     let (read, took) = timed(|| {
         let mut read = 0;
         while let Some(batch) = log.next_batch(i64::MAX) {
@@ -35,33 +59,18 @@ fn main() {
     });
     assert_eq!(read, records, "every record is read");
     result("queue_read_records_s", read as f64 / took.as_secs_f64(), "records/s");
-    result("queue_drain_rss_mib", resident_mib() - before, "MiB");
-    drop(log);
-    result("queue_drained_mib", allocated(dir.path()) as f64 / f64::from(1 << 20), "MiB");
+    result("queue_drain_rss_mib", peak_mib(), "MiB");
 }
 
-fn fill(config: &QueueConfig, backlog: u64) -> (u64, u64) {
-    let mut log = config.open_log().expect("the queue opens");
+fn fill(dir: &Path, backlog: u64) -> (u64, u64) {
+    let mut log = queue_config(dir).open_log().expect("the queue opens");
     let (mut written, mut n) = (0, 0);
     while written < backlog {
-        let record = |n| NewRecord { kind: "sysstat".to_owned(), at_ms: 0, payload: document(n) };
-        let group: Vec<NewRecord> = (n..n + GROUP_RECORDS).map(record).collect();
+        let group = Group::of(records(n..n + GROUP_RECORDS));
         n += GROUP_RECORDS;
-        written += group.iter().map(|record| record.payload.len() as u64).sum::<u64>();
-        log.append(vec![Group::of(group)], 1_000);
+        written += group.records.iter().map(|record| record.payload.len() as u64).sum::<u64>();
+        log.append(vec![group], 1_000);
     }
     log.close(2_000);
     (written, n)
-}
-
-fn allocated(dir: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = std::fs::read_dir(dir).expect("readable").flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(data) if data.is_dir() => allocated(&entry.path()),
-            Ok(data) => data.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }

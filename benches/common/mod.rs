@@ -8,11 +8,17 @@
 )]
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use pganalytics::{clock, queue::NewRecord};
+use pganalytics::{
+    clock,
+    queue::{Budget, LogLimits, NewRecord, QueueConfig},
+};
 use serde_json::json;
 
 /// Prints a result; see `benches/README.md`.
@@ -79,6 +85,12 @@ pub fn resident_mib() -> f64 {
     status.ok().and_then(|status| status.vmrss).unwrap_or(0) as f64 / 1024.0
 }
 
+/// The most memory that this process has had resident so far, MiB.
+pub fn peak_mib() -> f64 {
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    status.ok().and_then(|status| status.vmhwm).unwrap_or(0) as f64 / 1024.0
+}
+
 /// Bytes that this process has sent to the storage layer.
 pub fn device_bytes() -> u64 {
     procfs::process::Process::myself()
@@ -89,6 +101,25 @@ pub fn device_bytes() -> u64 {
 /// A number from the environment, for a longer or a shorter run.
 pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The default queue in `dir`, without a bound on its size. Every append syncs at once.
+pub fn queue_config(dir: &Path) -> QueueConfig {
+    let limits = LogLimits { budget: Budget::UNBOUNDED, ..LogLimits::default() };
+    QueueConfig { dir: dir.to_owned(), commit_interval: Duration::ZERO, limits }
+}
+
+/// Bytes that a directory's files occupy.
+pub fn allocated(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).expect("readable").flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(data) if data.is_dir() => data.blocks() * 512 + allocated(&entry.path()),
+            Ok(data) => data.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 /// A directory on the disk that the bench measures: `BENCH_DIR`, else the build directory.
