@@ -51,6 +51,11 @@ pub trait Source: Send + Sync {
 
     /// What the agent says of itself in the envelope.
     fn agent_info(&self) -> impl Future<Output = Option<AgentInfo>> + Send;
+
+    /// The backend has answered 2xx to a push that said this: its losses need not be said again.
+    fn heard(&self, _info: &AgentInfo) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// How batches travel.
@@ -193,7 +198,7 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
 
     /// Sends one batch. `Some` when everything has to wait.
     async fn send(&mut self, batch: &Outgoing<S::Key>) -> Option<Duration> {
-        let body = self.encode(batch).await;
+        let (body, agent) = self.encode(batch).await;
         let sent = (body.raw_bytes, body.bytes.len() as u64);
         let answer = match self.wire.push(body.bytes, batch.id).await {
             Ok(answer) => answer,
@@ -203,6 +208,9 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
                 return Some(wait);
             }
         };
+        if let (200..300, Some(agent)) = (answer.status, &agent) {
+            self.source.heard(agent).await;
+        }
         let shown = show_answer(&answer);
         let known_batch = answer.status == 409 && names_known_batch(&answer.body);
         match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
@@ -231,7 +239,7 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         }
     }
 
-    async fn encode(&self, batch: &Outgoing<S::Key>) -> batch::Body {
+    async fn encode(&self, batch: &Outgoing<S::Key>) -> (batch::Body, Option<AgentInfo>) {
         let agent = self.source.agent_info().await;
         let (config, metrics) = (self.config.clone(), batch.metrics.clone());
         let timestamp = clock::now();
@@ -242,7 +250,7 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
                 timestamp,
                 agent: agent.as_ref(),
             };
-            batch::encode(&head, &metrics, config.gzip_level)
+            (batch::encode(&head, &metrics, config.gzip_level), agent)
         };
         // Compression of a full batch takes tens of milliseconds: not on the runtime's threads.
         tokio::task::spawn_blocking(encode).await.expect("compression does not panic")

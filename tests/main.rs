@@ -26,6 +26,7 @@ mod demo; // the demo, and the account it ends with
 mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
 mod footprint; // what the agent costs its host
+mod ledger; // lost records, told to the backend until it has heard of them
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves

@@ -17,7 +17,7 @@ use crate::{
     collect::{Collected, Collector, schedule::Schedule},
     config::Timing,
     metric,
-    queue::{AppendError, Group, Haste, NewRecord, Position, Queue},
+    queue::{AppendError, Appended, Group, Haste, NewRecord, Position, Queue},
     shutdown::Shutdown,
     telemetry::counter,
     units,
@@ -42,11 +42,26 @@ pub struct CollectorStatus {
     pub failures: u64,
     /// Why the last collection failed; `None` when it did not.
     pub error: Option<String>,
+    /// Since when it waits with what it has collected, because the queue is full and `on_full` is
+    /// `block`.
+    pub blocked_since: Option<Timestamp>,
     /// When the last collection began.
     pub last_at: Option<Timestamp>,
     /// How long it took.
     pub last_ms: u64,
 }
+
+/// Why the queue has not taken what a collector brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// It is closed.
+    Closed,
+    /// It had no room until the shutdown came.
+    Shutdown,
+}
+
+/// How often a full queue is asked whether it has room again.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
 
 /// Checks metrics and hands them to the queue.
 #[derive(Debug, Clone)]
@@ -95,13 +110,13 @@ pub(super) async fn run_collector<C: Collector>(
         };
         // What has been collected is stored even when the shutdown comes now.
         let Some(collected) = collected else { continue };
-        match door.admit(name, collected).await {
+        match door.admit(name, collected, &mut shutdown).await {
             Ok(()) => {
                 collector.committed();
                 more = collector.has_more();
             }
-            Err(AppendError::Full) => {} // not committed: what can be read again is read again
-            Err(AppendError::Closed(_)) => return,
+            // Not committed: what can be read again is read again at the next start.
+            Err(Refused::Shutdown | Refused::Closed) => return,
         }
     }
 }
@@ -148,7 +163,12 @@ fn log_change(collector: &str, before: Option<&str>, now: Option<&str>) {
 
 impl Door {
     /// Validates metrics and appends those that are sound, with the collector's position.
-    async fn admit(&self, name: &'static str, collected: Collected) -> Result<(), AppendError> {
+    async fn admit(
+        &self,
+        name: &'static str,
+        collected: Collected,
+        shutdown: &mut Shutdown,
+    ) -> Result<(), Refused> {
         let now = clock::now();
         let sound = |metric: &Value| match metric::validate(metric, now) {
             Ok(_) => true,
@@ -169,11 +189,44 @@ impl Door {
             return Ok(());
         }
         let group = Group { records, position, rejected, haste: Haste::Linger };
-        let appended = self.queue.append(group).await?;
+        let appended = self.append(name, group, shutdown).await?;
         let counter = metrics::counter!(counter::APPENDED, "collector" => name);
         counter.increment(appended.records);
         self.collections.change(name, |status| status.metrics += appended.records);
         Ok(())
+    }
+
+    /// Appends; while the queue is full and `on_full` is `block`, waits until there is room. Only
+    /// the collector that brings the group is held back by that.
+    async fn append(
+        &self,
+        name: &'static str,
+        group: Group,
+        shutdown: &mut Shutdown,
+    ) -> Result<Appended, Refused> {
+        let mut since = None;
+        loop {
+            match self.queue.append(group.clone()).await {
+                Err(AppendError::Full) => {}
+                answer => {
+                    if since.is_some() {
+                        tracing::info!(collector = name, "the queue has room again");
+                        self.collections.change(name, |status| status.blocked_since = None);
+                    }
+                    return answer.map_err(|_| Refused::Closed);
+                }
+            }
+            if since.is_none() {
+                since = Some(clock::now());
+                tracing::error!(collector = name, "the queue is full: the collector waits");
+                self.collections.change(name, |status| status.blocked_since = since);
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => return Err(Refused::Shutdown),
+                () = tokio::time::sleep(ROOM_RETRY) => {}
+            }
+        }
     }
 
     fn reject(&self, name: &'static str, metric: &Value, invalid: &metric::Invalid) {
@@ -211,12 +264,57 @@ mod tests {
     use super::*;
     use crate::{
         collect::CollectError,
-        queue::{Log, LogLimits, MemoryDisk},
+        queue::{Budget, Log, LogLimits, LossReason, MemoryDisk, OnFull},
         shutdown,
     };
 
     /// Gives what it is told to, once per call, and then waits for ever.
     struct Scripted(Vec<Step>);
+
+    /// Q6, `on_full = "block"`: a full queue holds the collector back with what it has, takes it
+    /// as soon as there is room, and a shutdown does not wait for that.
+    #[tokio::test]
+    async fn a_full_queue_holds_the_collector_back() {
+        let mut limits = LogLimits::default();
+        let budget = Budget { on_full: OnFull::Block, ..Budget::UNBOUNDED };
+        limits.budget = Budget { bytes_max: limits.reserve_bytes(), ..budget };
+        let log = Log::open(MemoryDisk::new().open(), limits).unwrap();
+        let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
+        let door = Door { queue: queue.clone(), collections: Collections::default() };
+        let collections = door.collections.clone();
+        let metrics = || Step::Metrics(vec![sysstat(7.0)]);
+        let steps = vec![metrics(), metrics(), metrics()];
+        let (trigger, shutdown) = shutdown::channel();
+        let timing =
+            Timing { interval: Duration::from_millis(500), deadline: Duration::from_secs(1) };
+        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let reaches = async |what: &str, reached: fn(&CollectorStatus) -> bool| {
+            let status = async {
+                while !collections.snapshot().get("scripted").is_some_and(reached) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), status).await.expect(what);
+        };
+        reaches("the first is taken", |status| status.metrics == 1).await;
+        queue.seal().await.unwrap();
+        reaches("the second waits", |status| status.blocked_since.is_some()).await;
+        assert_eq!(queue.status().await.unwrap().next_seq, 1, "nothing was taken");
+        let batch = queue.next_batch().await.unwrap().expect("the first");
+        queue.delivered(batch.key, 1, Vec::new()).await.unwrap();
+        reaches("there is room", |s| s.metrics == 2 && s.blocked_since.is_none()).await;
+        queue.seal().await.unwrap();
+        reaches("the third waits", |status| status.blocked_since.is_some()).await;
+        trigger.stop();
+        tokio::time::timeout(Duration::from_secs(30), running).await.expect("ends").unwrap();
+        assert_eq!(queue.status().await.unwrap().next_seq, 2);
+        queue.close().await.unwrap();
+        thread.join();
+    }
+
+    fn sysstat(user: f64) -> Value {
+        json!({"type": "sysstat", "timestamp": clock::now(), "cpu": {"user": user}})
+    }
 
     enum Step {
         Metrics(Vec<Value>),
@@ -245,7 +343,6 @@ mod tests {
         let log = Log::open(MemoryDisk::new().open(), LogLimits::default()).unwrap();
         let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
         let door = Door { queue: queue.clone(), collections: Collections::default() };
-        let sysstat = |user: f64| json!({"type": "sysstat", "timestamp": clock::now(), "cpu": {"user": user}});
         let steps =
             vec![Step::Metrics(vec![sysstat(-5.0), sysstat(7.0)]), Step::Hangs, Step::Fails];
         let (trigger, shutdown) = shutdown::channel();
@@ -271,6 +368,10 @@ mod tests {
         let refused = status.last_rejected.unwrap();
         assert!(refused.starts_with("sysstat: cpu.user: "), "{refused}");
         assert_eq!(queue.status().await.unwrap().records, 1);
+        // The refused one has a number, so that whoever counts them finds no unexplained hole.
+        let losses = queue.losses().await.unwrap();
+        let rejected = losses.iter().map(|loss| (loss.from, loss.records, loss.reason));
+        assert_eq!(rejected.collect::<Vec<_>>(), [(1, 1, LossReason::Reject)]);
         queue.close().await.unwrap();
         thread.join();
     }

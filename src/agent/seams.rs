@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 use crate::{
     clock,
     forward::{Outgoing, Source, Wire, WireAnswer, WireError},
     link::{Link, Push},
-    metric::envelope::{AgentInfo, Backlog, Rejected},
-    queue::{BatchKey, DeadLetter, Queue},
+    metric::envelope::{AgentInfo, Backlog, LostRange, Rejected},
+    queue::{BatchKey, DeadLetter, Loss, Queue},
 };
 
 /// Batches come from the queue.
@@ -69,6 +69,7 @@ impl Source for QueueSource {
 
     async fn agent_info(&self) -> Option<AgentInfo> {
         let status = self.queue.status().await.ok()?;
+        let lost = self.queue.losses_to_send().await.ok()?;
         Some(AgentInfo {
             queue_id: status.queue_id,
             config_version: 0,
@@ -81,8 +82,16 @@ impl Source for QueueSource {
                 bytes: status.disk_bytes,
                 oldest_at: status.oldest_at,
             },
-            lost: Vec::new(),
+            lost: lost.into_iter().filter_map(lost_range).collect(),
         })
+    }
+
+    async fn heard(&self, info: &AgentInfo) {
+        let ids: Vec<u64> = info.lost.iter().filter_map(|lost| lost.id).collect();
+        if !ids.is_empty() {
+            // A queue that is closed has the entries on disk: they are said again.
+            self.queue.losses_acknowledged(ids).await.ok();
+        }
     }
 }
 
@@ -96,16 +105,34 @@ impl Wire for LinkWire {
     }
 }
 
+fn lost_range(loss: Loss) -> Option<LostRange> {
+    let Loss { id, from, to, records, reason, time_ms, at_ms, .. } = loss;
+    let time = |ms| Timestamp::from_millisecond(ms).ok();
+    Some(LostRange {
+        id: Some(id),
+        from,
+        to,
+        records,
+        reason: reason.to_string(),
+        at: time(at_ms)?,
+        first_at: time(time_ms.0),
+        last_at: time(time_ms.1),
+    })
+}
+
 fn letter(batch: &Outgoing<BatchKey>, rejected: &Rejected) -> Option<DeadLetter> {
     let payload = batch.metrics.get(rejected.index)?;
     let (seq, at_ms) = *batch.records.get(rejected.index)?;
+    // What the backend found no JSON is kept as the text that it is.
+    let raw = serde_json::from_slice::<&RawValue>(payload).map(ToOwned::to_owned);
+    let metric = raw.or_else(|_| to_raw_value(&String::from_utf8_lossy(payload))).ok()?;
     let letter = Letter {
         at: clock::now(),
         batch: batch.id,
         seq,
         path: &rejected.path,
         message: &rejected.message,
-        metric: serde_json::from_slice(payload).ok()?,
+        metric: &metric,
     };
     Some(DeadLetter { seq, at_ms, line: serde_json::to_string(&letter).ok()? })
 }

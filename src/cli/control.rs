@@ -128,6 +128,7 @@ impl Shown {
                 failures: status.failures,
                 metrics: status.metrics,
                 rejects: status.rejected,
+                blocked_since: status.blocked_since,
             }
         };
         self.facts.collectors.iter().map(show).collect()

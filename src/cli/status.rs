@@ -85,6 +85,10 @@ fn concerns(status: &Status) -> Vec<String> {
     }
     let failing = agent.collectors.iter().filter(|collector| collector.last_error.is_some());
     found.extend(failing.map(|collector| format!("collector {} fails, see below", collector.name)));
+    let blocked = agent.collectors.iter().filter(|collector| collector.blocked_since.is_some());
+    found.extend(blocked.map(|collector| {
+        format!("the queue is full: collector {} waits for room", collector.name)
+    }));
     found
 }
 
@@ -154,6 +158,7 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
     for collector in list {
         let state = match (&collector.last_error, collector.enabled, collector.last_run_at) {
             (_, false, _) => "off",
+            _ if collector.blocked_since.is_some() => "blocked",
             (Some(_), ..) => "failing",
             (None, _, None) => "starting",
             (None, ..) => "ok",
@@ -213,6 +218,7 @@ mod tests {
             failures: 0,
             metrics,
             rejects: 0,
+            blocked_since: None,
         };
         let backend = BackendStatus {
             url: "https://backend.example.com:8080".to_owned(),

@@ -95,6 +95,9 @@ pub struct CollectorStatus {
     pub metrics: u64,
     /// Metrics rejected at the door.
     pub rejects: u64,
+    /// Since when it waits for room in the queue, which is full.
+    #[serde(default)]
+    pub blocked_since: Option<Timestamp>,
 }
 
 /// The answer to `POST /v1/replay`: what was queued at that moment.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::*;
+use crate::metric::envelope::Backlog;
 
 #[derive(Debug, Clone, Default)]
 struct Queued(Arc<Mutex<Held>>);
@@ -15,6 +16,7 @@ struct Held {
     waiting: VecDeque<u64>,
     put_back: Vec<(u64, String)>,
     delivered: Vec<(u64, usize)>,
+    heard: u64,
 }
 
 impl Queued {
@@ -48,7 +50,18 @@ impl Source for Queued {
     }
 
     async fn agent_info(&self) -> Option<AgentInfo> {
-        None
+        Some(AgentInfo {
+            queue_id: Uuid::nil(),
+            config_version: 0,
+            config_error: None,
+            clock_offset_ms: 0,
+            backlog: Backlog::default(),
+            lost: Vec::new(),
+        })
+    }
+
+    async fn heard(&self, _info: &AgentInfo) {
+        self.0.lock().unwrap().heard += 1;
     }
 }
 
@@ -108,6 +121,24 @@ async fn a_failure_keeps_the_batch_and_waits() {
         let held = queued.0.lock().unwrap();
         assert_eq!((held.delivered.len(), held.put_back.len(), held.waiting.len()), (1, 1, 1));
         assert!(status.next_try_at.is_some() && status.failures == 1);
+    }
+}
+
+/// The backend has heard what stood beside a batch when it says 2xx, and only then: a batch that it
+/// knows already (409) may have been read no further than its id.
+#[tokio::test]
+async fn what_the_agent_says_is_heard_with_a_2xx() {
+    let check = async |answer, expected| {
+        let (_, queued, _) = drain(1, vec![answer]).await;
+        assert_eq!(queued.0.lock().unwrap().heard, expected);
+    };
+    for status in [200, 201, 202, 204, 208] {
+        check(answer(status, ""), 1).await;
+    }
+    check(answer(200, r#"{"duplicate":true}"#), 1).await;
+    let known = r#"{"code":409,"error":"duplicate_batch","message":""}"#;
+    for not in [answer(409, known), answer(503, ""), answer(400, ""), unreachable()] {
+        check(not, 0).await;
     }
 }
 

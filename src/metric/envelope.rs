@@ -79,6 +79,9 @@ pub struct Backlog {
 /// Records that were not delivered and never will be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostRange {
+    /// The entry's number in the agent's ledger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
     /// The first sequence number.
     pub from: u64,
     /// The last sequence number.

@@ -3,6 +3,8 @@
 ALTER TABLE metrics ADD COLUMN digest uuid;
 CREATE UNIQUE INDEX metrics_once ON metrics (server_id, at, digest) WHERE digest IS NOT NULL;
 
--- When the lost records were made.
+-- When the lost records were made. A window that is thinned twice has two entries of one range.
 ALTER TABLE lost ADD COLUMN first_at timestamptz;
 ALTER TABLE lost ADD COLUMN last_at timestamptz;
+ALTER TABLE lost DROP CONSTRAINT lost_pkey;
+ALTER TABLE lost ADD PRIMARY KEY (collector_id, queue_id, first, last, reason, at, records);
