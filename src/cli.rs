@@ -55,7 +55,7 @@ pub enum Command {
         #[command(flatten)]
         args: status::Args,
     },
-    /// Show what is queued: segments (one per push window) or batches (one per push).
+    /// Show what is in the queue: in one screen, or segments, batches, records, losses.
     ///
     /// Asks the agent when it runs, else reads its queue directory, and changes nothing either way.
     /// Exit codes: 0 shown, 1 failed, 2 shown and some of it is damaged.
@@ -93,7 +93,7 @@ pub enum Command {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigFile {
     /// The agent's configuration file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 }
 

@@ -9,15 +9,26 @@
 //! | GET `/v1/status` | 200 [`Status`] |
 //! | GET `/v1/segments` | 200 `[SegmentInfo]`, oldest first |
 //! | GET `/v1/batches` | 200 `[BatchInfo]`, oldest first |
+//! | GET `/v1/segments/ID` | 200 [`SegmentDetail`](crate::queue::SegmentDetail), 404 |
+//! | GET `/v1/records` with a [`RecordQuery`] | 200 [`Records`], a page |
+//! | POST `/v1/verify` with a [`VerifyQuery`] | 200 [`SegmentCheck`](crate::queue::SegmentCheck), a step |
+//! | GET `/v1/ledger` | 200 `[Loss]`, oldest first |
+//! | GET `/v1/dead` with a [`DeadQuery`] | 200 [`DeadLetters`], a page |
+//! | GET `/v1/dead/count` | 200 [`DeadCount`](crate::queue::DeadCount) |
+//! | GET `/v1/quarantine` | 200 `[Quarantined]` |
 //! | POST `/v1/replay` | 202 [`Replay`]: what is queued now is pushed now, backoff or not |
 //! | GET `/metrics` | 200 the Prometheus text format |
 
 mod client; // asks a running agent
+mod look; // segments, records, dead letters and quarantine
 mod server; // answers in the agent
 mod socket; // one owner per socket file, strangers kept out
 mod status; // what the agent says about itself
 
 pub use client::{Client, ClientError};
+pub use look::{
+    DeadLetters, DeadQuery, QuarantineQuery, RecordQuery, Records, Scan, ShownRecord, VerifyQuery,
+};
 pub use server::{Server, Sources, Subject};
 pub use socket::SocketError;
 pub use status::{AgentStatus, BackendStatus, CollectorStatus, Forwarding, Replay, Status};

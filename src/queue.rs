@@ -33,6 +33,7 @@
 //! A record is at most 64 MiB, a block about 256 KiB before compression, a batch 1 MiB or 1,000
 //! records, a segment 16 MiB of frames or one push window.
 
+mod aside;
 mod block;
 mod budget;
 mod disk_health;
@@ -42,6 +43,7 @@ mod group;
 mod index;
 mod ledger;
 mod log;
+mod look;
 mod merge;
 mod reading;
 mod record;
@@ -60,15 +62,21 @@ mod tests;
 mod view;
 mod writing;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
+    aside::{Aside, DeadCount, DeadPage, Quarantined, QuarantinedKind, Readable},
     budget::{Budget, DiskSpace, Durability, OnFull, Retain},
     ledger::{Loss, LossReason},
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
+    look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},
     record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
     ring::Home,
     segment::{BatchLimits, Origin},
@@ -95,6 +103,7 @@ pub struct QueueConfig {
 #[derive(Debug, Clone)]
 pub struct Queue {
     commands: mpsc::Sender<Command>,
+    dir: Option<Arc<Path>>,
 }
 
 /// The thread that owns the log.
@@ -154,6 +163,7 @@ enum Command {
     LossesToSend(oneshot::Sender<Vec<Loss>>),
     LossesAcknowledged(Vec<u64>),
     Position(String, oneshot::Sender<Option<Bytes>>),
+    Look(look::Look),
     Close(oneshot::Sender<()>),
 }
 
@@ -198,6 +208,7 @@ impl Queue {
         S::Writer: 'static,
     {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let dir = log.store.dir().map(Arc::from);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -206,7 +217,12 @@ impl Queue {
             .name("queue".to_owned())
             .spawn(move || runtime.block_on(serve(log, receiver, commit_interval)))
             .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
-        Ok((Self { commands }, QueueThread(thread)))
+        Ok((Self { commands, dir }, QueueThread(thread)))
+    }
+
+    /// The directory that the queue is in, if it has one.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
     }
 
     /// Takes a group; see the module documentation for what the answer promises.
@@ -469,6 +485,7 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
         Command::Position(collector, reply) => {
             reply.send(log.position(&collector)).ok();
         }
+        Command::Look(look) => look::execute(log, look),
         Command::Append(..) | Command::Close(_) => {} // handled by `serve`
     }
 }

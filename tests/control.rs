@@ -22,7 +22,7 @@ use crate::support::process::{agent, run};
 
 /// An agent that pushes nothing.
 #[derive(Clone)]
-struct Still;
+pub struct Still;
 
 impl Subject for Still {
     fn describe(&self) -> AgentStatus {

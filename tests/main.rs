@@ -27,6 +27,7 @@ mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
 mod footprint; // what the agent costs its host
 mod ledger; // lost records, told to the backend until it has heard of them
+mod inspect; // what `agent inspect` tells, live and from the directory
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves

@@ -116,14 +116,16 @@ async fn running_agent_is_asked_and_told_to_push() {
         host.ask(&["status"]).code == Some(0) && host.queued("records") > 0
     });
     says(&host.ask(&["status"]), 0, &["flowing", "no delivery yet", "disk_usage", "ok"]);
-    says(&host.ask(&["inspect"]), 0, &["told by the running agent", "window UTC", "open"]);
+    says(&host.ask(&["inspect"]), 0, &["told by the running agent", "1 open"]);
+    says(&host.ask(&["inspect", "segments"]), 0, &["window UTC", "open"]);
     says(&host.ask(&["inspect", "batches"]), 0, &["open"]);
     assert_eq!(host.json(&["inspect", "--json"])["source"], "agent");
 
     host.stub.reply(vec![Reply::with(503, &[], "{\"message\":\"store down\"}"); 1_000]);
     let done = host.ask(&["replay", "--wait", "1s"]);
     says(&done, 1, &["delivered 0 of 1 batch", "stays queued", "503 store down"]);
-    says(&host.ask(&["inspect"]), 0, &["last answer (segment ", "503 store down"]);
+    says(&host.ask(&["inspect"]), 0, &["delivery ", "503 store down"]);
+    says(&host.ask(&["inspect", "segments"]), 0, &["last answer (segment ", "503 store down"]);
     says(&host.ask(&["status"]), 0, &["backing off", "503 store down"]);
 
     host.stub.forget_replies();
@@ -145,7 +147,7 @@ async fn queue_of_a_killed_agent_is_seen_and_delivered() {
     let before = files(&host.path("queue"));
     says(&host.ask(&["inspect"]), 0, &["no agent runs; read from its directory", "sealed"]);
     says(&host.ask(&["inspect", "batches"]), 0, &["pending"]);
-    let list = host.json(&["inspect", "--json"]);
+    let list = host.json(&["inspect", "segments", "--json"]);
     assert_eq!(list["source"], "directory");
     let segments = list["segments"].as_array().expect("a list").len();
     assert!(segments >= 4, "{list}");

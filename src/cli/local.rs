@@ -7,8 +7,11 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::control::{Client, ClientError};
-use crate::queue::{BatchInfo, Log, QueueConfig, QueueStatus, SegmentInfo, SledView};
+use crate::control::{Client, ClientError, DeadLetters, RecordQuery, Records, Scan};
+use crate::queue::{
+    Aside, BatchInfo, DeadCount, Log, Loss, Quarantined, QueueConfig, QueueStatus, SegmentCheck,
+    SegmentDetail, SegmentInfo, SledView,
+};
 
 /// Where the agent of this host is found.
 #[derive(Debug, Clone)]
@@ -41,18 +44,20 @@ pub struct Seen<T> {
     pub parts: T,
 }
 
-/// Segments, oldest first.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Segments {
-    /// The segments.
-    pub segments: Vec<SegmentInfo>,
+/// The queue, asked or read. Made anew for each look: an agent may start or end between two.
+#[derive(Debug)]
+pub enum Reader {
+    /// The running agent is asked.
+    Agent(Client),
+    /// No agent runs: the directory is read, and nothing in it is changed.
+    Directory(Box<Directory>),
 }
 
-/// Batches, oldest first.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Batches {
-    /// The batches.
-    pub batches: Vec<BatchInfo>,
+/// A queue's directory, opened to look at.
+#[derive(Debug)]
+pub struct Directory {
+    log: Log<SledView>,
+    aside: Aside,
 }
 
 impl Local {
@@ -61,26 +66,19 @@ impl Local {
         Self { socket: config.control_socket.clone(), queue: config.queue.clone() }
     }
 
-    /// The segments, live or from the directory, which is only read.
-    pub async fn segments(&self) -> anyhow::Result<Seen<Segments>> {
-        if let Some((client, queue)) = self.agent().await? {
-            let parts = Segments { segments: client.segments().await? };
-            return Ok(Seen { source: Source::Agent, queue, parts });
+    /// The queue and its status: of the agent when it runs, else from the directory.
+    pub async fn open(&self) -> anyhow::Result<(Reader, QueueStatus)> {
+        let client = Client::new(&self.socket);
+        match client.status().await {
+            Ok(status) => Ok((Reader::Agent(client), status.queue)),
+            Err(ClientError::NotRunning(_)) => {
+                let log = self.view()?;
+                let status = log.status();
+                let aside = Aside::of(&self.queue.dir);
+                Ok((Reader::Directory(Box::new(Directory { log, aside })), status))
+            }
+            Err(error) => Err(error.into()),
         }
-        let log = self.view()?;
-        let parts = Segments { segments: log.segments() };
-        Ok(Seen { source: Source::Directory, queue: log.status(), parts })
-    }
-
-    /// The batches, live or from the directory, which is only read.
-    pub async fn batches(&self) -> anyhow::Result<Seen<Batches>> {
-        if let Some((client, queue)) = self.agent().await? {
-            let parts = Batches { batches: client.batches().await? };
-            return Ok(Seen { source: Source::Agent, queue, parts });
-        }
-        let mut log = self.view()?;
-        let parts = Batches { batches: log.batches()? };
-        Ok(Seen { source: Source::Directory, queue: log.status(), parts })
     }
 
     /// The queue in its directory, to look at.
@@ -96,14 +94,89 @@ impl Local {
         let view = SledView::open(dir).with_context(|| format!("no queue in {}", dir.display()))?;
         Ok(Log::open(view, self.queue.limits)?)
     }
+}
 
-    /// A client of the agent and its queue; `None` when no agent runs.
-    async fn agent(&self) -> Result<Option<(Client, QueueStatus)>, ClientError> {
-        let client = Client::new(&self.socket);
-        match client.status().await {
-            Ok(status) => Ok(Some((client, status.queue))),
-            Err(ClientError::NotRunning(_)) => Ok(None),
-            Err(error) => Err(error),
+impl Reader {
+    /// Who is asked.
+    pub fn source(&self) -> Source {
+        match self {
+            Reader::Agent(_) => Source::Agent,
+            Reader::Directory(_) => Source::Directory,
+        }
+    }
+
+    /// All segments, oldest first.
+    pub async fn segments(&self) -> anyhow::Result<Vec<SegmentInfo>> {
+        match self {
+            Reader::Agent(client) => Ok(client.segments().await?),
+            Reader::Directory(directory) => Ok(directory.log.segments()),
+        }
+    }
+
+    /// All batches, oldest first.
+    pub async fn batches(&mut self) -> anyhow::Result<Vec<BatchInfo>> {
+        match self {
+            Reader::Agent(client) => Ok(client.batches().await?),
+            Reader::Directory(directory) => Ok(directory.log.batches()?),
+        }
+    }
+
+    /// A segment from inside; `None` when no segment of this number is queued.
+    pub async fn segment(&mut self, id: u64) -> anyhow::Result<Option<SegmentDetail>> {
+        match self {
+            Reader::Agent(client) => Ok(client.segment(id).await?),
+            Reader::Directory(directory) => Ok(directory.log.look_segment(id)?),
+        }
+    }
+
+    /// A page of records.
+    pub async fn records(&mut self, query: &RecordQuery) -> anyhow::Result<Records> {
+        match self {
+            Reader::Agent(client) => Ok(client.records(query).await?),
+            Reader::Directory(directory) => {
+                Ok(directory.log.look_records(query.filter(), query.limit()).into())
+            }
+        }
+    }
+
+    /// Reads and checks a part of a segment, from a frame on.
+    pub async fn verify(&mut self, segment: u64, from: u64) -> anyhow::Result<SegmentCheck> {
+        match self {
+            Reader::Agent(client) => Ok(client.verify(segment, from).await?),
+            Reader::Directory(directory) => Ok(directory.log.look_check(segment, from)),
+        }
+    }
+
+    /// The ledger of records that are not delivered.
+    pub async fn losses(&self) -> anyhow::Result<Vec<Loss>> {
+        match self {
+            Reader::Agent(client) => Ok(client.losses().await?),
+            Reader::Directory(directory) => Ok(directory.log.losses()),
+        }
+    }
+
+    /// A page of the dead letters, from a byte of their file on.
+    pub async fn dead(&self, from: u64, limit: usize) -> anyhow::Result<DeadLetters> {
+        match self {
+            Reader::Agent(client) => Ok(client.dead(from, limit).await?),
+            Reader::Directory(directory) => Ok(directory.aside.dead(from, limit)?.into()),
+        }
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_count(&self) -> anyhow::Result<DeadCount> {
+        match self {
+            Reader::Agent(client) => Ok(client.dead_count().await?),
+            Reader::Directory(directory) => Ok(directory.aside.dead_count()?),
+        }
+    }
+
+    /// What is in quarantine.
+    pub async fn quarantine(&self, scan: Scan) -> anyhow::Result<Vec<Quarantined>> {
+        match (self, scan) {
+            (Reader::Agent(client), scan) => Ok(client.quarantine(scan).await?),
+            (Reader::Directory(directory), Scan::No) => Ok(directory.aside.quarantine()?),
+            (Reader::Directory(directory), Scan::Yes) => Ok(directory.aside.quarantine_read()?),
         }
     }
 }

@@ -192,7 +192,7 @@ fn every(interval_ms: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
 
     use jiff::Timestamp;
@@ -207,7 +207,7 @@ mod tests {
         text.parse().expect("a time")
     }
 
-    fn healthy() -> Status {
+    pub(in crate::cli) fn healthy() -> Status {
         let collector = |name: &str, metrics| CollectorStatus {
             name: name.to_owned(),
             enabled: true,

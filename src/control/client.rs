@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::look::{DeadLetters, RecordQuery, Records, Scan};
 use super::status::{Replay, Status};
-use crate::queue::{BatchInfo, SegmentInfo};
+use crate::queue::{
+    BatchInfo, DeadCount, Loss, Quarantined, SegmentCheck, SegmentDetail, SegmentInfo,
+};
 
 /// An agent answers from memory; reading the batches of a large backlog takes longest.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +30,9 @@ pub enum ClientError {
     /// An agent runs, as another user.
     #[error("{0} belongs to another user; hint: run this as the agent's user or as root")]
     Forbidden(PathBuf),
+    /// What was asked for is not there.
+    #[error("{0}")]
+    Absent(String),
     /// The agent broke off or answered something else.
     #[error("the agent at {path}: {why}; hint: look at the agent's log")]
     Failed {
@@ -68,6 +74,50 @@ impl Client {
     /// All batches, oldest first.
     pub async fn batches(&self) -> Result<Vec<BatchInfo>, ClientError> {
         self.ask(Method::GET, "/v1/batches").await
+    }
+
+    /// A segment from inside; `None` when no segment of this number is queued.
+    pub async fn segment(&self, id: u64) -> Result<Option<SegmentDetail>, ClientError> {
+        match self.ask(Method::GET, &format!("/v1/segments/{id}")).await {
+            Err(ClientError::Absent(_)) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    /// A page of records.
+    pub async fn records(&self, query: &RecordQuery) -> Result<Records, ClientError> {
+        let path = ["/v1/records?", &query.to_query()].concat();
+        self.ask(Method::GET, &path).await
+    }
+
+    /// Has a part of a segment read and checked, from a frame on.
+    pub async fn verify(&self, segment: u64, from: u64) -> Result<SegmentCheck, ClientError> {
+        let path = format!("/v1/verify?segment={segment}&from={from}");
+        self.ask(Method::POST, &path).await
+    }
+
+    /// The ledger of records that are not delivered.
+    pub async fn losses(&self) -> Result<Vec<Loss>, ClientError> {
+        self.ask(Method::GET, "/v1/ledger").await
+    }
+
+    /// A page of the dead letters, from a byte of their file on.
+    pub async fn dead(&self, from: u64, limit: usize) -> Result<DeadLetters, ClientError> {
+        self.ask(Method::GET, &format!("/v1/dead?from={from}&limit={limit}")).await
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_count(&self) -> Result<DeadCount, ClientError> {
+        self.ask(Method::GET, "/v1/dead/count").await
+    }
+
+    /// What is in quarantine.
+    pub async fn quarantine(&self, scan: Scan) -> Result<Vec<Quarantined>, ClientError> {
+        let path = match scan {
+            Scan::No => "/v1/quarantine",
+            Scan::Yes => "/v1/quarantine?scan=yes",
+        };
+        self.ask(Method::GET, path).await
     }
 
     /// Has the agent push now what is queued now, and says how much that is.
@@ -112,7 +162,11 @@ impl Client {
                 return Ok(body);
             }
             let message = serde_json::from_slice(&body).map(|failure: Failure| failure.message);
-            Err(self.failed(message.unwrap_or_else(|_| status.to_string())))
+            let message = message.unwrap_or_else(|_| status.to_string());
+            Err(match status {
+                StatusCode::NOT_FOUND => ClientError::Absent(message),
+                _ => self.failed(message),
+            })
         };
         // The connection has to be driven while the answer is awaited; it may end first.
         tokio::pin!(answer, connection);

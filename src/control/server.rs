@@ -10,6 +10,7 @@ use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
+use super::look;
 use super::socket::{Socket, SocketError};
 use super::status::{AgentStatus, Replay, Status};
 use crate::queue::{Queue, QueueClosed, QueueError, SegmentInfo};
@@ -67,6 +68,7 @@ fn router<A: Subject>(sources: Sources<A>) -> Router {
         .route("/v1/batches", get(batches::<A>))
         .route("/v1/replay", post(replay::<A>))
         .route("/metrics", get(metrics::<A>))
+        .merge(look::routes())
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not by this method".to_owned())
@@ -76,14 +78,14 @@ fn router<A: Subject>(sources: Sources<A>) -> Router {
 
 /// An answer that is none, in the shape of the backend's errors.
 #[derive(Debug, Serialize)]
-struct Failure {
+pub(super) struct Failure {
     code: u16,
     error: &'static str,
     message: String,
 }
 
 impl Failure {
-    fn new(status: StatusCode, message: String) -> Self {
+    pub(super) fn new(status: StatusCode, message: String) -> Self {
         let error = match status {
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",

@@ -18,6 +18,7 @@ use super::{
     disk_health::DiskHealth,
     index::Index,
     ledger::{Ledger, Loss, LossReason, NewLoss},
+    look,
     merge::Merge,
     record::{PASSING_POSITIONS_MAX, Position, Record},
     retain::Kept,
@@ -80,6 +81,7 @@ pub struct Log<S: Store> {
     pub(super) ring: Ring,
     /// The frames of the segment that was read from disk last.
     pub(super) index: Option<Index>,
+    pub(super) look: Option<look::Index>,
     pub(super) disk: DiskHealth,
     /// When a batch was delivered last.
     pub(super) delivered_at_ms: i64,
@@ -217,6 +219,7 @@ impl<S: Store> Log<S> {
             active: None,
             ring: Ring::new(limits.ring_bytes_max),
             index: None,
+            look: None,
             disk: DiskHealth::default(),
             delivered_at_ms: 0,
             merge: None,

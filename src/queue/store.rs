@@ -1,6 +1,9 @@
 //! The seam between the log and what keeps its bytes: segments of frames, and small state rows.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use uuid::Uuid;
 
@@ -18,6 +21,11 @@ pub trait Store: Send {
 
     /// The queue's identity, made on first use.
     fn queue_id(&self) -> Uuid;
+
+    /// The directory that it keeps everything in, if it has one.
+    fn dir(&self) -> Option<&Path> {
+        None
+    }
 
     /// Creates segment `id`; it is durable, empty, when this returns.
     fn create(&mut self, id: u64) -> Result<Self::Writer, StoreError>;

@@ -121,6 +121,10 @@ impl Store for SledStore {
         self.queue_id
     }
 
+    fn dir(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+
     fn create(&mut self, id: u64) -> Result<SledWriter, StoreError> {
         let dir = segment_dir(&self.dir, id);
         if dir.exists() {

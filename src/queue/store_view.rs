@@ -42,6 +42,10 @@ impl Store for SledView {
         self.queue_id
     }
 
+    fn dir(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+
     fn create(&mut self, _id: u64) -> Result<NoWriter, StoreError> {
         Err(StoreError::new("write to", &self.dir, io::ErrorKind::ReadOnlyFilesystem))
     }

@@ -219,32 +219,38 @@ impl<S: Store> Log<S> {
 
     /// The batches of all segments, oldest first. Reads segments that an earlier process wrote.
     pub fn batches(&mut self) -> Result<Vec<BatchInfo>, StoreError> {
+        let mut ids: Vec<u64> = self.kept.keys().chain(self.sealed.keys()).copied().collect();
+        ids.sort_unstable();
+        ids.extend(self.active.as_ref().map(|active| active.row.id));
         let mut batches = Vec::new();
-        for id in self.sealed.keys().copied().collect::<Vec<_>>() {
-            let plans = self.plans(id)?;
-            let Some(sealed) = self.sealed.get(&id) else { continue };
-            batches.extend(plans.iter().map(|plan| {
-                let state = if sealed.row.is_delivered(plan.number) {
-                    BatchState::Delivered
-                } else if sealed.in_flight.contains(&plan.number) {
-                    BatchState::Sending
-                } else {
-                    BatchState::Pending
-                };
-                self.batch_info(id, plan, state, sealed.attempts.get(&plan.number))
-            }));
-        }
-        for id in self.kept.keys().copied().collect::<Vec<_>>() {
-            let plans = self.plans(id)?;
-            let info = |plan| self.batch_info(id, plan, BatchState::Kept, None);
-            batches.extend(plans.iter().map(info));
-        }
-        batches.sort_by_key(|batch| (batch.segment, batch.number));
-        if let Some(active) = &self.active {
-            let info = |plan| self.batch_info(active.row.id, plan, BatchState::Open, None);
-            batches.extend(active.plans.iter().map(info));
+        for id in ids {
+            batches.extend(self.batches_of(id)?);
         }
         Ok(batches)
+    }
+
+    /// The batches of one segment.
+    pub(super) fn batches_of(&mut self, id: u64) -> Result<Vec<BatchInfo>, StoreError> {
+        if let Some(active) = self.active.as_ref().filter(|active| active.row.id == id) {
+            let info = |plan| self.batch_info(id, plan, BatchState::Open, None);
+            return Ok(active.plans.iter().map(info).collect());
+        }
+        let plans = self.plans(id)?;
+        let Some(sealed) = self.sealed.get(&id) else {
+            let info = |plan| self.batch_info(id, plan, BatchState::Kept, None);
+            return Ok(plans.iter().map(info).collect());
+        };
+        let info = |plan: &BatchPlan| {
+            let state = if sealed.row.is_delivered(plan.number) {
+                BatchState::Delivered
+            } else if sealed.in_flight.contains(&plan.number) {
+                BatchState::Sending
+            } else {
+                BatchState::Pending
+            };
+            self.batch_info(id, plan, state, sealed.attempts.get(&plan.number))
+        };
+        Ok(plans.iter().map(info).collect())
     }
 
     pub(super) fn sealed_disk_bytes(&self, sealed: &Sealed) -> u64 {

@@ -97,7 +97,7 @@ struct Answered<'a> {
     answer: Option<&'a str>,
 }
 
-fn limited<T>(list: &[T], limit: usize) -> (&[T], usize) {
+pub(super) fn limited<T>(list: &[T], limit: usize) -> (&[T], usize) {
     let shown = if limit == 0 { list.len() } else { limit.min(list.len()) };
     (&list[..shown], list.len() - shown)
 }
@@ -134,7 +134,7 @@ fn table(screen: &Screen, header: &[&str], rows: Vec<Vec<Cell>>) -> Table {
     table
 }
 
-fn rest_of(rest: usize) -> String {
+pub(super) fn rest_of(rest: usize) -> String {
     if rest == 0 {
         return String::new();
     }
@@ -177,26 +177,54 @@ fn window(screen: &Screen, segment: &SegmentInfo) -> String {
     format!("{} +{}", opened.strftime(format), one_unit(length))
 }
 
+/// The state of a segment as everybody reads it.
+pub(super) fn segment_word(segment: &SegmentInfo) -> &'static str {
+    match segment.state {
+        SegmentState::Damaged => state_word(SegmentState::Damaged),
+        _ if segment.memory_only => "memory",
+        state => state_word(state),
+    }
+}
+
+/// The same, wherever the segment is.
+pub(super) fn state_word(state: SegmentState) -> &'static str {
+    match state {
+        SegmentState::Damaged => "damaged",
+        SegmentState::Sending => "sending",
+        SegmentState::Open => "open",
+        SegmentState::Sealed => "sealed",
+        SegmentState::Kept => "delivered",
+    }
+}
+
+/// The state of a batch as everybody reads it.
+pub(super) fn batch_word(state: BatchState) -> &'static str {
+    match state {
+        BatchState::Open => "open",
+        BatchState::Pending => "pending",
+        BatchState::Sending => "sending",
+        BatchState::Delivered | BatchState::Kept => "delivered",
+    }
+}
+
 fn segment_state(segment: &SegmentInfo) -> Cell {
-    let (text, colour) = match segment.state {
-        SegmentState::Damaged => ("damaged", Some(Color::Red)),
-        _ if segment.memory_only => ("memory", Some(Color::Yellow)),
-        SegmentState::Sending => ("sending", Some(Color::Green)),
-        SegmentState::Open => ("open", None),
-        SegmentState::Sealed => ("sealed", None),
-        SegmentState::Kept => ("delivered", Some(Color::DarkGrey)),
+    let colour = match segment.state {
+        SegmentState::Damaged => Some(Color::Red),
+        _ if segment.memory_only => Some(Color::Yellow),
+        SegmentState::Sending => Some(Color::Green),
+        SegmentState::Kept => Some(Color::DarkGrey),
+        SegmentState::Open | SegmentState::Sealed => None,
     };
-    coloured(text, colour)
+    coloured(segment_word(segment), colour)
 }
 
 fn batch_state(state: BatchState) -> Cell {
-    let (text, colour) = match state {
-        BatchState::Open => ("open", None),
-        BatchState::Pending => ("pending", None),
-        BatchState::Sending => ("sending", Some(Color::Green)),
-        BatchState::Delivered | BatchState::Kept => ("delivered", Some(Color::DarkGrey)),
+    let colour = match state {
+        BatchState::Sending => Some(Color::Green),
+        BatchState::Delivered | BatchState::Kept => Some(Color::DarkGrey),
+        BatchState::Open | BatchState::Pending => None,
     };
-    coloured(text, colour)
+    coloured(batch_word(state), colour)
 }
 
 fn coloured(text: &str, colour: Option<Color>) -> Cell {

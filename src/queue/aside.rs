@@ -1,0 +1,263 @@
+//! What lies beside the log in a queue's directory: dead letters, and what was put into quarantine.
+//! Only read, from any process: the agent adds to both and changes nothing that is there.
+
+use std::{
+    io::{self, BufRead, BufReader, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use fs_err::{self as fs, File};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    block,
+    files::{allocated_bytes, at, if_absent, read_frames, read_identity, scan_segment},
+    salvage::Found,
+    store::StoreError,
+};
+
+/// A queue's directory, as far as it can be read without the log.
+#[derive(Debug, Clone)]
+pub struct Aside {
+    dir: PathBuf,
+}
+
+/// Lines of the dead letters, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeadPage {
+    /// The lines as they were written, without their end.
+    pub lines: Vec<Vec<u8>>,
+    /// Where the next page begins in the file; `None` when there is no more.
+    pub next: Option<u64>,
+    /// Where the lines of this page end in the file: what is added later is from here on.
+    pub end: u64,
+}
+
+/// How much is in the dead letters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadCount {
+    /// Letters.
+    pub letters: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// When the last one was added.
+    pub newest_at: Option<Timestamp>,
+}
+
+/// An entry of `quarantine/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Its name in `quarantine/`.
+    pub name: String,
+    /// What it is.
+    pub kind: QuarantinedKind,
+    /// When it was put there.
+    pub at: Option<Timestamp>,
+    /// Bytes that it occupies.
+    pub disk_bytes: u64,
+    /// What can be read of it; only of a segment, and only when that was asked for.
+    pub readable: Option<Readable>,
+}
+
+/// What an entry of `quarantine/` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuarantinedKind {
+    /// A segment with damage.
+    Segment,
+    /// A state database with damage.
+    State,
+    /// Nothing that the agent has put there.
+    Other,
+}
+
+/// What can be read of a segment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readable {
+    /// Blocks.
+    pub blocks: u64,
+    /// Records in them.
+    pub records: u64,
+    /// The lowest sequence number of them.
+    pub first_seq: Option<u64>,
+    /// The highest.
+    pub last_seq: Option<u64>,
+    /// Why nothing could be read, if so.
+    pub error: Option<String>,
+}
+
+impl Aside {
+    /// What lies in the queue directory `dir`.
+    pub fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// The dead letters that begin at byte `from` of their file, `limit` of them. A last line that
+    /// is still being written is left for the next page.
+    pub fn dead(&self, from: u64, limit: usize) -> Result<DeadPage, StoreError> {
+        let path = self.dir.join("dead.ndjson");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) => return if_absent(DeadPage::default())(error).map_err(at("open", &path)),
+        };
+        read_lines(file, from, limit).map_err(at("read", &path))
+    }
+
+    /// How many dead letters there are. Reads their file.
+    pub fn dead_count(&self) -> Result<DeadCount, StoreError> {
+        let path = self.dir.join("dead.ndjson");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) => return if_absent(DeadCount::default())(error).map_err(at("open", &path)),
+        };
+        let count = || {
+            let data = file.metadata()?;
+            let newest_at = data.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
+            let mut file = BufReader::with_capacity(64 << 10, file);
+            let mut letters = 0;
+            loop {
+                let chunk = file.fill_buf()?;
+                if chunk.is_empty() {
+                    let newest_at = newest_at.filter(|_| letters > 0);
+                    return Ok(DeadCount { letters, bytes: data.len(), newest_at });
+                }
+                letters += memchr::memchr_iter(b'\n', chunk).count() as u64;
+                let read = chunk.len();
+                file.consume(read);
+            }
+        };
+        count().map_err(|error: io::Error| StoreError::new("read", &path, error))
+    }
+
+    /// What is in `quarantine/`, by name.
+    pub fn quarantine(&self) -> Result<Vec<Quarantined>, StoreError> {
+        let dir = self.dir.join("quarantine");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) => return if_absent(Vec::new())(error).map_err(at("list", &dir)),
+        };
+        let mut list: Vec<Quarantined> =
+            entries.flatten().map(|entry| quarantined(&entry)).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// The same, and what can be read of each segment. Reads them all.
+    pub fn quarantine_read(&self) -> Result<Vec<Quarantined>, StoreError> {
+        let mut list = self.quarantine()?;
+        for entry in list.iter_mut().filter(|entry| entry.kind == QuarantinedKind::Segment) {
+            entry.readable = Some(self.readable(&self.dir.join("quarantine").join(&entry.name)));
+        }
+        Ok(list)
+    }
+
+    /// What can be read of the segment in `dir`, whose name is its number.
+    pub fn readable(&self, dir: &Path) -> Readable {
+        self.read(dir).unwrap_or_else(|error| Readable {
+            error: Some(error.to_string()),
+            ..Readable::default()
+        })
+    }
+
+    fn read(&self, dir: &Path) -> Result<Readable, StoreError> {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        let Some(id) = name.and_then(segment_of) else {
+            return Err(StoreError::new("read", dir, io::ErrorKind::InvalidInput));
+        };
+        let found = scan_segment(dir, read_identity(&self.dir)?, id)?.found;
+        let mut readable = Readable::default();
+        let one_block = |a: &Found, b: &Found| {
+            a.head.first_seq == b.head.first_seq && a.head.part + 1 == b.head.part
+        };
+        for frames in found.chunk_by(one_block) {
+            let Ok(body) = block::decode(&read_frames(dir, frames)?) else { continue };
+            readable.blocks += 1;
+            readable.records += body.records.len() as u64;
+            for record in &body.records {
+                let lowest = readable.first_seq.map_or(record.seq, |seq| seq.min(record.seq));
+                readable.first_seq = Some(lowest);
+                readable.last_seq = readable.last_seq.max(Some(record.seq));
+            }
+        }
+        Ok(readable)
+    }
+}
+
+fn quarantined(entry: &fs::DirEntry) -> Quarantined {
+    let name = entry.file_name().to_string_lossy().into_owned();
+    let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let kind = match (is_dir, segment_of(&name), name.starts_with("state-")) {
+        (true, Some(_), _) => QuarantinedKind::Segment,
+        (true, None, true) => QuarantinedKind::State,
+        _ => QuarantinedKind::Other,
+    };
+    let data = fs::symlink_metadata(entry.path()).ok();
+    let bytes = data.as_ref().map_or(0, |data| data.blocks() * 512);
+    Quarantined {
+        name,
+        kind,
+        // Moving a directory changes nothing in it; the inode's own time is that of the move.
+        at: data.and_then(|data| Timestamp::new(data.ctime(), 0).ok()),
+        disk_bytes: if is_dir { allocated_bytes(&entry.path()) } else { bytes },
+        readable: None,
+    }
+}
+
+/// The number that the name of a segment's directory stands for.
+pub(super) fn segment_of(name: &str) -> Option<u64> {
+    let digits = name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| name.parse().ok()).flatten()
+}
+
+fn read_lines(mut file: File, from: u64, limit: usize) -> io::Result<DeadPage> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(from))?;
+    let mut file = BufReader::with_capacity(64 << 10, file);
+    let mut page = DeadPage { end: from, ..DeadPage::default() };
+    loop {
+        if page.lines.len() >= limit {
+            page.next = (page.end < length).then_some(page.end);
+            return Ok(page);
+        }
+        let mut line = Vec::new();
+        let read = file.read_until(b'\n', &mut line)? as u64;
+        if line.pop() != Some(b'\n') {
+            return Ok(page);
+        }
+        page.end += read;
+        page.lines.push(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_are_read_in_pages() {
+        let folder = tempfile::tempdir().unwrap();
+        let aside = Aside::of(folder.path());
+        assert_eq!(aside.dead(0, 10).unwrap(), DeadPage::default());
+        assert_eq!(aside.dead_count().unwrap(), DeadCount::default());
+        let path = folder.path().join("dead.ndjson");
+        fs::write(&path, "{\"a\":1}\n{\"a\":22}\n{\"a\":3}\n{\"torn").unwrap();
+        let first = aside.dead(0, 2).unwrap();
+        assert_eq!(first.lines, [&b"{\"a\":1}"[..], b"{\"a\":22}"]);
+        let second = aside.dead(first.next.unwrap(), 2).unwrap();
+        assert_eq!(second.lines, [b"{\"a\":3}"]);
+        assert_eq!((second.next, second.end), (None, 25), "a torn line is left for later");
+        let count = aside.dead_count().unwrap();
+        assert_eq!((count.letters, count.bytes), (3, 31));
+        assert!(count.newest_at.is_some());
+    }
+
+    #[test]
+    fn only_twenty_digits_are_a_segment() {
+        assert_eq!(segment_of("00000000000000000007"), Some(7));
+        assert_eq!(segment_of("7"), None);
+        assert_eq!(segment_of("+0000000000000000007"), None);
+        assert_eq!(segment_of("99999999999999999999"), None);
+    }
+}
