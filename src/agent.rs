@@ -1,8 +1,10 @@
 //! Joins the stages: the only file that starts the agent's tasks and makes their channels.
 //!
-//! Collectors -> door -> queue -> forwarder -> link, and beside them the end of each push window.
+//! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs and
+//! the end of each push window.
 
 mod door;
+mod intake;
 mod seams;
 
 use std::{sync::Arc, time::Duration};
@@ -13,10 +15,13 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::door::{Door, run_collector};
 pub use self::{
     door::{Collections, CollectorStatus},
     seams::{LinkWire, QueueSource},
+};
+use self::{
+    door::{Door, run_collector},
+    intake::QueueSink,
 };
 use crate::{
     clock,
@@ -26,6 +31,7 @@ use crate::{
     },
     config::{Collectors, Config, ForwardSettings},
     forward::{Drained, ForwardConfig, ForwardStatus, Forwarder},
+    intake::{Intake, IntakeView},
     link::{Identity, Link, LinkError},
     queue::{Queue, QueueThread, StoreError},
     shutdown::{self, Shutdown, Trigger},
@@ -49,6 +55,8 @@ pub struct AgentView {
     pub queue: Queue,
     /// What the collectors have done.
     pub collections: Collections,
+    /// What other programs have pushed; `None` when there is no intake.
+    pub intake: Option<IntakeView>,
     /// What the forwarder has done.
     pub forward: watch::Receiver<ForwardStatus>,
     /// The way to the backend.
@@ -90,6 +98,12 @@ impl Agent {
         let mut stages = JoinSet::new();
         let door = Door { queue: queue.clone(), collections: collections.clone() };
         start_collectors(&mut stages, &config.collectors, &door, &shutdown).await;
+        let intake = config.intake.clone().map(|config| {
+            let intake = Intake::new(config, QueueSink(queue.clone()));
+            let view = intake.view();
+            stages.spawn(intake.run(shutdown.clone()));
+            view
+        });
         stages.spawn(end_windows(
             queue.clone(),
             windows(config.agent.push_interval, queue_id),
@@ -102,7 +116,7 @@ impl Agent {
         let (finish, finishing) = watch::channel(false);
         let forwarder =
             tokio::spawn(forward_batches(forwarder, queue.clone(), signals.clone(), finishing));
-        let view = AgentView { queue, collections, forward, link, signals };
+        let view = AgentView { queue, collections, intake, forward, link, signals };
         Ok(Self { view, trigger, stages, forwarder, finish, queue_thread })
     }
 
@@ -111,7 +125,7 @@ impl Agent {
         self.view.clone()
     }
 
-    /// Stops collecting, seals, tries once more to deliver what waits within `deadline`, and
+    /// Stops collecting, finishes the requests of other programs that have begun, seals, tries once more to deliver what waits within `deadline`, and
     /// closes the queue. What is not delivered by then is on disk.
     pub async fn stop(mut self, deadline: Duration) {
         self.trigger.stop();

@@ -21,6 +21,7 @@ use crate::{
         postgres::{PgConnection, Timeouts},
         sysstat::SysstatConfig,
     },
+    intake::{IntakeConfig, Listen},
     link::{LinkConfig, TlsConfig, endpoint::Endpoint},
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
@@ -35,6 +36,8 @@ pub struct Config {
     pub link: LinkConfig,
     /// The collectors and when each of them runs.
     pub collectors: Collectors,
+    /// Where other programs push; `None` when they do not.
+    pub intake: Option<IntakeConfig>,
     /// The queue.
     pub queue: QueueConfig,
     /// How batches leave.
@@ -127,6 +130,7 @@ impl Config {
         let postgres = postgres(&mut document.section("postgres"));
         let config = Self {
             collectors: collectors(&mut document, interval, &postgres),
+            intake: intake(&mut document.section("intake")),
             queue: queue(&mut document.section("queue"), &agent.state_dir),
             forward: forward(&mut document.section("forward")),
             control_socket: document
@@ -277,6 +281,25 @@ fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConf
     }
 }
 
+/// `None` unless `listen` is set.
+fn intake(section: &mut Section<'_, '_>) -> Option<IntakeConfig> {
+    let listen = section.optional_text("listen");
+    let group = section.optional_text("group");
+    let body_bytes_max = section.size("body_bytes_max", "8MiB", ["1KiB", "64MiB"]);
+    let connections_max = section.integer("connections_max", 64, 1..=1_000);
+    let connections_max = usize::try_from(connections_max).unwrap_or(64);
+    let timeout = section.duration("timeout", "10s", ["100ms", "5min"]);
+    match Listen::parse(&listen?) {
+        Ok(listen) => {
+            Some(IntakeConfig { listen, group, body_bytes_max, connections_max, timeout })
+        }
+        Err(error) => {
+            section.reject("listen", error.what, error.hint);
+            None
+        }
+    }
+}
+
 fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
     let memory = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let budget = budget(section);
@@ -416,6 +439,15 @@ mod tests {
         assert_eq!(timing.interval, Duration::from_secs(30), "collector.interval is the default");
     }
 
+    #[test]
+    fn the_intake_is_off_until_it_has_a_place() {
+        assert_eq!(read("[intake]\nlisten = \"\"\nconnections_max = 3").unwrap().intake, None);
+        let intake = read("[intake]\nlisten = \"unix:/run/a.sock\"").unwrap().intake.unwrap();
+        assert_eq!(intake.listen, Listen::Unix("/run/a.sock".into()));
+        assert_eq!((intake.group, intake.body_bytes_max), (None, 8 << 20));
+        assert_eq!((intake.connections_max, intake.timeout), (64, Duration::from_secs(10)));
+    }
+
     /// C24
     #[test]
     fn bad_values_are_refused_with_their_line() {
@@ -430,5 +462,8 @@ mod tests {
         check("[collector]\nhostname = \"\"", "agent.toml:2: collector.hostname");
         check("[collector]\npush_interval = -5", "agent.toml:2: collector.push_interval = -5");
         check("[pg_stats]\nenabled = \"yes\"", "true or false");
+        check("[intake]\nlisten = \"0.0.0.0:1\"", "agent.toml:2: intake.listen = \"0.0.0.0:1\"");
+        check("[intake]\nlisten = \"unix:x.sock\"", "begins with /");
+        check("[intake]\nlisten = \"here\"", "is no address\n  hint: `unix:");
     }
 }

@@ -22,13 +22,14 @@
 mod client; // asks a running agent
 mod look; // segments, records, dead letters and quarantine
 mod server; // answers in the agent
-mod socket; // one owner per socket file, strangers kept out
 mod status; // what the agent says about itself
 
+pub use crate::socket::SocketError;
 pub use client::{Client, ClientError};
 pub use look::{
     DeadLetters, DeadQuery, QuarantineQuery, RecordQuery, Records, Scan, ShownRecord, VerifyQuery,
 };
 pub use server::{Server, Sources, Subject};
-pub use socket::SocketError;
-pub use status::{AgentStatus, BackendStatus, CollectorStatus, Forwarding, Replay, Status};
+pub use status::{
+    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, Replay, Status,
+};

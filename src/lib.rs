@@ -12,6 +12,7 @@ pub mod config; // TOML -> one validated part per stage
 
 pub mod metric; // the documents of the contract and their validation
 pub mod collect; // stage 1: the host and PostgreSQL -> metrics
+pub mod intake; // stage 1, too: other programs of this host -> metrics
 pub mod queue; // stage 2: metrics -> durable records -> batches
 pub mod forward; // stage 3: batches -> pushes
 pub mod link; // the wire to the backend: TLS, tokens, the client, registration
@@ -19,6 +20,8 @@ pub mod control; // the local socket: status, inspect, replay, metrics
 pub mod agent; // joins the stages
 pub mod backend; // the server that agents report to
 
+pub mod encoding; // bodies: gzip, zstd, zlib, up to a limit
+pub mod socket; // a Unix socket with one owner
 pub mod clock; // the only reader of the clocks
 pub mod units; // durations and sizes as text
 pub mod shutdown; // signals, and telling tasks to stop

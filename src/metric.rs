@@ -11,6 +11,7 @@ pub mod disk_usage;
 pub mod envelope;
 pub mod pg_log;
 pub mod pg_stats;
+mod quick;
 mod shape;
 pub mod sysstat;
 
@@ -22,6 +23,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 pub use compat::split_compat;
+pub use quick::Sound;
 pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
 
 use crate::clock;
@@ -139,6 +141,35 @@ pub fn validate(metric: &Value, now: Timestamp) -> Result<MetricType, Invalid> {
     shape::check_metric(members, metric_type.fields(), now)?;
     Ok(metric_type)
 }
+
+/// [`validate`] for one metric's text, which must be a JSON value. A document of an older
+/// collector, which [`split_compat`] splits, is sound when its parts are.
+///
+/// Sound text costs no memory. Text that is not sound becomes a value, so that its place can be
+/// told, unless it holds more than [`VALUES_MAX`] values: these could take a hundred times the
+/// memory of their text.
+pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
+    if let Some(sound) = quick::look(text, now) {
+        return Ok(sound);
+    }
+    let values = text.bytes().filter(|byte| matches!(byte, b'{' | b'[' | b',')).count();
+    if values > VALUES_MAX {
+        let message = format!("not sound, and too large to say where: {values} values");
+        return Err(Invalid::new("", message));
+    }
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
+    let parts = split_compat(value);
+    let types = parts.iter().map(|part| validate(part, now)).collect::<Result<Vec<_>, _>>()?;
+    let time = parts.first().and_then(|part| part.get("timestamp")?.as_str()?.parse().ok());
+    match (types.into_iter().next(), time) {
+        (Some(metric_type), Some(at)) => Ok(Sound { metric_type, at }),
+        _ => Err(Invalid::new("", "no metric")),
+    }
+}
+
+/// The most values of a text that is made into one: about 64 MiB.
+const VALUES_MAX: usize = 200_000;
 
 impl MetricType {
     fn fields(&self) -> &'static [Field] {

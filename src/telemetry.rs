@@ -45,6 +45,12 @@ pub mod counter {
     pub const COLLECTIONS: &str = "agent_collections_total";
     /// Records that the queue took, by `collector`.
     pub const APPENDED: &str = "agent_records_appended_total";
+    /// Requests to the intake, by `status`.
+    pub const INTAKE_REQUESTS: &str = "agent_intake_requests_total";
+    /// Metrics that the intake rejected.
+    pub const INTAKE_REJECTED: &str = "agent_intake_metrics_rejected_total";
+    /// Requests to the intake with an idempotency key that was known.
+    pub const INTAKE_DUPLICATES: &str = "agent_intake_duplicates_total";
     /// Ticks that went by because a collection took too long, by `collector`.
     pub const MISSED: &str = "agent_collections_missed_total";
 }

@@ -45,6 +45,7 @@ impl Subject for Still {
                 sent_bytes: 0,
             },
             collectors: Vec::new(),
+            intake: None,
         }
     }
 

@@ -12,7 +12,8 @@ use crate::agent::AgentView;
 use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
-    AgentStatus, BackendStatus, CollectorStatus, Forwarding, Server, SocketError, Sources, Subject,
+    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, Server, SocketError,
+    Sources, Subject,
 };
 use crate::forward::ForwardStatus;
 
@@ -43,6 +44,7 @@ pub async fn serve(
         url: config.link.url.clone(),
         verified: config.link.tls.verify,
         collectors: timings(&config.collectors),
+        intake: config.intake.as_ref().map(|intake| intake.listen.to_string()),
     };
     let queue = view.queue.clone();
     let sources = Sources { queue, agent: Shown { view, facts }, metrics };
@@ -72,6 +74,7 @@ struct Facts {
     url: String,
     verified: bool,
     collectors: Vec<(&'static str, Option<Timing>)>,
+    intake: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -103,6 +106,7 @@ impl Subject for Shown {
                 sent_bytes: forward.sent_bytes,
             },
             collectors: self.collectors(),
+            intake: self.intake(),
         }
     }
 
@@ -112,6 +116,20 @@ impl Subject for Shown {
 }
 
 impl Shown {
+    fn intake(&self) -> Option<IntakeStatus> {
+        let counts = self.view.intake.as_ref()?.counts();
+        Some(IntakeStatus {
+            listen: counts.listen.or_else(|| self.facts.intake.clone()).unwrap_or_default(),
+            error: counts.error,
+            connections: counts.connections,
+            requests: counts.requests,
+            refused: counts.refused,
+            metrics: counts.metrics,
+            rejects: counts.rejects,
+            duplicates: counts.duplicates,
+        })
+    }
+
     fn collectors(&self) -> Vec<CollectorStatus> {
         let done = self.view.collections.snapshot();
         let show = |(name, timing): &(&str, Option<Timing>)| {

@@ -11,7 +11,9 @@ use super::local::{self, Local};
 use super::screen::{Screen, count, counted, right, tell};
 use crate::clock;
 use crate::config::Config;
-use crate::control::{BackendStatus, Client, ClientError, CollectorStatus, Forwarding, Status};
+use crate::control::{
+    BackendStatus, Client, ClientError, CollectorStatus, Forwarding, IntakeStatus, Status,
+};
 use crate::queue::QueueStatus;
 use crate::units;
 
@@ -83,6 +85,9 @@ fn concerns(status: &Status) -> Vec<String> {
             found.push(format!("{} {what}", counted(number, "record")));
         }
     }
+    if let Some(error) = agent.intake.as_ref().and_then(|intake| intake.error.as_ref()) {
+        found.push(format!("other programs cannot push: {error}"));
+    }
     let failing = agent.collectors.iter().filter(|collector| collector.last_error.is_some());
     found.extend(failing.map(|collector| format!("collector {} fails, see below", collector.name)));
     let blocked = agent.collectors.iter().filter(|collector| collector.blocked_since.is_some());
@@ -105,6 +110,7 @@ fn page(screen: &Screen, status: &Status) -> String {
     let _ = writeln!(text, "collector  {}", agent.collector_id);
     text.push_str(&backend(screen, &agent.backend));
     text.push_str(&queue(screen, &status.queue));
+    text.extend(agent.intake.as_ref().map(intake));
     for concern in concerns(status) {
         let _ = writeln!(text, "look       {concern}");
     }
@@ -148,6 +154,18 @@ fn queue(screen: &Screen, queue: &QueueStatus) -> String {
         counted(counts.appended_records, "record"),
         count(counts.delivered_records),
         counted(counts.delivered_batches, "batch"),
+    )
+}
+
+fn intake(intake: &IntakeStatus) -> String {
+    format!(
+        "intake     {}, {} open\n           {} taken, {} rejected, {} of {} refused\n",
+        intake.listen,
+        counted(intake.connections, "connection"),
+        counted(intake.metrics, "metric"),
+        count(intake.rejects),
+        count(intake.refused),
+        counted(intake.requests, "request"),
     )
 }
 
@@ -240,6 +258,14 @@ pub(super) mod tests {
             hostname: "db.example".to_owned(),
             backend,
             collectors: vec![collector("sysstat", 1_440), collector("pg_stats", 4_320)],
+            intake: Some(IntakeStatus {
+                listen: "unix:/run/pganalytics/intake.sock".to_owned(),
+                connections: 1,
+                requests: 1_450,
+                refused: 3,
+                metrics: 2_880,
+                ..IntakeStatus::default()
+            }),
         };
         let queue = QueueStatus {
             queue_id: Uuid::from_u128(7),
@@ -277,6 +303,11 @@ pub(super) mod tests {
         status.queue.disk_error = Some("no space left on device".to_owned());
         status.queue.counts.refused_records = 3;
         status.queue.counts.evicted_records = 1;
+        status.agent.intake = Some(IntakeStatus {
+            listen: "127.0.0.1:9187".to_owned(),
+            error: Some("127.0.0.1:9187: address already in use".to_owned()),
+            ..IntakeStatus::default()
+        });
         let [sysstat, pg_stats] = &mut status.agent.collectors[..] else { panic!("two") };
         sysstat.enabled = false;
         pg_stats.last_error = Some("connect to /run/postgresql: refused; hint: start it".into());
@@ -298,7 +329,7 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_is_named() {
-        assert_eq!(concerns(&troubled()).len(), 7);
+        assert_eq!(concerns(&troubled()).len(), 8);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
     }
 

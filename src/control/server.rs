@@ -11,9 +11,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
 use super::look;
-use super::socket::{Socket, SocketError};
 use super::status::{AgentStatus, Replay, Status};
 use crate::queue::{Queue, QueueClosed, QueueError, SegmentInfo};
+use crate::socket::{Peers, Socket, SocketError};
 
 /// The agent, as far as the socket needs it.
 pub trait Subject: Clone + Send + Sync + 'static {
@@ -44,7 +44,7 @@ pub struct Server {
 impl Server {
     /// Takes the socket; one that a killed agent left is replaced.
     pub async fn bind(path: &Path) -> Result<Self, SocketError> {
-        Ok(Self { socket: Socket::bind(path).await? })
+        Ok(Self { socket: Socket::bind(path, Peers::Own).await? })
     }
 
     /// Answers until `shutdown`; then what is being answered is finished and the socket removed.

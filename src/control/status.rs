@@ -36,6 +36,30 @@ pub struct AgentStatus {
     pub backend: BackendStatus,
     /// All collectors, enabled or not.
     pub collectors: Vec<CollectorStatus>,
+    /// What other programs push; absent when there is no intake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intake: Option<IntakeStatus>,
+}
+
+/// The intake, in numbers since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntakeStatus {
+    /// Where it listens: `unix:/path`, or an address with its port.
+    pub listen: String,
+    /// Why it does not.
+    pub error: Option<String>,
+    /// Connections that are open now.
+    pub connections: u64,
+    /// Requests answered, whatever the answer.
+    pub requests: u64,
+    /// Requests not answered 200.
+    pub refused: u64,
+    /// Metrics that became records.
+    pub metrics: u64,
+    /// Metrics rejected, with their reason in the answer.
+    pub rejects: u64,
+    /// Requests that had been taken before.
+    pub duplicates: u64,
 }
 
 /// How forwarding goes. Times are the host's.

@@ -1,8 +1,6 @@
 //! The shape of a document as data, and the one walk that holds a JSON value against it.
 
 use jiff::Timestamp;
-use jiff::civil::date;
-use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use super::{Invalid, Status};
@@ -17,6 +15,9 @@ pub const DEPTH_MAX: usize = 16;
 const PERCENT_SLACK: f64 = 0.1;
 /// How far ahead of our clock another host's clock may be.
 const AHEAD_HOURS_MAX: i64 = 24;
+
+/// 2000-01-01T00:00:00Z.
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
 
 /// What a field holds.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +48,8 @@ pub(super) enum Kind {
 /// One named field of an object.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field {
-    name: &'static str,
-    kind: Kind,
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
     need: Need,
 }
 
@@ -62,7 +63,8 @@ enum Need {
 pub(super) const STATUS: Kind = Kind::OneOf(Status::NAMES);
 
 /// Fields of every metric.
-const COMMON: [Field; 2] = [required("type", Kind::Name), required("timestamp", Kind::Time)];
+pub(super) const COMMON: [Field; 2] =
+    [required("type", Kind::Name), required("timestamp", Kind::Time)];
 
 /// A field that must be there and not null.
 pub(super) const fn required(name: &'static str, kind: Kind) -> Field {
@@ -81,7 +83,7 @@ pub(super) fn check_metric(
     fields: &'static [Field],
     now: Timestamp,
 ) -> Result<(), Invalid> {
-    let walk = Walk { latest: latest(now) };
+    let walk = Walk { bounds: TimeBounds::new(now) };
     walk.object(members, &Fields { own: fields, common: &COMMON }, &At::root())
 }
 
@@ -125,7 +127,35 @@ struct Fields {
 }
 
 struct Walk {
+    bounds: TimeBounds,
+}
+
+/// The instants that a document may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeBounds {
+    earliest: Timestamp,
     latest: Timestamp,
+}
+
+impl TimeBounds {
+    /// As a host with the time `now` sees them.
+    pub(super) fn new(now: Timestamp) -> Self {
+        let ahead = jiff::SignedDuration::from_hours(AHEAD_HOURS_MAX);
+        let latest = now.checked_add(ahead).unwrap_or(Timestamp::MAX);
+        Self { earliest: EARLIEST, latest }
+    }
+
+    /// Whether `time` lies within.
+    pub(super) fn contain(&self, time: Timestamp) -> bool {
+        (self.earliest..=self.latest).contains(&time)
+    }
+}
+
+impl Field {
+    /// Whether it must be there and not null.
+    pub(super) fn is_required(&self) -> bool {
+        self.need == Need::Required
+    }
 }
 
 impl<'a> At<'a> {
@@ -246,10 +276,10 @@ impl Walk {
 
     fn time(&self, text: &str, at: &At<'_>) -> Result<(), Invalid> {
         let time = parse_time(text).map_err(|message| at.invalid(message))?;
-        if time < earliest() {
+        if time < self.bounds.earliest {
             return Err(at.invalid(format!("{} is before 2000-01-01", shown(text))));
         }
-        if time > self.latest {
+        if time > self.bounds.latest {
             return Err(at.invalid(format!(
                 "{} is more than {AHEAD_HOURS_MAX} h ahead of this host's clock",
                 shown(text)
@@ -301,12 +331,4 @@ fn too_long(bytes: usize) -> String {
 
 fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(40).collect::<String>())
-}
-
-fn earliest() -> Timestamp {
-    date(2000, 1, 1).to_zoned(TimeZone::UTC).map_or(Timestamp::UNIX_EPOCH, |at| at.timestamp())
-}
-
-fn latest(now: Timestamp) -> Timestamp {
-    now.checked_add(jiff::SignedDuration::from_hours(AHEAD_HOURS_MAX)).unwrap_or(Timestamp::MAX)
 }

@@ -1,5 +1,5 @@
-//! The socket file: one agent owns it, left-overs of a killed one are replaced, strangers are kept
-//! out.
+//! A Unix socket as a file: one agent owns it, left-overs of a killed one are replaced, strangers
+//! are kept out.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -13,10 +13,10 @@ use tokio::net::{UnixListener, UnixStream};
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another agent answers on it.
-    #[error("{0}: another agent answers there; hint: stop it, or set another control.socket")]
+    #[error("{0}: another agent answers there; hint: stop it, or configure another path")]
     InUse(PathBuf),
     /// A file of another kind has its name.
-    #[error("{0} exists and is no socket; hint: set another control.socket")]
+    #[error("{0} exists and is no socket; hint: configure another path")]
     NoSocket(PathBuf),
     /// The system says no.
     #[error("{path}: {error}; hint: {hint}")]
@@ -35,24 +35,34 @@ impl SocketError {
         let hint = match error.kind() {
             io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes",
             io::ErrorKind::PermissionDenied => "let the agent's user write to that folder",
-            _ => "check control.socket",
+            _ => "check the path in the configuration",
         };
         Self::Io { path: path.to_owned(), error, hint }
     }
 }
 
+/// Who gets an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peers {
+    /// Processes of the same user and of root, whatever the file's mode has become: 0600.
+    Own,
+    /// Whoever the file's mode and group let in: 0660, and this group unless it is the agent's.
+    Group(Option<u32>),
+}
+
 /// The listening socket; its file is removed with it.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
     inode: (u64, u64),
     owner: u32,
+    peers: Peers,
 }
 
 impl Socket {
     /// Takes the socket; one that nobody answers on any more is replaced.
-    pub(super) async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub async fn bind(path: &Path, peers: Peers) -> Result<Self, SocketError> {
         let failed = |error| SocketError::io(path, error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
@@ -69,11 +79,20 @@ impl Socket {
             Ok(_) => std::fs::remove_file(path).map_err(failed)?,
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
-        // Until this moment the peer's user is all that is checked, and it is checked always.
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
         let inode = inode(path).map_err(failed)?;
         let owner = rustix::process::geteuid().as_raw();
-        Ok(Self { listener, path: path.to_owned(), inode, owner })
+        let socket = Self { listener, path: path.to_owned(), inode, owner, peers };
+        let mode = match peers {
+            // Until this moment the peer's user is all that is checked, and it is checked always.
+            Peers::Own => 0o600,
+            Peers::Group(group) => {
+                // The group first: the mode is for it.
+                std::os::unix::fs::chown(path, None, group).map_err(failed)?;
+                0o660
+            }
+        };
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(failed)?;
+        Ok(socket)
     }
 }
 
@@ -94,11 +113,14 @@ impl Listener for Socket {
     type Io = UnixStream;
     type Addr = SocketAddr;
 
-    /// The next connection of this user or root.
+    /// The next connection of somebody who may ask.
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             // axum's own: it waits a little when the process has no file descriptor left.
             let (stream, address) = Listener::accept(&mut self.listener).await;
+            if self.peers != Peers::Own {
+                return (stream, address);
+            }
             match stream.peer_cred() {
                 Ok(peer) if may_ask(peer.uid(), self.owner) => return (stream, address),
                 Ok(peer) => tracing::warn!(uid = peer.uid(), "control socket: refused a stranger"),

@@ -1,0 +1,498 @@
+//! A quick look at a metric's text: one pass over the bytes, nothing allocated.
+//!
+//! It says either "[`validate`](super::validate) accepts this" or "ask it". So the verdict is
+//! always that of the shapes, and what is wrong is always told in its words; what is sound, nearly
+//! everything, costs a tenth of building the value first. A property test holds the two together.
+
+use jiff::Timestamp;
+
+use super::MetricType;
+use super::shape::{
+    ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, Field, Kind, STRING_BYTES_MAX, TimeBounds, parse_time,
+};
+
+/// The longest number that is looked at; longer ones may be infinite.
+const NUMBER_BYTES_MAX: usize = 40;
+/// Percentages this far outside 0 to 100 are left to the shapes, which know the slack: their
+/// parser may round the last digit otherwise than this one.
+const PERCENT_MARGIN: f64 = 0.05;
+
+/// A sound metric, as far as the queue wants to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sound {
+    /// Its type.
+    pub metric_type: MetricType,
+    /// When it was taken.
+    pub at: Timestamp,
+}
+
+/// `Some` only for what `validate` accepts. `text` must be one JSON value; of other text nothing
+/// is promised but an end.
+pub(super) fn look(text: &str, now: Timestamp) -> Option<Sound> {
+    // The type may stand anywhere in the object. The first guess is nearly always right, and it is
+    // checked on the way.
+    let guess = guess_type(text)?;
+    let mut look = Look::new(text, now, guess);
+    if let Some(sound) = look.metric() {
+        return Some(sound);
+    }
+    let other = look.found.filter(|found| *found != guess)?;
+    Look::new(text, now, other).metric()
+}
+
+fn guess_type(text: &str) -> Option<&str> {
+    const KEY: &str = "\"type\"";
+    let at = memchr::memmem::find(text.as_bytes(), KEY.as_bytes())? + KEY.len();
+    let value = text.get(at..)?.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+    value.split_once('"').map(|(name, _)| name)
+}
+
+struct Look<'a> {
+    text: &'a str,
+    at: usize,
+    bounds: TimeBounds,
+    /// The metric's type, as it is believed to be.
+    believed: &'a str,
+    /// The metric's type, as it was found.
+    found: Option<&'a str>,
+    /// The metric's own time.
+    taken: Option<Timestamp>,
+}
+
+/// A string as it stands in the text.
+#[derive(Clone, Copy)]
+struct Raw<'a> {
+    text: &'a str,
+    is_plain: bool,
+}
+
+impl<'a> Look<'a> {
+    fn new(text: &'a str, now: Timestamp, believed: &'a str) -> Self {
+        Self { text, at: 0, bounds: TimeBounds::new(now), believed, found: None, taken: None }
+    }
+
+    fn metric(&mut self) -> Option<Sound> {
+        let metric_type: MetricType = self.believed.parse().ok()?;
+        self.object(metric_type.fields(), &COMMON, 1)?;
+        Some(Sound { metric_type, at: self.taken? })
+    }
+
+    fn peek(&mut self) -> Option<u8> {
+        let bytes = self.text.as_bytes();
+        while let Some(byte) = bytes.get(self.at) {
+            if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                return Some(*byte);
+            }
+            self.at += 1;
+        }
+        None
+    }
+
+    fn eat(&mut self, expected: u8) -> Option<()> {
+        if self.peek()? != expected {
+            return None;
+        }
+        self.at += 1;
+        Some(())
+    }
+
+    /// Whether the next byte is `end`, which is eaten, or a comma, which is eaten too.
+    fn ends(&mut self, end: u8) -> Option<bool> {
+        let byte = self.peek()?;
+        self.at += 1;
+        match byte {
+            b',' => Some(false),
+            byte if byte == end => Some(true),
+            _ => None,
+        }
+    }
+
+    fn object(&mut self, own: &[Field], common: &[Field], depth: usize) -> Option<()> {
+        if depth > DEPTH_MAX {
+            return None;
+        }
+        self.eat(b'{')?;
+        let mut present = 0_u128;
+        let mut ended = self.peek()? == b'}';
+        self.at += usize::from(ended);
+        while !ended {
+            let key = self.string()?;
+            if key.text.len() > STRING_BYTES_MAX {
+                return None;
+            }
+            self.eat(b':')?;
+            let fields = || own.iter().chain(common);
+            match fields().position(|field| field.name == key.text) {
+                Some(index) => {
+                    let (field, bit) = (fields().nth(index)?, 1_u128.checked_shl(bits(index)?)?);
+                    self.field(field, depth)?;
+                    present |= bit;
+                }
+                // An escaped key may be that of a field.
+                None if !key.is_plain && !(own.is_empty() && common.is_empty()) => return None,
+                None => self.value(Kind::Any, depth)?,
+            }
+            ended = self.ends(b'}')?;
+        }
+        let missing = own.iter().chain(common).enumerate().any(|(index, field)| {
+            field.is_required() && bits(index).is_none_or(|bit| present & (1 << bit) == 0)
+        });
+        (!missing).then_some(())
+    }
+
+    fn field(&mut self, field: &Field, depth: usize) -> Option<()> {
+        if self.peek()? == b'n' {
+            // Not known, which a required field must not be.
+            return if field.is_required() { None } else { self.word("null") };
+        }
+        if depth > 1 {
+            return self.value(field.kind, depth);
+        }
+        match field.name {
+            "type" => {
+                let name = self.string()?.text;
+                self.found = Some(name);
+                (name == self.believed).then_some(())
+            }
+            "timestamp" => {
+                let text = self.string()?;
+                let at = parse_time(text.text).ok()?;
+                self.taken = Some(at);
+                (text.is_plain && self.bounds.contain(at)).then_some(())
+            }
+            _ => self.value(field.kind, depth),
+        }
+    }
+
+    fn array(&mut self, kind: Kind, depth: usize) -> Option<()> {
+        if depth > DEPTH_MAX {
+            return None;
+        }
+        self.eat(b'[')?;
+        let mut ended = self.peek()? == b']';
+        self.at += usize::from(ended);
+        let mut elements = 0;
+        while !ended {
+            elements += 1;
+            if elements > ARRAY_ELEMENTS_MAX {
+                return None;
+            }
+            self.value(kind, depth)?;
+            ended = self.ends(b']')?;
+        }
+        Some(())
+    }
+
+    /// A value in the object or array at `depth`.
+    fn value(&mut self, kind: Kind, depth: usize) -> Option<()> {
+        match (self.peek()?, kind) {
+            (b'{', Kind::Any) => self.object(&[], &[], depth + 1),
+            (b'{', Kind::Object(own)) => self.object(own, &[], depth + 1),
+            (b'[', Kind::Any) => self.array(Kind::Any, depth + 1),
+            (b'[', Kind::Array(element)) => self.array(*element, depth + 1),
+            (b'"', kind) => {
+                let text = self.string()?;
+                self.check_text(text, kind)
+            }
+            (b't', Kind::Any | Kind::Bool) => self.word("true"),
+            (b'f', Kind::Any | Kind::Bool) => self.word("false"),
+            (b'n', Kind::Any) => self.word("null"),
+            (b'-' | b'0'..=b'9', kind) => {
+                let number = self.number()?;
+                check_number(number, kind)
+            }
+            _ => None,
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Option<()> {
+        self.text.get(self.at..)?.strip_prefix(word)?;
+        self.at += word.len();
+        Some(())
+    }
+
+    fn string(&mut self) -> Option<Raw<'a>> {
+        self.eat(b'"')?;
+        let start = self.at;
+        let mut is_plain = true;
+        loop {
+            let rest = self.text.as_bytes().get(self.at..)?;
+            self.at += memchr::memchr2(b'"', b'\\', rest)?;
+            if self.text.as_bytes().get(self.at)? == &b'"' {
+                let text = self.text.get(start..self.at)?;
+                self.at += 1;
+                return Some(Raw { text, is_plain });
+            }
+            is_plain = false;
+            // Half a pair of surrogates is no text: the parser decides.
+            if self.text.as_bytes().get(self.at + 1)? == &b'u'
+                && matches!(self.text.as_bytes().get(self.at + 2)?, b'd' | b'D')
+            {
+                return None;
+            }
+            self.at += 2;
+        }
+    }
+
+    fn number(&mut self) -> Option<&'a str> {
+        let rest = self.text.get(self.at..)?;
+        let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+        let length = rest.bytes().take_while(is_part).count();
+        self.at += length;
+        rest.get(..length)
+    }
+
+    /// Lengths are taken before escapes are undone, which only shortens.
+    fn check_text(&self, raw: Raw<'_>, kind: Kind) -> Option<()> {
+        let sound = match kind {
+            Kind::Any | Kind::Text => raw.text.len() <= STRING_BYTES_MAX,
+            Kind::Name => !raw.text.is_empty() && raw.text.len() <= STRING_BYTES_MAX,
+            Kind::OneOf(words) => words.contains(&raw.text),
+            Kind::Time => parse_time(raw.text).is_ok_and(|time| self.bounds.contain(time)),
+            _ => false,
+        };
+        (sound && (raw.is_plain || matches!(kind, Kind::Any | Kind::Text | Kind::Name)))
+            .then_some(())
+    }
+}
+
+/// The bit of a field, when there is one for it.
+fn bits(index: usize) -> Option<u32> {
+    u32::try_from(index).ok().filter(|bit| *bit < u128::BITS)
+}
+
+fn check_number(number: &str, kind: Kind) -> Option<()> {
+    if number.len() > NUMBER_BYTES_MAX {
+        return None;
+    }
+    let is_simple = !number.contains(['e', 'E']);
+    let is_negative = number.starts_with('-');
+    let sound = match kind {
+        Kind::Any | Kind::Number => is_simple || is_finite(number),
+        Kind::Amount => !is_negative && (is_simple || is_finite(number)),
+        Kind::Count => !is_negative && is_simple && !number.contains('.'),
+        Kind::Percent => {
+            let allowed = -PERCENT_MARGIN..=100.0 + PERCENT_MARGIN;
+            number.parse::<f64>().is_ok_and(|value| allowed.contains(&value))
+        }
+        _ => false,
+    };
+    sound.then_some(())
+}
+
+fn is_finite(number: &str) -> bool {
+    number.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::super::validate;
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-03-01T12:00:00Z".parse().expect("a time")
+    }
+
+    /// `Some` when the look is sure, which it must be right about.
+    fn held_together(text: &str) -> Option<Sound> {
+        let sound = look(text, now());
+        if let Some(sound) = &sound {
+            let value: Value = serde_json::from_str(text)
+                .unwrap_or_else(|error| panic!("accepted, and is no JSON: {error}: {text}"));
+            assert_eq!(validate(&value, now()).as_ref(), Ok(&sound.metric_type), "{text}");
+            let at = value["timestamp"].as_str().map(str::parse::<Timestamp>);
+            assert_eq!(at.and_then(Result::ok), Some(sound.at), "{text}");
+        }
+        sound
+    }
+
+    /// What is ordinary must not take the long way.
+    #[test]
+    fn ordinary_metrics_are_sure() {
+        let check = |metric: Value| {
+            assert!(held_together(&metric.to_string()).is_some(), "{metric}");
+            let pretty = serde_json::to_string_pretty(&metric).expect("JSON");
+            assert!(held_together(&pretty).is_some(), "{pretty}");
+        };
+        let at = "2026-03-01T11:59:00.123Z";
+        check(json!({"type": "custom.a_1", "timestamp": at}));
+        check(json!({"timestamp": at, "type": "sysstat", "cpu": {"user": 99.99, "cores": 8},
+            "memory": null, "disk_io": [{"device": "sda", "read_iops": 0.5}, {"device": "b"}]}));
+        check(json!({"type": "pg_log", "timestamp": at, "database": "a", "entries":
+            [{"timestamp": at, "level": "LOG", "message": "a \"quoted\" \\ \n\u{1} caf\u{e9}"}]}));
+        check(
+            json!({"type": "pg_stats", "timestamp": at, "database": "a", "other": [[], {}, true],
+            "tables": [{"schema": "s", "name": "t", "live_tuples": 18_446_744_073_709_551_615_u64,
+                "last_vacuum": at, "size_bytes": 0}]}),
+        );
+        check(
+            json!({"type": "custom.x", "timestamp": at, "a": {"type": "sysstat"}, "n": -1.5e300}),
+        );
+    }
+
+    /// What is not sound, or not sure, is left to the shapes.
+    #[test]
+    fn what_is_not_sure_is_not_accepted() {
+        let check = |text: &str| assert_eq!(held_together(text), None, "{text}");
+        let of = |kind: &str, more: &str| {
+            format!(r#"{{"type":"{kind}","timestamp":"2026-03-01T11:59:00Z"{more}}}"#)
+        };
+        assert!(held_together(&of("sysstat", "")).is_some());
+        check("");
+        check("[]");
+        check("{}");
+        check(r#"{"type":"sysstat"}"#);
+        check(r#"{"type":"sysstat","timestamp":null}"#);
+        check(&of("nonsense", ""));
+        check(&of("custom.", ""));
+        check(&of("sysstat", r#","cpu":{"user":101}"#));
+        check(&of("sysstat", r#","cpu":{"cores":1.5}"#));
+        check(&of("sysstat", r#","cpu":{"load_1m":-1}"#));
+        check(&of("sysstat", r#","cpu":{"load_1m":1e999}"#));
+        check(&of("sysstat", r#","disk_io":[{}]"#));
+        check(&of("sysstat", r#","disk_io":[null]"#));
+        check(&of("sysstat", r#","x":"\ud800""#));
+        check(&of("sysstat", r#","type":"pg_log""#));
+        check(&of("sysstat", r#","timestamp":null"#));
+        check(&of("sysstat", r#","\u0063pu":{"user":101}"#));
+        check(&of("sysstat", r#","timestamp":"1999-01-01T00:00:00Z""#));
+        check(&of("sysstat", r#","timestamp":"2026-03-03T00:00:00Z""#));
+        check(&of("sysstat", &format!(",\"x\":{}{}", "[".repeat(16), "]".repeat(16))));
+        check(&of("sysstat", &format!(",\"x\":[0{}]", ",0".repeat(ARRAY_ELEMENTS_MAX))));
+        check(&of("sysstat", &format!(",\"x\":\"{}\"", "x".repeat(STRING_BYTES_MAX + 1))));
+        check(&of("sysstat", &format!(",\"x\":1{}", "0".repeat(400))));
+    }
+
+    /// Values that are interesting in many places.
+    fn leaf() -> impl Strategy<Value = String> {
+        const WORDS: &[&str] = &[
+            "null",
+            "true",
+            "false",
+            "0",
+            "-0",
+            "1",
+            "-1",
+            "1.0",
+            "1.5",
+            "100",
+            "100.1",
+            "100.05",
+            "100.11",
+            "-0.1",
+            "-0.05",
+            "-0.2",
+            "1e2",
+            "1E-400",
+            "1e308",
+            "1e309",
+            "\"\"",
+            "{}",
+            "[]",
+            "18446744073709551616",
+            "0.1e3",
+            "\"x\"",
+            "\"\\u0041\"",
+            "\"\\ud83d\\ude00\"",
+            "\"\\udc00\"",
+            "\"\\n\"",
+            "\"ok\"",
+            "\"o\\u006b\"",
+            "\"USED\"",
+            "\"LOG\"",
+            "\"2026-03-01T11:00:00Z\"",
+            "\"2026-03-01T11:00:00+00:00\"",
+            "\"1999-12-31T23:59:59Z\"",
+            "\"2026-03-02T12:00:00Z\"",
+            "\"2026-03-02T12:00:01Z\"",
+            "\"2026-03-01T11:00:0\\u0030Z\"",
+        ];
+        prop_oneof![
+            4 => proptest::sample::select(WORDS).prop_map(str::to_owned),
+            1 => any::<f64>().prop_filter("finite", |n| n.is_finite()).prop_map(|n| format!("{n:e}")),
+            1 => any::<String>().prop_map(|text| json!(text).to_string()),
+        ]
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        const WORDS: &[&str] = &[
+            "type",
+            "timestamp",
+            "cpu",
+            "user",
+            "cores",
+            "load_1m",
+            "disk_io",
+            "device",
+            "read_iops",
+            "database",
+            "tables",
+            "schema",
+            "name",
+            "live_tuples",
+            "last_vacuum",
+            "entries",
+            "level",
+            "message",
+            "filesystems",
+            "mount",
+            "status",
+            "typ\\u0065",
+            "percent_used",
+            "total_gb",
+            "read_only",
+            "indexes",
+            "table",
+            "x",
+            "",
+        ];
+        proptest::sample::select(WORDS).prop_map(str::to_owned)
+    }
+
+    fn document() -> impl Strategy<Value = String> {
+        let space = || proptest::sample::select(&["", "", "", " ", "\n\t"]);
+        let inner = leaf().prop_recursive(4, 48, 6, move |inner| {
+            let member = (key(), space(), inner.clone())
+                .prop_map(|(key, space, value)| format!("\"{key}\"{space}:{space}{value}"));
+            let list = |open: char, close: char| {
+                move |parts: Vec<String>| format!("{open}{}{close}", parts.join(","))
+            };
+            prop_oneof![
+                proptest::collection::vec(inner, 0..4).prop_map(list('[', ']')),
+                proptest::collection::vec(member, 0..5).prop_map(list('{', '}')),
+            ]
+        });
+        const KINDS: &[&str] =
+            &["sysstat", "disk_usage", "pg_stats", "pg_log", "agent", "custom.x", "odd"];
+        let member = (key(), inner.clone()).prop_map(|(key, value)| format!("\"{key}\":{value}"));
+        let members = proptest::collection::vec(member, 0..8);
+        (proptest::sample::select(KINDS), members, 0..9_usize, 0..9_usize).prop_map(
+            |(kind, mut members, a, b)| {
+                members.insert(a.min(members.len()), format!("\"type\":\"{kind}\""));
+                let at = "\"timestamp\":\"2026-03-01T11:00:00Z\"".to_owned();
+                members.insert(b.min(members.len()), at);
+                format!("{{{}}}", members.join(","))
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_look_is_never_more_generous_than_the_shapes(text in document()) {
+            held_together(&text);
+        }
+
+        /// A byte changed: mostly no JSON any more, which the look's caller has seen to.
+        #[test]
+        fn the_look_ends_on_any_text(text in ".{0,200}", document in document(), at in 0..400_usize) {
+            look(&text, now());
+            let cut: String = document.chars().take(at).collect();
+            look(&cut, now());
+        }
+    }
+}
