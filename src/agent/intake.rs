@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     intake::{Key, Metric, Push, Sink, Taken},
-    queue::{Group, Home, NewRecord, Position, Queue},
+    queue::{AppendError, Group, Haste, Home, NewRecord, Position, Queue},
 };
 
 /// Metrics of the intake go to the queue.
@@ -23,15 +23,23 @@ impl Sink for QueueSink {
             at_ms: metric.at_ms,
             payload: metric.payload,
         };
-        let position = |key: Key| Position { collector: collector(&key.name), bytes: key.receipt };
+        let position = |key: Key| Position {
+            collector: collector(&key.name),
+            bytes: key.receipt,
+            keep_until_ms: Some(key.keep_until_ms),
+        };
         let group = Group {
             records: push.metrics.into_iter().map(record).collect(),
             position: push.key.map(position),
+            rejected: 0, // the client has been told, and still has them
+            haste: Haste::Now,
         };
         match self.0.append(group).await.map(|appended| appended.home) {
             Ok(Home::Disk) => Taken::Durable,
             Ok(Home::MemoryOnly) => Taken::InMemory,
-            Err(_) => Taken::Closed,
+            Ok(Home::Evicted) => Taken::Evicted,
+            Err(AppendError::Full) => Taken::Full,
+            Err(AppendError::Closed(_)) => Taken::Closed,
         }
     }
 

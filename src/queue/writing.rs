@@ -40,6 +40,9 @@ impl<S: Store> Log<S> {
         let segment = self.active.as_ref().map_or(0, |active| active.row.id);
         for position in positions {
             let Position { collector, bytes, keep_until_ms } = position;
+            if home == Home::Evicted && keep_until_ms.is_some() {
+                continue; // an idempotency key of records that were not kept is not known
+            }
             self.positions.insert(collector, PositionAt { segment, bytes, keep_until_ms });
         }
         if rejected > 0 || home == Home::Evicted {
