@@ -28,6 +28,9 @@ mod documents; // the documents say what the program does
 mod footprint; // what the agent costs its host
 mod ledger; // lost records, told to the backend until it has heard of them
 mod inspect; // what `agent inspect` tells, live and from the directory
+mod intake; // other programs: what is taken, refused, and durable before it is answered
+mod intake_documents; // the examples of docs/INTAKE.md, run
+mod intake_faults; // the intake with kills, full disks, slow and hostile clients
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod backend_stub;
+pub mod intake;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -1,0 +1,355 @@
+//! The intake when things go wrong: kills, full disks and queues, slow and hostile clients.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pganalytics::clock;
+use serde_json::{Value, json};
+
+use crate::intake::{delivered, metric, push_of, run, site, stored_numbers};
+use crate::support::intake::{Answer, Place, head};
+use crate::support::process::Process;
+use crate::support::proxy::Network;
+use crate::support::site::{Site, longest_gap};
+use crate::support::until;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const KILLS: u64 = 8;
+const CLIENTS: u64 = 4;
+
+/// Pushes numbers from `next` with a key each until `stop`, as a careful program does: what is not
+/// answered 200 is sent again. Gives the numbers that were answered.
+fn careful_client(place: &Place, next: &AtomicU64, stop: &AtomicBool) -> Vec<u64> {
+    let mut answered = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let (key, body) = (format!("n-{n}"), push_of(&[metric(n)]));
+        loop {
+            match place.push(&[("Idempotency-Key", &key)], &body) {
+                Ok(answer) if answer.status == 200 => break answered.push(n),
+                _ => thread::sleep(Duration::from_millis(5)), // nobody there, or cut off
+            }
+        }
+    }
+    answered
+}
+
+/// C20, Q1: the agent is killed while clients push. What was answered is delivered, and what was
+/// sent again because its answer was lost is not there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn answered_metrics_survive_kills_and_are_there_once() {
+    let (site, place) = site("").await;
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let answered: Vec<u64> = thread::scope(|scope| {
+        let client = || careful_client(&place, &next, &stop);
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        for round in 0..KILLS {
+            site.proxy.set(if round % 2 == 0 { Network::Down } else { Network::Up });
+            let mut agent = run(&site, &place);
+            let goal = next.load(Ordering::Relaxed) + 20 + 7 * round;
+            until("clients are answered", LIMIT, || next.load(Ordering::Relaxed) >= goal);
+            agent.kill();
+        }
+        let _agent = run(&site, &place);
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().expect("ran")).collect()
+    });
+    assert_eq!(answered.len() as u64, next.load(Ordering::Relaxed));
+    site.proxy.set(Network::Up);
+    let agent = run(&site, &place);
+    let expected: Vec<u64> = (0..next.load(Ordering::Relaxed)).collect();
+    assert_eq!(delivered(&site, agent).await, expected);
+}
+
+/// Q1: killed at once after the 200, without a key and without another try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_200_is_a_promise() {
+    let (site, place) = site("").await;
+    site.proxy.set(Network::Down);
+    for n in 0..5 {
+        let mut agent = run(&site, &place);
+        let answer = place.push(&[], &push_of(&[metric(2 * n), metric(2 * n + 1)]));
+        agent.kill();
+        assert_eq!(answer.expect("an answer").inserted(), 2);
+    }
+    site.proxy.set(Network::Up);
+    let agent = run(&site, &place);
+    assert_eq!(delivered(&site, agent).await, (0..10).collect::<Vec<_>>());
+}
+
+/// What a client has begun to send when the agent is told to stop is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_has_begun_is_finished() {
+    let (site, place) = site("").await;
+    let mut agent = run(&site, &place);
+    let body = push_of(&[metric(1)]);
+    let mut connection = place.connect().expect("a connection");
+    let head = head("POST /api/v1/metrics/push", &[("Expect", "100-continue")], body.len());
+    connection.send(head.as_bytes()).expect("sent");
+    // The agent is waiting for the body when it says this.
+    assert!(connection.line().expect("an interim answer").contains("100 Continue"));
+    assert_eq!(connection.line().expect("its end").trim(), "");
+    agent.terminate();
+    until("it stops", LIMIT, || agent.stderr().contains("stopping"));
+    connection.send(&body).expect("sent");
+    assert_eq!(connection.answer().expect("an answer").inserted(), 1);
+    assert_eq!(agent.finish(LIMIT).code, Some(0), "{}", agent.stderr());
+    assert_eq!(stored_numbers(&site).await, [1]);
+}
+
+/// A number of `/proc/<pid>/status`, KiB.
+fn memory_kib(agent: &Process, name: &str) -> u64 {
+    let status = fs_err::read_to_string(format!("/proc/{}/status", agent.id())).expect("status");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("the line");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// 64 MiB of spaces in a few KiB, eight at once: each stops at the limit, one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bomb_stops_early() {
+    const GROWTH_KIB_MAX: u64 = 64 << 10;
+    let (site, place) = site("").await;
+    let agent = run(&site, &place);
+    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    for _ in 0..64 {
+        encoder.write_all(&vec![b' '; 1 << 20]).expect("to memory");
+    }
+    let bomb = encoder.finish().expect("to memory");
+    let before = memory_kib(&agent, "VmHWM:");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let answer = place.push(&[("Content-Encoding", "gzip")], &bomb);
+                assert_eq!(answer.expect("an answer").status, 413);
+            });
+        }
+    });
+    let growth = memory_kib(&agent, "VmHWM:") - before;
+    assert!(growth < GROWTH_KIB_MAX, "{growth} KiB");
+}
+
+/// A document that would need a hundred times its size as a value is rejected without making one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_of_many_values_stays_small() {
+    const GROWTH_KIB_MAX: u64 = 128 << 10;
+    let (site, place) = site("").await;
+    let agent = run(&site, &place);
+    let list = format!("[{}0]", r#"{"":1},"#.repeat(1_000_000));
+    let timestamp = "2026-01-01T00:00:00Z";
+    let body =
+        format!(r#"{{"metrics":[{{"type":"custom.a","timestamp":"{timestamp}","list":{list}}}]}}"#);
+    let before = memory_kib(&agent, "VmHWM:");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let answer = place.push(&[], body.as_bytes()).expect("an answer");
+                assert!(answer.status == 429 || answer.body["rejected"][0]["index"] == json!(0));
+            });
+        }
+    });
+    let growth = memory_kib(&agent, "VmHWM:") - before;
+    assert!(growth < GROWTH_KIB_MAX, "{growth} KiB");
+}
+
+/// Bodies that come slowly take the memory that there is for them, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_in_the_works_are_bounded_together() {
+    let (site, place) = site("body_bytes_max = \"64KiB\"\ntimeout = \"20s\"").await;
+    let _agent = run(&site, &place);
+    let padded = |n| {
+        let mut body = push_of(&[metric(n)]);
+        body.resize(60 << 10, b' ');
+        body
+    };
+    let begin = |n| {
+        let mut connection = place.connect().expect("a connection");
+        connection.send(head("POST /api/v1/metrics/push", &[], 60 << 10).as_bytes()).expect("sent");
+        connection.send(&padded(n)[..50 << 10]).expect("sent");
+        connection
+    };
+    let mut begun: Vec<_> = (0..5).map(begin).collect();
+    // Five times 50 KiB is in; the sixth would be over four times 64 KiB.
+    let mut refused = None;
+    until("the sixth is refused", LIMIT, || {
+        let answer = place.push(&[], &padded(9)).expect("an answer");
+        refused = (answer.status != 200).then_some(answer);
+        refused.is_some()
+    });
+    let refused = refused.expect("refused");
+    assert_eq!((refused.status, refused.error()), (429, "busy"), "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    begun.pop();
+    for (n, mut connection) in (0..).zip(begun) {
+        connection.send(&padded(n)[50 << 10..]).expect("sent");
+        assert_eq!(connection.answer().expect("an answer").inserted(), 1);
+    }
+    until("there is room again", LIMIT, || {
+        place.push(&[], &padded(9)).is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+/// Clients that send a byte now and then, that stop in their body, that never read: each is shown
+/// the door, others are answered, and the collectors keep their interval.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_clients_delay_nobody_else() {
+    let (site, place) = site("timeout = \"1s\"\nconnections_max = 16").await;
+    let agent = run(&site, &place);
+    let (stop, ended) = (AtomicBool::new(false), AtomicU64::new(0));
+    let dribble = |bytes: &[u8]| {
+        let Ok(mut connection) = place.connect() else { return };
+        for byte in bytes.iter().cycle() {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if connection.send(&[*byte]).is_err() {
+                ended.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let deaf = || {
+        let Ok(mut connection) = place.connect() else { return };
+        let request = [head("POST /", &[], 0)].concat().repeat(50);
+        while !stop.load(Ordering::Relaxed) {
+            if connection.send(request.as_bytes()).is_err() {
+                ended.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    };
+    let body = head("POST /api/v1/metrics/push", &[], 1 << 20) + "{\"metrics\":[";
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| dribble(b"POST /api/v1/metrics/push HTTP/1.1\r\nX: yyyyyyyy"));
+            scope.spawn(|| dribble(body.as_bytes()));
+            scope.spawn(deaf);
+        }
+        for n in 0..20 {
+            let begun = clock::monotonic();
+            let answer = place.push(&[], &push_of(&[metric(n)])).expect("an answer");
+            assert_eq!(answer.inserted(), 1);
+            assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        }
+        until("all are shown the door", LIMIT, || ended.load(Ordering::Relaxed) == 18);
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(delivered(&site, agent).await, (0..20).collect::<Vec<_>>());
+    let gap = longest_gap(&site.stored().await);
+    assert!(gap < Duration::from_secs(1), "the collectors waited {gap:?}");
+}
+
+/// A push of about a MiB that does not compress, with the metric `n`.
+fn bulky(n: u64) -> Vec<u8> {
+    let mut state = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        format!("{state:016x}")
+    };
+    let text = |_| (0..4_000).map(|_| noise()).collect::<String>();
+    let texts: Vec<String> = (0..16).map(text).collect();
+    let mut metric = metric(n);
+    metric["texts"] = json!(texts);
+    push_of(&[metric])
+}
+
+fn limited(place: &Place, on_full: &str) -> String {
+    let Place::Unix(socket) = place else { panic!("a Unix socket") };
+    let socket = socket.display();
+    format!(
+        "bytes_max = \"16MiB\"\non_full = \"{on_full}\"\n[intake]\nlisten = \"unix:{socket}\"\n"
+    )
+}
+
+/// The site's configuration with more in `[queue]`.
+fn limit_queue(site: &Site, place: &Place, on_full: &str) {
+    site.configure("");
+    let text = fs_err::read_to_string(site.config()).expect("read");
+    let (before, after) = text.split_once("[forward]").expect("the section");
+    let more = limited(place, on_full);
+    fs_err::write(site.config(), format!("{before}{more}[forward]{after}")).expect("write");
+}
+
+/// Pushes until the queue is full during an outage; what was answered 200 is delivered once, and the
+/// request that was refused is taken when there is room again.
+async fn check_full(on_full: &str) {
+    let (site, place) = site("").await;
+    limit_queue(&site, &place, on_full);
+    site.proxy.set(Network::Down);
+    let agent = run(&site, &place);
+    let push = |n: u64| place.push(&[("Idempotency-Key", &format!("k{n}"))], &bulky(n));
+    let mut taken = 0;
+    let refused: Answer = loop {
+        let answer = push(taken).expect("an answer");
+        if answer.status != 200 {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 100, "the queue is never full");
+    };
+    assert_eq!((refused.status, refused.error()), (429, "queue_full"), "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("10"));
+    site.proxy.set(Network::Up);
+    until("it is taken", LIMIT, || push(taken).expect("an answer").body["metrics_inserted"] == 1);
+    let numbers = delivered(&site, agent).await;
+    assert_eq!(numbers, (0..=taken).collect::<Vec<_>>(), "{on_full}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_blocks_answers_429() {
+    check_full("block").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_evicts_the_newest_answers_429() {
+    check_full("evict_newest").await;
+}
+
+/// Q7: no 200 while the disk takes nothing; what was in memory when it failed is not doubled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_gives_no_200() {
+    let (site, place) = site("timeout = \"1s\"").await;
+    let (agent, root) = site.run_on("size=64m");
+    until("the intake listens", LIMIT, || place.connect().is_ok());
+    site.proxy.set(Network::Down);
+    let mut files = 0;
+    while fs_err::write(root.join(format!("fill-{files}")), vec![7; 64 << 10]).is_ok() {
+        files += 1;
+    }
+    let (refused, answered) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
+    let push = |n: u64| {
+        let answer = place.push(&[("Idempotency-Key", &format!("k{n}"))], &push_of(&[metric(n)]));
+        let answer = answer.expect("an answer");
+        if answer.status == 200 {
+            answered.lock().expect("a set").insert(n);
+        } else {
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("10")));
+            refused.lock().expect("a set").insert(answer.error().to_owned());
+        }
+        answer.status
+    };
+    let mut n = 0;
+    until("both refusals are seen", LIMIT, || {
+        n += 1;
+        push(n);
+        refused.lock().expect("a set").len() == 2
+    });
+    for file in 0..=files {
+        fs_err::remove_file(root.join(format!("fill-{file}"))).ok();
+    }
+    for n in 1..=n {
+        until("it is taken at last", LIMIT, || push(n) == 200);
+    }
+    site.proxy.set(Network::Up);
+    let seen: Vec<String> = refused.into_inner().expect("a set").into_iter().collect();
+    assert_eq!(seen, ["no_disk", "not_durable"]);
+    assert_eq!(delivered(&site, agent).await, (1..=n).collect::<Vec<_>>());
+    let all: Value = site.inspect();
+    assert_eq!(all["queue"]["counts"]["evicted_records"], json!(0), "{all}");
+}
