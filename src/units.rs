@@ -7,7 +7,7 @@ const DURATION_UNITS: [(&str, u64); 6] =
     [("ms", 1), ("s", 1_000), ("min", 60_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Sizes, from the unit's name to its bytes.
-const SIZE_UNITS: [(&str, u64); 8] = [
+const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
     ("kB", 1_000),
     ("KiB", 1 << 10),
@@ -16,6 +16,7 @@ const SIZE_UNITS: [(&str, u64); 8] = [
     ("GB", 1_000_000_000),
     ("GiB", 1 << 30),
     ("TiB", 1 << 40),
+    ("PiB", 1 << 50),
 ];
 
 /// Reads a duration such as `500ms`, `30s`, `5min`, `2h`, `1d`; a bare number is seconds.
