@@ -182,3 +182,6 @@ fn whole(row: &SegmentRow) -> NewLoss {
         time_ms: row.window_ms,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ struct Disk {
     quarantined: BTreeMap<u64, Vec<u8>>,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
     dead: Vec<DeadLetter>,
+    space: Option<DiskSpace>,
     /// How many more writing operations succeed; `None` = all.
     writes_left: Option<u64>,
     writes: u64,
@@ -78,6 +79,11 @@ impl MemoryDisk {
     /// Another disk that holds the same.
     pub fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// Says how much room there is from now on.
+    pub fn set_space(&self, available: u64, total: u64) {
+        self.lock().space = Some(DiskSpace { available, total });
     }
 
     /// Forgets all state rows, as when the state database is lost.
@@ -212,7 +218,7 @@ impl Store for MemoryStore {
     }
 
     fn space(&self) -> Option<DiskSpace> {
-        None
+        self.0.lock().space
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use super::{
     record::{self, Group, Position, Record},
     ring::Home,
     segment::{self, BatchLimits, BatchPlan, BlockFacts, SegmentRow},
-    state::PositionAt,
+    state::{self, PositionAt},
     store::{SegmentWriter, Store},
 };
 
@@ -37,16 +37,20 @@ impl<S: Store> Log<S> {
             self.roll_if_full(now_ms);
             self.admit(&records, &positions)
         };
-        let segment = self.active.as_ref().map_or(0, |active| active.row.id);
+        let segment = self.active.as_ref().map_or(self.last_segment, |active| active.row.id);
+        let mut rows = Vec::new();
         for position in positions {
             let Position { collector, bytes, keep_until_ms } = position;
-            if home == Home::Evicted && keep_until_ms.is_some() {
-                continue; // an idempotency key of records that were not kept is not known
+            let at = PositionAt { segment, bytes, keep_until_ms };
+            if home == Home::Evicted {
+                rows.push(state::position_row(&collector, &at)); // no block carries it
             }
-            self.positions.insert(collector, PositionAt { segment, bytes, keep_until_ms });
+            self.positions.insert(collector, at);
         }
-        if rejected > 0 || home == Home::Evicted {
-            self.save_ledger();
+        if (rejected > 0 || home == Home::Evicted)
+            && let Err(error) = self.put(rows)
+        {
+            tracing::warn!(%error, "the ledger of lost records stays in memory for now");
         }
         self.counts.appended_records += records.len() as u64;
         self.evict_over_memory();
