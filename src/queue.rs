@@ -3,35 +3,48 @@
 //!
 //! # What an `Ok` promises
 //! When [`Queue::append`] answers with [`Home::Disk`], the records are in a file and the file and
-//! its directory entries are synced: they survive kill -9 and power loss. When the disk does not
-//! take them the answer is [`Home::MemoryOnly`]: they are delivered from memory, are written when
-//! the disk is back, and are lost with the process until then.
+//! its directory entries are synced: they survive kill -9 and power loss. (With `durability =
+//! "interval"` or `"os"` they survive kill -9 at once, and power loss a little later: see
+//! [`Durability`].) When the disk does not take them the answer is [`Home::MemoryOnly`]: they are
+//! delivered from memory, are written when the disk is back, and are lost with the process until
+//! then. [`Home::Evicted`] says that a full queue has not taken them, and the ledger has.
 //!
 //! # Invariants, cited by tests
 //! - **Q1 Durable before acknowledged.** One sync covers the groups that arrive within
-//!   `commit_interval` (default 100 ms).
+//!   `commit_interval` (default 100 ms), or those that wait already when one is in haste. Every
+//!   acknowledged record is delivered, queued, in the dead letters or in the ledger, never missing.
 //! - **Q2 Data before state, state before delete.** A crash between any two steps is harmless:
-//!   the worst is a batch sent again under the same id.
+//!   the worst is a batch sent again under the same id. Removing what is gone is no error.
 //! - **Q3 A damaged byte costs at most its block.** Frames carry checksums of header and payload
 //!   and are found by their magic number. Opening deletes nothing but empty segments and segments
-//!   whose delivery is recorded. A segment with damage is delivered as far as it can be read, the
-//!   rest is counted, and it is kept in `quarantine/`.
-//!   A segment that the disk does not give at all is passed over and tried again each minute.
+//!   whose records are elsewhere or delivered. What can be read of a damaged segment is delivered,
+//!   or moved to a sound one when there is time; the damaged one goes to `quarantine/`, and what is
+//!   lost to the ledger, with its sequence numbers. A segment that the disk does not give at all is
+//!   passed over and tried again each minute. Panics of the database are errors.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
-//!   number); a block belongs to its batch since it was written. A retry, a restart or a replay
-//!   sends the same records under the same id.
-//! - **Q5 Sequence numbers count records**, from 0, over restarts.
-//! - **Q6 A segment is written by one process only**, and never again after an error or a restart.
+//!   number) where it was written first; a block belongs to its batch since then. A retry, a
+//!   restart, a merge or a replay sends the same records under the same id; what thinning leaves of
+//!   a batch has an id derived from it.
+//! - **Q5 Sequence numbers count records**, from 0, over restarts. The ledger holds every number
+//!   that was not delivered, with the reason, until the backend knows it.
+//! - **Q6 Bounded.** Segments, delivered ones that are kept included, take at most `bytes_max` and
+//!   one segment more. What goes for want of room is in the ledger before it goes.
 //! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
-//!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted and
-//!   counted.
+//!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted. A failed
+//!   sync is never tried again: the segment is closed with what it had acknowledged, and the rest
+//!   is written to another.
 //! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
 //!   what it read.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.
+//! - **Q10 A long outage fits.** Windows that wait are merged and compressed together. The merged
+//!   segment is durable and read back before its sources go; no merge begins while batches leave.
+//! - **Q11 A segment is written by one process only**, and never again after an error or a restart.
 //!
 //! # Limits
-//! A record is at most 64 MiB, a block about 256 KiB before compression, a batch 1 MiB or 1,000
-//! records, a segment 16 MiB of frames or one push window.
+//! A record is at most 64 MiB, a block about 256 KiB before compression (2 MiB in a merged
+//! segment), a batch 1 MiB or 1,000 records, a segment 16 MiB of frames (1/8 of `bytes_max` if that
+//! is less) or one push window. The ledger keeps 1,000 entries that no push has carried, and then
+//! makes one of two neighbours; a push carries 100.
 
 mod aside;
 mod block;
