@@ -9,12 +9,12 @@
 //! | GET `/v1/status` | 200 [`Status`] |
 //! | GET `/v1/segments` | 200 `[SegmentInfo]`, oldest first |
 //! | GET `/v1/batches` | 200 `[BatchInfo]`, oldest first |
-//! | GET `/v1/segments/ID` | 200 [`SegmentDetail`](crate::queue::SegmentDetail), 404 |
+//! | GET `/v1/segments/ID` | 200 `SegmentDetail`, 404 |
 //! | GET `/v1/records` with a [`RecordQuery`] | 200 [`Records`], a page |
-//! | POST `/v1/verify` with a [`VerifyQuery`] | 200 [`SegmentCheck`](crate::queue::SegmentCheck), a step |
+//! | POST `/v1/verify` with a [`VerifyQuery`] | 200 `SegmentCheck`, one step of a check |
 //! | GET `/v1/ledger` | 200 `[Loss]`, oldest first |
 //! | GET `/v1/dead` with a [`DeadQuery`] | 200 [`DeadLetters`], a page |
-//! | GET `/v1/dead/count` | 200 [`DeadCount`](crate::queue::DeadCount) |
+//! | GET `/v1/dead/count` | 200 `DeadCount` |
 //! | GET `/v1/quarantine` | 200 `[Quarantined]` |
 //! | POST `/v1/replay` | 202 [`Replay`]: what is queued now is pushed now, backoff or not |
 //! | GET `/metrics` | 200 the Prometheus text format |
