@@ -8,7 +8,9 @@ pub mod control; // the control socket of `agent run`
 pub mod demo; // agent and backend in one process, to look at
 pub mod inspect; // what is queued
 pub mod local; // the queue of this host, live or from its directory
+pub mod queue; // work on the queue's directory
 pub mod register; // enrols this host with a backend
+pub mod repair; // damage in the queue's directory
 pub mod replay; // delivers what is queued
 pub mod run; // the agent
 pub mod screen; // how numbers, times and sizes look
@@ -80,6 +82,9 @@ pub enum Command {
         #[command(flatten)]
         args: replay::Args,
     },
+    /// Work on the queue's directory while no agent runs.
+    #[command(subcommand)]
+    Queue(queue::Command),
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
@@ -120,6 +125,7 @@ pub fn execute(command: Command) -> ExitCode {
             telemetry::start_log(tracing::Level::ERROR);
             block_on(replay::run(args, &config))
         }),
+        Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Backend(args) => {
             telemetry::start_log(tracing::Level::INFO);

@@ -61,6 +61,7 @@ mod merge;
 mod reading;
 mod record;
 mod recover;
+mod repair;
 mod retain;
 mod ring;
 mod salvage;
@@ -91,6 +92,7 @@ pub use self::{
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
     look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},
     record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
+    repair::{Plan, Repair, Repaired, Requeue, Step, StepKind},
     ring::Home,
     segment::{BatchLimits, Origin},
     store::{SegmentWriter, Store, StoreError},

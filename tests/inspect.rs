@@ -470,3 +470,44 @@ async fn an_export_is_what_the_backend_stores() {
         stored.remove(at.unwrap_or_else(|| panic!("not stored: {line}")));
     }
 }
+
+/// `queue repair`: a plan first, then what it says; an agent that runs is not disturbed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_queue_is_repaired_by_hand() {
+    let desk = Desk::filled(50);
+    let repair = |arguments: &[&str]| {
+        let config = desk.folder.path().join("agent.toml").display().to_string();
+        let all = ["queue", "repair"].iter().chain(arguments).copied();
+        run(agent(all.chain(["--config", config.as_str()])))
+    };
+    let done = repair(&[]);
+    assert_eq!((done.code, done.stdout.contains("nothing to repair")), (Some(0), true), "{done:?}");
+    desk.damage(&desk.segments()[1], &[1]);
+    std::fs::write(desk.queue().join("segments/notes.txt"), "mine").expect("write");
+
+    let served = desk.serve().await;
+    let busy = repair(&["--apply"]);
+    assert_eq!(busy.code, Some(1), "{busy:?}");
+    assert!(busy.stderr.contains("hint: another process has the queue open; stop the agent"));
+    served.stop().await;
+
+    let before = files(&desk.queue());
+    let plan = repair(&[]);
+    assert_eq!(plan.code, Some(2), "{plan:?}");
+    assert!(plan.stdout.contains("10 of 50 records cannot be read: 60-69"), "{plan:?}");
+    assert!(plan.stdout.contains("segments/notes.txt: is no segment"), "{plan:?}");
+    assert!(files(&desk.queue()) == before, "a plan changes nothing");
+
+    let done = repair(&["--apply", "--json"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let report: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    assert_eq!(report["steps"].as_array().map(Vec::len), Some(2), "{report}");
+    assert_eq!(report["repaired"]["records"], 100, "{report}");
+    let backup = PathBuf::from(report["repaired"]["backup"].as_str().expect("a path"));
+    assert_eq!(std::fs::read(backup.join("segments/notes.txt")).expect("moved"), b"mine");
+    let again = repair(&[]);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    let expected: Vec<u64> = (0..60).chain(70..110).collect();
+    assert_eq!(seqs(&exported(&desk.ask(&["export"]))), expected);
+    assert_eq!(desk.json(&["ledger"])["losses"][0]["first_seq"], 60);
+}

@@ -12,9 +12,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    block,
+    block::{self, Codec},
     files::{allocated_bytes, at, if_absent, read_frames, read_identity, scan_segment},
-    salvage::Found,
+    group,
+    index::same_block,
     store::StoreError,
 };
 
@@ -168,14 +169,18 @@ impl Aside {
         };
         let found = scan_segment(dir, read_identity(&self.dir)?, id)?.found;
         let mut readable = Readable::default();
-        let one_block = |a: &Found, b: &Found| {
-            a.head.first_seq == b.head.first_seq && a.head.part + 1 == b.head.part
-        };
-        for frames in found.chunk_by(one_block) {
-            let Ok(body) = block::decode(&read_frames(dir, frames)?) else { continue };
+        for block in found.chunk_by(same_block) {
+            let frames = read_frames(dir, block)?;
+            let records = match block.first().map(|frame| frame.head.codec) {
+                Some(Codec::Records) => block::decode(&frames).map(|body| body.records),
+                Some(Codec::Group) => group::decode(&frames)
+                    .map(|(batches, _)| batches.into_iter().flat_map(|own| own.records).collect()),
+                None => continue,
+            };
+            let Ok(records) = records else { continue };
             readable.blocks += 1;
-            readable.records += body.records.len() as u64;
-            for record in &body.records {
+            readable.records += records.len() as u64;
+            for record in &records {
                 let lowest = readable.first_seq.map_or(record.seq, |seq| seq.min(record.seq));
                 readable.first_seq = Some(lowest);
                 readable.last_seq = readable.last_seq.max(Some(record.seq));

@@ -59,6 +59,11 @@ pub(super) fn space(dir: &Path) -> Option<DiskSpace> {
     })
 }
 
+/// What the file that names the queue holds.
+pub(super) fn identity_text(id: Uuid) -> String {
+    format!("{IDENTITY_FORMAT} {id}\n")
+}
+
 pub(super) fn read_identity(dir: &Path) -> Result<Uuid, StoreError> {
     let path = dir.join("QUEUE");
     let text = fs::read_to_string(&path).map_err(at("read", &path))?;
@@ -102,8 +107,7 @@ pub(super) fn read_or_make_identity(dir: &Path) -> Result<Uuid, StoreError> {
     }
     let id = Uuid::new_v4();
     let draft = dir.join("QUEUE.new");
-    let text = format!("{IDENTITY_FORMAT} {id}\n");
-    fs::write(&draft, text).map_err(at("write", &draft))?;
+    fs::write(&draft, identity_text(id)).map_err(at("write", &draft))?;
     sync_file(&draft)?;
     fs::rename(&draft, &path).map_err(at("rename", &draft))?;
     sync_file(dir)?;

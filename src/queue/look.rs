@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use self::entries::{Entry, entries};
+use self::entries::{Block, Entry, Frames, entries};
 use super::{
     Command, Queue, QueueClosed, QueueError,
-    block::{self, FrameHead},
+    block::{self, Codec, FrameHead},
+    group,
     ledger::LossReason,
     log::{Log, batch_id},
     record::Record,
@@ -49,8 +50,10 @@ pub struct BlockInfo {
     pub frame: u64,
     /// Its frames.
     pub frames: u16,
-    /// The number of its batch in the segment.
+    /// The number of its batch in the segment, of its first one when it was merged.
     pub batch: u32,
+    /// How many batches it has records of.
+    pub batches: u32,
     /// The sequence number of its first record.
     pub first_seq: u64,
     /// Its records.
@@ -151,14 +154,14 @@ pub(super) struct Index {
     segment: u64,
     /// How many the segment had, because the open one grows.
     frames: u64,
-    found: Arc<[Found]>,
+    found: Arc<Frames>,
     plans: Option<Arc<[BatchPlan]>>,
 }
 
 /// What a page is filled from.
 struct Filling<'a> {
     row: &'a SegmentRow,
-    found: &'a [Found],
+    found: &'a Frames,
     plans: &'a [BatchPlan],
     filter: &'a RecordFilter,
     limit: usize,
@@ -171,9 +174,8 @@ impl Default for RecordFilter {
 }
 
 impl RecordFilter {
-    fn may_hold(&self, head: &FrameHead) -> bool {
-        let end = head.first_seq.saturating_add(u64::from(head.records));
-        end > self.seq.0
+    fn may_hold(&self, Block { head, end_seq, .. }: &Block<'_>) -> bool {
+        *end_seq > self.seq.0
             && head.first_seq <= self.seq.1
             && head.time_ms.1 >= self.time_ms.0
             && head.time_ms.0 <= self.time_ms.1
@@ -199,19 +201,17 @@ impl Damage {
         }
     }
 
-    fn of_block(segment: u64, block: &[Found], damage: block::Damage) -> Option<Self> {
-        let (head, last) = (block.first()?.head, block.last()?.head);
-        let records = u64::from(head.records);
-        let last_seq = head.first_seq.checked_add(records.checked_sub(1).unwrap_or(u64::MAX));
-        Some(Self {
+    fn of_block(segment: u64, block: &Block<'_>, damage: block::Damage) -> Self {
+        let last_seq = block.end_seq.checked_sub(1).filter(|last| *last >= block.head.first_seq);
+        Self {
             segment,
-            first_frame: Some(head.number),
-            last_frame: Some(last.number),
-            first_seq: last_seq.map(|_| head.first_seq),
+            first_frame: Some(block.head.number),
+            last_frame: block.frames.last().map(|frame| frame.head.number),
+            first_seq: last_seq.map(|_| block.head.first_seq),
             last_seq,
-            records,
+            records: u64::from(block.head.records),
             what: damage.to_string(),
-        })
+        }
     }
 }
 
@@ -227,7 +227,7 @@ impl<S: Store> Log<S> {
         let (mut blocks, mut damage) = (Vec::new(), Vec::new());
         for entry in self.look_entries(&row, &found) {
             match entry {
-                Entry::Block(block) => blocks.extend(block_info(block)),
+                Entry::Block(block) => blocks.push(block_info(&block)),
                 Entry::Hole(hole) => damage.push(hole),
             }
         }
@@ -284,13 +284,13 @@ impl<S: Store> Log<S> {
             }
             match entry {
                 Entry::Hole(hole) => check.damage.push(hole),
-                Entry::Block(block) => match self.look_block(id, block) {
+                Entry::Block(block) => match self.look_block(id, &block) {
                     Ok(Ok(records)) => {
                         check.blocks += 1;
                         check.records += records.len() as u64;
-                        check.stored_bytes += stored_bytes(block);
+                        check.stored_bytes += block.stored_bytes();
                     }
-                    Ok(Err(damage)) => check.damage.extend(Damage::of_block(id, block, damage)),
+                    Ok(Err(damage)) => check.damage.push(Damage::of_block(id, &block, damage)),
                     Err(error) => {
                         check.damage.push(Damage::unreadable(&row, &error));
                         break;
@@ -316,18 +316,18 @@ impl<S: Store> Log<S> {
                     }
                     continue;
                 }
-                Entry::Block(block) if filter.may_hold(&block[0].head) => block,
+                Entry::Block(block) if filter.may_hold(&block) => block,
                 Entry::Block(_) => continue,
             };
-            let head = block[0].head;
+            let head = block.head;
             if page.records.len() >= *limit || *bytes >= PAGE_BYTES_MAX {
                 page.next = Some(head.first_seq.max(filter.seq.0));
                 return;
             }
-            let records = match self.look_block(row.id, block) {
+            let records = match self.look_block(row.id, &block) {
                 Ok(Ok(records)) => records,
                 Ok(Err(damage)) => {
-                    page.damage.extend(Damage::of_block(row.id, block, damage));
+                    page.damage.push(Damage::of_block(row.id, &block, damage));
                     continue;
                 }
                 Err(error) => {
@@ -335,13 +335,16 @@ impl<S: Store> Log<S> {
                     return;
                 }
             };
-            let (batch, state) = self.look_batch(row, plans, head.batch);
-            for record in records.into_iter().filter(|record| filter.wants(record)) {
+            for (number, record) in records {
+                if !filter.wants(&record) {
+                    continue;
+                }
                 if page.records.len() >= *limit {
                     page.next = Some(record.seq);
                     return;
                 }
                 *bytes += record.payload.len();
+                let (batch, state) = self.look_batch(row, plans, number);
                 let (segment, frame) = (row.id, head.number);
                 page.records.push(SeenRecord { record, segment, frame, batch, state });
             }
@@ -360,7 +363,7 @@ impl<S: Store> Log<S> {
 
     /// The blocks and holes of a segment. Numbers that were never records, or were lost on purpose,
     /// do not count as records of a hole.
-    fn look_entries<'a>(&self, row: &SegmentRow, found: &'a [Found]) -> Vec<Entry<'a>> {
+    fn look_entries<'a>(&self, row: &SegmentRow, found: &'a Frames) -> Vec<Entry<'a>> {
         let mut entries = entries(row, found);
         for entry in &mut entries {
             let Entry::Hole(Damage {
@@ -388,40 +391,53 @@ impl<S: Store> Log<S> {
     }
 
     /// The sound frames of a segment. Of one in memory, the offsets count frames.
-    fn look_index(&mut self, row: &SegmentRow) -> Result<Arc<[Found]>, StoreError> {
+    fn look_index(&mut self, row: &SegmentRow) -> Result<Arc<Frames>, StoreError> {
         let unsaved = self.look_unsaved(row.id);
         if !unsaved.is_empty() {
             let found = (0..).zip(unsaved).filter_map(|(offset, frame)| {
                 FrameHead::read(frame).ok().map(|head| Found { head, offset })
             });
-            return Ok(found.collect());
+            return Ok(Arc::new(Frames { found: found.collect(), ..Frames::default() }));
         }
         if let Some(index) = &self.look
             && (index.segment, index.frames) == (row.id, row.frames)
         {
             return Ok(Arc::clone(&index.found));
         }
-        let mut found = self.store.frames(row.id)?.found;
-        found.retain(|frame| frame.head.number < row.frames);
-        let found: Arc<[Found]> = found.into();
+        let scan = self.store.frames(row.id)?;
+        let mut frames = Frames { found: scan.found, groups: scan.groups };
+        frames.found.retain(|frame| frame.head.number < row.frames);
+        let found = Arc::new(frames);
         let (segment, frames) = (row.id, row.frames);
         self.look = Some(Index { segment, frames, found: Arc::clone(&found), plans: None });
         Ok(found)
     }
 
+    /// The records of a block, each with the number of its batch.
+    #[expect(clippy::type_complexity, reason = "two kinds of failure: of the disk, of the block")]
     fn look_block(
         &self,
         id: u64,
-        block: &[Found],
-    ) -> Result<Result<Vec<Record>, block::Damage>, StoreError> {
+        block: &Block<'_>,
+    ) -> Result<Result<Vec<(u32, Record)>, block::Damage>, StoreError> {
         let unsaved = self.look_unsaved(id);
         let frames = if unsaved.is_empty() {
-            self.store.read(id, block)?
+            self.store.read(id, block.frames)?
         } else {
             let at = |frame: &Found| unsaved.get(usize::try_from(frame.offset).ok()?).cloned();
-            block.iter().filter_map(at).collect()
+            block.frames.iter().filter_map(at).collect()
         };
-        Ok(block::decode(&frames).map(|body| body.records))
+        let batch = block.head.batch;
+        Ok(match block.head.codec {
+            Codec::Records => block::decode(&frames)
+                .map(|body| body.records.into_iter().map(|record| (batch, record)).collect()),
+            Codec::Group => group::decode(&frames).map(|(batches, _)| {
+                let numbered = (batch..).zip(batches);
+                numbered
+                    .flat_map(|(number, own)| own.records.into_iter().map(move |r| (number, r)))
+                    .collect()
+            }),
+        })
     }
 
     /// The batches of a segment; none when they cannot be known.
@@ -490,22 +506,19 @@ pub(super) fn execute<S: Store>(log: &mut Log<S>, look: Look) {
     }
 }
 
-fn block_info(block: &[Found]) -> Option<BlockInfo> {
-    let head = block.first()?.head;
+fn block_info(block: &Block<'_>) -> BlockInfo {
+    let head = &block.head;
     let time = |ms| (head.records > 0).then(|| Timestamp::from_millisecond(ms).ok()).flatten();
-    Some(BlockInfo {
+    BlockInfo {
         frame: head.number,
         frames: head.parts,
         batch: head.batch,
+        batches: block.batches,
         first_seq: head.first_seq,
         records: u64::from(head.records),
         raw_bytes: u64::from(head.raw_bytes),
-        stored_bytes: stored_bytes(block),
+        stored_bytes: block.stored_bytes(),
         oldest_at: time(head.time_ms.0),
         newest_at: time(head.time_ms.1),
-    })
-}
-
-fn stored_bytes(block: &[Found]) -> u64 {
-    block.iter().map(|frame| frame.head.frame_bytes() as u64).sum()
+    }
 }

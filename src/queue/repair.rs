@@ -1,0 +1,258 @@
+//! Repairing a queue's directory while no agent has it open: first a plan, which changes nothing;
+//! then, when it is wanted, the plan is carried out. Nothing is deleted: what is in the way moves
+//! into a backup, and what is changed is copied there first.
+
+mod plan;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use fs_err::{self as fs, File};
+use jiff::Timestamp;
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    files::{at, copy_files, move_dir, space, sync_file},
+    log::{BatchKey, Log, LogLimits},
+    store::StoreError,
+    store_sled::SledStore,
+    view::{SegmentInfo, SegmentState},
+};
+
+/// A directory that is being repaired; no agent can open it meanwhile.
+#[derive(Debug)]
+pub struct Repair {
+    dir: PathBuf,
+    limits: LogLimits,
+    plan: Plan,
+    lock: Option<File>,
+}
+
+/// What there is to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// In the order in which it is done.
+    pub steps: Vec<Step>,
+    /// What only a person can do.
+    pub remarks: Vec<String>,
+}
+
+/// Whether segments in quarantine are queued again, as far as they can be read. What could be read
+/// of them was delivered, or queued again, when they were put there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requeue {
+    /// They stay there.
+    No,
+    /// They are queued again.
+    Yes,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What kind of thing.
+    pub kind: StepKind,
+    /// Where, in the queue's directory.
+    pub path: PathBuf,
+    /// Records that it is about.
+    pub records: u64,
+    /// Bytes that the backup of it takes.
+    pub backup_bytes: u64,
+    /// What is wrong.
+    pub what: String,
+    /// What is done about it.
+    pub fix: String,
+    #[serde(skip)]
+    action: Action,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// The file that names the queue.
+    Identity,
+    /// The state database does not open.
+    State,
+    /// What a kill left of a snapshot of a database.
+    LeftOver,
+    /// Delivered segments whose removal was under way.
+    Trash,
+    /// Something in `segments/` that is no segment.
+    Foreign,
+    /// A segment of which not everything can be read.
+    Damaged,
+    /// Segments that have vanished.
+    Vanished,
+    /// A segment in quarantine that has records to read.
+    Quarantined,
+}
+
+/// How a step is carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Action {
+    /// The path moves into the backup.
+    MoveAside,
+    /// The identity is written anew.
+    Identify(Uuid),
+    /// What can be read of this segment goes to a sound one, the rest into the ledger.
+    Salvage(u64),
+    /// The segment goes from quarantine to those that wait.
+    Requeue(u64),
+    /// Opening the queue does it.
+    Open,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// Where everything is that was changed or moved, as it was.
+    pub backup: PathBuf,
+    /// Records that wait for delivery now.
+    pub records: u64,
+}
+
+impl StepKind {
+    /// Whether records are, or may be, at stake: otherwise it is tidying.
+    pub fn is_damage(self) -> bool {
+        !matches!(self, Self::LeftOver | Self::Trash | Self::Foreign)
+    }
+}
+
+impl Repair {
+    /// Looks for what is wrong in `dir`. Reads every segment; changes nothing. Fails when an agent
+    /// has the queue open.
+    pub fn plan(dir: &Path, limits: LogLimits, quarantine: Requeue) -> Result<Self, StoreError> {
+        let lock = take_lock(dir)?;
+        let plan = plan::of(dir, limits, quarantine)?;
+        Ok(Self { dir: dir.to_owned(), limits, plan, lock })
+    }
+
+    /// What there is to do.
+    pub fn steps(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Does it. After an error everything is in the directory or in the backup; planning again says
+    /// what is left to do.
+    pub fn apply(mut self, now: Timestamp) -> Result<Repaired, StoreError> {
+        let backup = self.make_backup(now)?;
+        for step in &self.plan.steps {
+            self.carry_out(step, &backup)?;
+        }
+        // The log takes the lock itself.
+        self.lock = None;
+        let store = SledStore::open(&self.dir, self.limits.reserve_bytes())?;
+        let mut log = Log::open(store, self.limits)?;
+        for step in &self.plan.steps {
+            if let Action::Salvage(id) = step.action {
+                salvage(&mut log, id, now.as_millisecond())?;
+            }
+        }
+        let records = log.status().records;
+        log.close(now.as_millisecond());
+        Ok(Repaired { backup, records })
+    }
+
+    /// Copies what will be changed; what will be moved needs no copy.
+    fn make_backup(&self, now: Timestamp) -> Result<PathBuf, StoreError> {
+        let needed: u64 = self.plan.steps.iter().map(|step| step.backup_bytes).sum();
+        if space(&self.dir).is_some_and(|space| space.available < needed) {
+            return Err(StoreError::new("back up", &self.dir, io::ErrorKind::StorageFull));
+        }
+        let name = format!("backup-{}", now.strftime("%Y%m%dT%H%M%S%.3fZ"));
+        let backup = self.dir.join(name);
+        fs::create_dir(&backup).map_err(at("create", &backup))?;
+        self.copy(Path::new("QUEUE"), &backup)?;
+        self.copy(Path::new("state"), &backup)?;
+        for step in &self.plan.steps {
+            if matches!(step.action, Action::Salvage(_) | Action::Requeue(_)) {
+                self.copy(&step.path, &backup)?;
+            }
+        }
+        sync_file(&backup)?;
+        sync_file(&self.dir)?;
+        Ok(backup)
+    }
+
+    /// Copies a file or a folder of files, when it is there.
+    fn copy(&self, path: &Path, backup: &Path) -> Result<(), StoreError> {
+        let (from, to) = (self.dir.join(path), backup.join(path));
+        let copy = || {
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            match fs::symlink_metadata(&from) {
+                Ok(data) if data.is_dir() => {
+                    copy_files(&from, &to)?;
+                    for entry in fs::read_dir(&to)? {
+                        File::open(entry?.path())?.sync_all()?;
+                    }
+                    File::open(&to)?.sync_all()
+                }
+                Ok(_) => fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        copy().map_err(at("back up", &from))
+    }
+
+    fn carry_out(&self, step: &Step, backup: &Path) -> Result<(), StoreError> {
+        let from = self.dir.join(&step.path);
+        match step.action {
+            Action::MoveAside => {
+                // The state was copied there already.
+                let name = if step.path == Path::new("state") { "state-moved" } else { "" };
+                let to = if name.is_empty() { backup.join(&step.path) } else { backup.join(name) };
+                if let Some(parent) = to.parent() {
+                    fs::create_dir_all(parent).map_err(at("create", parent))?;
+                }
+                move_dir(&from, &to)
+            }
+            Action::Identify(id) => {
+                let draft = self.dir.join("QUEUE.new");
+                fs::write(&draft, super::files::identity_text(id)).map_err(at("write", &draft))?;
+                sync_file(&draft)?;
+                move_dir(&draft, &from)
+            }
+            Action::Requeue(id) => move_dir(&from, &super::files::segment_dir(&self.dir, id)),
+            Action::Salvage(_) | Action::Open => Ok(()),
+        }
+    }
+}
+
+/// Reads a segment as a delivery would: what is damaged goes into the ledger. Then has the log do
+/// what it does by itself with a segment that is damaged: what can be read goes to a sound one.
+fn salvage(log: &mut Log<SledStore>, id: u64, now_ms: i64) -> Result<(), StoreError> {
+    let Some(detail) = log.look_segment(id)? else { return Ok(()) };
+    for batch in detail.batches {
+        log.read(BatchKey { segment: id, number: batch.number })?;
+    }
+    let is_damaged = |log: &Log<SledStore>| {
+        let damaged = |segment: &SegmentInfo| segment.state == SegmentState::Damaged;
+        log.segments().iter().any(|segment| segment.id == id && damaged(segment))
+    };
+    while is_damaged(log) && log.tend(now_ms) {}
+    Ok(())
+}
+
+/// The lock of the queue, when it has one; fails when somebody holds it. Writes nothing.
+fn take_lock(dir: &Path) -> Result<Option<File>, StoreError> {
+    let path = dir.join("lock");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::new("open", &path, error)),
+    };
+    rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| StoreError::new("lock", &path, error))?;
+    Ok(Some(file))
+}
+
+#[cfg(test)]
+mod tests;

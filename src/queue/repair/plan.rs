@@ -1,0 +1,231 @@
+//! What is wrong in a queue's directory. Reads, and changes nothing.
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use fs_err::{self as fs, File};
+use memchr::memmem;
+use uuid::Uuid;
+
+use super::{Action, Plan, Requeue, Step, StepKind};
+use crate::queue::{
+    aside::{Aside, QuarantinedKind, segment_of},
+    block::{FrameHead, HEADER_BYTES, MAGIC},
+    files::{allocated_bytes, read_identity, segment_dir},
+    log::{Log, LogLimits},
+    look::Damage,
+    store::{Store, StoreError},
+    store_view::SledView,
+};
+
+/// How much of a segment is searched for the queue's identity.
+const IDENTITY_BYTES_MAX: u64 = 4 << 20;
+
+pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan, StoreError> {
+    let mut plan = Plan::default();
+    files_in_the_way(dir, &mut plan);
+    if let Err(error) = read_identity(dir) {
+        identity(dir, &error, &mut plan);
+        return Ok(plan);
+    }
+    if dir.join("state").exists()
+        && let Err(error) = SledView::open(dir)?.state()
+    {
+        plan.steps.push(Step {
+            what: format!("the state does not open: {}", error.source),
+            fix: "start a new one; segments are read instead, and what the backend has already it \
+                  recognises"
+                .to_owned(),
+            ..moved(dir, StepKind::State, PathBuf::from("state"))
+        });
+    }
+    segments(dir, limits, &mut plan)?;
+    quarantine(dir, requeue, &mut plan)?;
+    Ok(plan)
+}
+
+fn moved(dir: &Path, kind: StepKind, path: PathBuf) -> Step {
+    let records = 0;
+    let backup_bytes = if kind == StepKind::State { allocated_bytes(&dir.join(&path)) } else { 0 };
+    let (what, fix, action) = (String::new(), String::new(), Action::MoveAside);
+    Step { kind, path, records, backup_bytes, what, fix, action }
+}
+
+/// Names in a folder, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn files_in_the_way(dir: &Path, plan: &mut Plan) {
+    let mut folders = vec![PathBuf::from("state")];
+    for name in names(&dir.join("segments")) {
+        let path = Path::new("segments").join(&name);
+        if segment_of(&name).is_some() && dir.join(&path).is_dir() {
+            folders.push(path);
+        } else {
+            plan.steps.push(Step {
+                what: "is no segment".to_owned(),
+                fix: "move it to the backup".to_owned(),
+                ..moved(dir, StepKind::Foreign, path)
+            });
+        }
+    }
+    for folder in folders {
+        let left = names(&dir.join(&folder)).into_iter();
+        for name in left.filter(|name| name.ends_with(".generating")) {
+            plan.steps.push(Step {
+                what: "is left of a snapshot that a kill has cut off".to_owned(),
+                fix: "move it to the backup".to_owned(),
+                ..moved(dir, StepKind::LeftOver, folder.join(name))
+            });
+        }
+    }
+    for name in names(&dir.join("trash")) {
+        plan.steps.push(Step {
+            what: "is delivered, and its removal was cut off".to_owned(),
+            fix: "move it to the backup".to_owned(),
+            ..moved(dir, StepKind::Trash, Path::new("trash").join(name))
+        });
+    }
+}
+
+/// A queue whose name is lost: its frames carry it.
+fn identity(dir: &Path, error: &StoreError, plan: &mut Plan) {
+    let mut seen: BTreeMap<Uuid, u64> = BTreeMap::new();
+    for name in names(&dir.join("segments")) {
+        let file = dir.join("segments").join(name).join("db");
+        for queue in queues_in(&file) {
+            *seen.entry(queue).or_default() += 1;
+        }
+    }
+    let Some((id, _)) = seen.into_iter().max_by_key(|(_, frames)| *frames) else {
+        plan.remarks.push(format!("{error}; no segment says what it was"));
+        return;
+    };
+    plan.steps.push(Step {
+        kind: StepKind::Identity,
+        path: PathBuf::from("QUEUE"),
+        records: 0,
+        backup_bytes: 0,
+        what: format!("does not say which queue this is: {}", error.source),
+        fix: format!("write {id}, which the segments carry"),
+        action: Action::Identify(id),
+    });
+    plan.remarks.push("once the queue has its name, plan again for the rest".to_owned());
+}
+
+/// The queues that the frames at the start of a file belong to.
+fn queues_in(path: &Path) -> Vec<Uuid> {
+    let mut bytes = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes));
+    if read.is_err() {
+        return Vec::new();
+    }
+    let head = |start: usize| {
+        let header = bytes.get(start..start + HEADER_BYTES)?;
+        FrameHead::read(header).ok().map(|head| head.queue)
+    };
+    memmem::find_iter(&bytes, &MAGIC).filter_map(head).collect()
+}
+
+fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreError> {
+    let mut log = Log::open(SledView::open(dir)?, limits)?;
+    let vanished = log.counts().corrupt_records;
+    if vanished > 0 {
+        plan.steps.push(Step {
+            kind: StepKind::Vanished,
+            path: PathBuf::from("segments"),
+            records: vanished,
+            backup_bytes: 0,
+            what: format!("{vanished} records are gone: somebody has removed their segments"),
+            fix: "count them in the ledger".to_owned(),
+            action: Action::Open,
+        });
+    }
+    for segment in log.segments() {
+        let (mut damage, mut from) = (Vec::new(), Some(0));
+        while let Some(frame) = from {
+            let check = log.look_check(segment.id, frame);
+            damage.extend(check.damage);
+            from = check.next;
+        }
+        let lost: u64 = damage.iter().map(|damage| damage.records).sum();
+        if damage.is_empty() {
+            continue;
+        }
+        let path = Path::new("segments").join(format!("{:020}", segment.id));
+        if lost <= segment.corrupt {
+            plan.remarks.push(format!(
+                "{}: {lost} records cannot be read, the ledger knows; the rest is delivered",
+                path.display()
+            ));
+            continue;
+        }
+        plan.steps.push(Step {
+            kind: StepKind::Damaged,
+            records: lost,
+            backup_bytes: allocated_bytes(&segment_dir(dir, segment.id)),
+            what: format!(
+                "{lost} of {} records cannot be read: {}",
+                segment.records,
+                ranges(&damage)
+            ),
+            fix: "write the others to a sound segment, count these in the ledger".to_owned(),
+            action: Action::Salvage(segment.id),
+            path,
+        });
+    }
+    Ok(())
+}
+
+/// Sequence numbers in words, the first few.
+fn ranges(damage: &[Damage]) -> String {
+    const SHOWN: usize = 4;
+    let ends = damage.iter().filter_map(|damage| damage.first_seq.zip(damage.last_seq));
+    let words: Vec<String> = ends.map(|(first, last)| format!("{first}-{last}")).collect();
+    match words.len() {
+        0 => "positions only".to_owned(),
+        few if few <= SHOWN => words.join(", "),
+        many => format!("{} and {} more", words[..SHOWN].join(", "), many - SHOWN),
+    }
+}
+
+fn quarantine(dir: &Path, requeue: Requeue, plan: &mut Plan) -> Result<(), StoreError> {
+    for entry in Aside::of(dir).quarantine_read()? {
+        let path = Path::new("quarantine").join(&entry.name);
+        let records = entry.readable.map_or(0, |readable| readable.records);
+        let id = segment_of(&entry.name).filter(|_| entry.kind == QuarantinedKind::Segment);
+        let waits = id.is_some_and(|id| segment_dir(dir, id).exists());
+        match id {
+            Some(id) if records > 0 && !waits && requeue == Requeue::Yes => {
+                plan.steps.push(Step {
+                    kind: StepKind::Quarantined,
+                    records,
+                    backup_bytes: allocated_bytes(&dir.join(&path)),
+                    what: format!("{records} of its records can be read"),
+                    fix: "queue it again; what the backend has already it recognises".to_owned(),
+                    action: Action::Requeue(id),
+                    path,
+                });
+            }
+            Some(_) if records > 0 && !waits => plan.remarks.push(format!(
+                "{}: {records} records can be read; they were delivered, or queued again, when it \
+                 was put there. --requeue queues them once more",
+                path.display()
+            )),
+            _ => plan.remarks.push(format!(
+                "{}: nothing to gain from it; delete it when you have looked at it",
+                path.display()
+            )),
+        }
+    }
+    Ok(())
+}

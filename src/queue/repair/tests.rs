@@ -1,0 +1,242 @@
+//! Damaged directories, planned and repaired.
+
+use std::{collections::BTreeMap, fs, time::SystemTime};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::queue::{
+    Counts, LossReason,
+    record::{Group, NewRecord},
+    store::Store,
+};
+
+fn open(dir: &Path) -> Log<SledStore> {
+    let limits = LogLimits::default();
+    Log::open(SledStore::open(dir, 1 << 20).unwrap(), limits).unwrap()
+}
+
+/// Two segments of fifty records each, in blocks of ten.
+fn filled() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    for block in 0..10_i64 {
+        let record = |n: i64| NewRecord {
+            kind: "custom.x".to_owned(),
+            at_ms: n,
+            payload: Bytes::from(format!("{{\"n\":{n}}}")),
+        };
+        log.append(vec![Group::of((block * 10..block * 10 + 10).map(record).collect())], block);
+        if block % 5 == 4 {
+            log.seal(block);
+        }
+    }
+    log.close(100);
+    dir
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("segments")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// Changes a byte of each of these frames.
+fn damage(segment: &Path, frames: &[u64]) {
+    let file = segment.join("db");
+    let mut bytes = fs::read(&file).unwrap();
+    let starts: Vec<usize> =
+        memchr::memmem::find_iter(&bytes, &crate::queue::block::MAGIC).collect();
+    for start in starts {
+        let number = u64::from_le_bytes(bytes[start + 40..start + 48].try_into().unwrap());
+        if frames.contains(&number) {
+            bytes[start + 100] ^= 0x40;
+        }
+    }
+    fs::write(&file, bytes).unwrap();
+}
+
+fn listing(dir: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let content = if path.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
+            files.insert(path.clone(), (path.metadata().unwrap().modified().unwrap(), content));
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    files
+}
+
+fn plan(dir: &Path) -> Repair {
+    plan_with(dir, Requeue::No)
+}
+
+fn plan_with(dir: &Path, requeue: Requeue) -> Repair {
+    let before = listing(dir);
+    let repair = Repair::plan(dir, LogLimits::default(), requeue).unwrap();
+    assert!(listing(dir) == before, "a plan changes nothing");
+    repair
+}
+
+fn kinds(repair: &Repair) -> Vec<StepKind> {
+    repair.steps().steps.iter().map(|step| step.kind).collect()
+}
+
+fn apply(repair: Repair) -> Repaired {
+    repair.apply(Timestamp::from_second(1_000_000).unwrap()).unwrap()
+}
+
+/// Sequence numbers that a delivery takes from the queue.
+fn deliverable(dir: &Path) -> Vec<u64> {
+    let mut log = open(dir);
+    let mut seqs = Vec::new();
+    while let Some(batch) = log.next_batch(i64::MAX) {
+        seqs.extend(batch.records.iter().map(|record| record.seq));
+        log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+    }
+    seqs
+}
+
+#[test]
+fn a_sound_queue_needs_nothing() {
+    let dir = filled();
+    let repair = plan(dir.path());
+    assert_eq!(*repair.steps(), Plan::default());
+}
+
+#[test]
+fn a_queue_in_use_is_left_alone() {
+    let dir = filled();
+    let log = open(dir.path());
+    let error = Repair::plan(dir.path(), LogLimits::default(), Requeue::No).unwrap_err();
+    assert!(error.to_string().contains("another process has the queue open"), "{error}");
+    drop(log);
+    drop(plan(dir.path()));
+    // What plans keeps agents out.
+    let repair = plan(dir.path());
+    assert!(SledStore::open(dir.path(), 0).is_err());
+    drop(repair);
+    assert_eq!(deliverable(dir.path()).len(), 100);
+}
+
+/// Q3: what can be read is delivered, the rest is in the ledger, the damaged file is kept twice.
+#[test]
+fn a_damaged_segment_is_salvaged() {
+    let dir = filled();
+    let damaged = segments(dir.path())[1].clone();
+    damage(&damaged, &[1, 2]);
+    let bytes = fs::read(damaged.join("db")).unwrap();
+    let repair = plan(dir.path());
+    let [step] = &repair.steps().steps[..] else { panic!("{:?}", repair.steps()) };
+    assert_eq!((step.kind, step.records), (StepKind::Damaged, 20));
+    assert!(step.what.contains("20 of 50 records cannot be read: 60-79"), "{}", step.what);
+    let repaired = apply(repair);
+    let name = damaged.file_name().unwrap();
+    let backup = repaired.backup.join("segments").join(name).join("db");
+    assert_eq!(fs::read(backup).unwrap(), bytes, "the backup is what was there");
+    assert_eq!(repaired.records, 80);
+    assert!(dir.path().join("quarantine").join(name).exists());
+    let log = open(dir.path());
+    let losses = log.losses();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert_eq!((losses[0].from, losses[0].to, losses[0].reason), (60, 79, LossReason::Corrupt));
+    drop(log);
+    let again = plan(dir.path());
+    assert_eq!(again.steps().steps, []);
+    assert!(again.steps().remarks[0].contains("--requeue"), "{:?}", again.steps().remarks);
+    drop(again);
+    let expected: Vec<u64> = (0..60).chain(80..100).collect();
+    assert_eq!(deliverable(dir.path()), expected);
+    assert_eq!(open(dir.path()).counts(), Counts::default(), "it is counted once");
+}
+
+#[test]
+fn what_is_in_the_way_moves_to_the_backup() {
+    let dir = filled();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("segments/notes.txt"), "mine").unwrap();
+    fs::create_dir(at("segments/7")).unwrap();
+    fs::write(segments(dir.path())[0].join("snap.1.generating"), "x").unwrap();
+    fs::create_dir(at("trash/00000000000000000001")).unwrap();
+    let repair = plan(dir.path());
+    let mut expected = kinds(&repair);
+    expected.sort_by_key(|kind| *kind as u8);
+    let kinds = [StepKind::LeftOver, StepKind::Trash, StepKind::Foreign, StepKind::Foreign];
+    assert_eq!(expected, kinds);
+    assert!(kinds.iter().all(|kind| !kind.is_damage()));
+    let repaired = apply(repair);
+    assert_eq!(fs::read(repaired.backup.join("segments/notes.txt")).unwrap(), b"mine");
+    assert!(repaired.backup.join("segments/7").is_dir());
+    assert!(repaired.backup.join("trash/00000000000000000001").is_dir());
+    assert_eq!(plan(dir.path()).steps().steps, []);
+    assert_eq!(deliverable(dir.path()).len(), 100);
+}
+
+#[test]
+fn a_state_that_does_not_open_starts_anew() {
+    let dir = filled();
+    let file = dir.path().join("state/db");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.iter_mut().step_by(7).for_each(|byte| *byte ^= 0x55);
+    fs::write(&file, &bytes).unwrap();
+    let repair = plan(dir.path());
+    assert_eq!(kinds(&repair), [StepKind::State]);
+    let repaired = apply(repair);
+    assert_eq!(fs::read(repaired.backup.join("state/db")).unwrap(), bytes);
+    assert_eq!((repaired.records, kinds(&plan(dir.path())).len()), (100, 0));
+    assert_eq!(deliverable(dir.path()), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_lost_name_is_found_in_the_segments() {
+    let dir = filled();
+    let file = dir.path().join("QUEUE");
+    let name = fs::read_to_string(&file).unwrap();
+    for text in [None, Some("rubbish")] {
+        fs::remove_file(&file).unwrap();
+        text.iter().for_each(|text| fs::write(&file, text).unwrap());
+        let repair = plan(dir.path());
+        assert_eq!(kinds(&repair), [StepKind::Identity]);
+        let at = Timestamp::from_second(2_000_000 + i64::from(text.is_some())).unwrap();
+        repair.apply(at).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), name);
+    }
+    assert_eq!(deliverable(dir.path()).len(), 100);
+}
+
+#[test]
+fn vanished_segments_are_counted() {
+    let dir = filled();
+    fs::remove_dir_all(&segments(dir.path())[0]).unwrap();
+    let repair = plan(dir.path());
+    assert_eq!(kinds(&repair), [StepKind::Vanished]);
+    assert_eq!(repair.steps().steps[0].records, 50);
+    apply(repair);
+    let losses = open(dir.path()).losses();
+    assert_eq!((losses.len(), losses[0].records), (1, 50));
+    assert_eq!(plan(dir.path()).steps().steps, []);
+}
+
+#[test]
+fn a_segment_in_quarantine_is_queued_again_when_that_is_asked_for() {
+    let dir = filled();
+    let mut store = SledStore::open(dir.path(), 0).unwrap();
+    let id = store.segments().unwrap()[0];
+    store.quarantine(id).unwrap();
+    store.put_state(&[crate::queue::state::drop_segment_row(id)]).unwrap();
+    drop(store);
+    assert_eq!(kinds(&plan(dir.path())), []);
+    let repair = plan_with(dir.path(), Requeue::Yes);
+    assert_eq!(kinds(&repair), [StepKind::Quarantined]);
+    let repaired = apply(repair);
+    assert_eq!(repaired.records, 100);
+    let kept = repaired.backup.join("quarantine").join(format!("{id:020}"));
+    assert!(kept.join("db").exists());
+    assert_eq!(deliverable(dir.path()), (0..100).collect::<Vec<_>>());
+}
