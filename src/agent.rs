@@ -1,7 +1,7 @@
 //! Joins the stages: the only file that starts the agent's tasks and makes their channels.
 //!
-//! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs and
-//! the end of each push window.
+//! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs
+//! and the end of each push window.
 
 mod door;
 mod intake;
@@ -125,8 +125,9 @@ impl Agent {
         self.view.clone()
     }
 
-    /// Stops collecting, finishes the requests of other programs that have begun, seals, tries once more to deliver what waits within `deadline`, and
-    /// closes the queue. What is not delivered by then is on disk.
+    /// Stops collecting, finishes the requests of other programs that have begun, seals, tries once
+    /// more to deliver what waits within `deadline`, and closes the queue. What is not delivered by
+    /// then is on disk.
     pub async fn stop(mut self, deadline: Duration) {
         self.trigger.stop();
         while self.stages.join_next().await.is_some() {}

@@ -15,6 +15,8 @@ use crate::support::until;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 /// A registered site whose agent takes pushes on a Unix socket; `more` keys of `[intake]`.
 pub async fn site(more: &str) -> (Site, Place) {
     let site = Site::registered().await;
@@ -75,11 +77,7 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn lines(metrics: &[Value]) -> Vec<u8> {
-    let mut body = String::new();
-    for metric in metrics {
-        body.push_str(&format!("{metric}\n"));
-    }
-    body.into_bytes()
+    metrics.iter().map(|metric| metric.to_string() + "\n").collect::<String>().into_bytes()
 }
 
 /// Every form of a body that the contract names arrives at the backend, as it came.
@@ -93,7 +91,7 @@ async fn every_encoding_is_delivered() {
     let of = |n| push_of(&[metric(n), metric(n + 1)]);
     let lines_of = |n| lines(&[metric(n), metric(n + 1)]);
     let zstd = |bytes: Vec<u8>| zstd::stream::encode_all(&bytes[..], 1).expect("to memory");
-    let bodies: [(&[(&str, &str)], Vec<u8>); 9] = [
+    let bodies: [(Headers, Vec<u8>); 9] = [
         (&json, of(0)),
         (&[], of(2)),
         (&gzipped, gzip(&of(4))),

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use pganalytics::intake;
+use pganalytics::{clock, intake};
 use serde_json::{Value, json};
 
 use crate::intake::{run, site};
 use crate::support::intake::Place;
 use crate::support::process::{self, Finished};
 use crate::support::site::Site;
-use crate::support::until_async;
+use crate::support::{until, until_async};
 
 const SOCKET: &str = "/run/pganalytics/intake.sock";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -83,6 +83,8 @@ async fn the_cron_example_works_and_waits_for_the_agent() {
     assert_eq!((&metric["age_s"], &metric["files"]), (&Value::Null, &json!(0)));
 
     agent.stop();
+    let now = clock::now().as_second();
+    until("the next second has its own key", LIMIT, || clock::now().as_second() > now);
     fs_err::write(Path::new(backups).join("base.tar"), "x").expect("a backup");
     let waiting = std::thread::scope(|scope| {
         let script = scope.spawn(|| perform(&site, "sh", &script, &[backups]));

@@ -165,13 +165,13 @@ async fn bodies_in_the_works_are_bounded_together() {
         body.resize(60 << 10, b' ');
         body
     };
-    let begin = |n| {
+    let begin_push = |n| {
         let mut connection = place.connect().expect("a connection");
         connection.send(head("POST /api/v1/metrics/push", &[], 60 << 10).as_bytes()).expect("sent");
         connection.send(&padded(n)[..50 << 10]).expect("sent");
         connection
     };
-    let mut begun: Vec<_> = (0..5).map(begin).collect();
+    let mut begun: Vec<_> = (0..5).map(begin_push).collect();
     // Five times 50 KiB is in; the sixth would be over four times 64 KiB.
     let mut refused = None;
     until("the sixth is refused", LIMIT, || {
@@ -276,8 +276,8 @@ fn limit_queue(site: &Site, place: &Place, on_full: &str) {
     fs_err::write(site.config(), format!("{before}{more}[forward]{after}")).expect("write");
 }
 
-/// Pushes until the queue is full during an outage; what was answered 200 is delivered once, and the
-/// request that was refused is taken when there is room again.
+/// Pushes until the queue is full during an outage; what was answered 200 is delivered once, and
+/// the request that was refused is taken when there is room again.
 async fn check_full(on_full: &str) {
     let (site, place) = site("").await;
     limit_queue(&site, &place, on_full);

@@ -112,6 +112,7 @@ impl<'a> Look<'a> {
             return None;
         }
         self.eat(b'{')?;
+        let has_fields = !(own.is_empty() && common.is_empty());
         let mut present = 0_u128;
         let mut ended = self.peek()? == b'}';
         self.at += usize::from(ended);
@@ -129,7 +130,7 @@ impl<'a> Look<'a> {
                     present |= bit;
                 }
                 // An escaped key may be that of a field.
-                None if !key.is_plain && !(own.is_empty() && common.is_empty()) => return None,
+                None if !key.is_plain && has_fields => return None,
                 None => self.value(Kind::Any, depth)?,
             }
             ended = self.ends(b'}')?;
@@ -452,6 +453,9 @@ mod tests {
         proptest::sample::select(WORDS).prop_map(str::to_owned)
     }
 
+    const KINDS: &[&str] =
+        &["sysstat", "disk_usage", "pg_stats", "pg_log", "agent", "custom.x", "odd"];
+
     fn document() -> impl Strategy<Value = String> {
         let space = || proptest::sample::select(&["", "", "", " ", "\n\t"]);
         let inner = leaf().prop_recursive(4, 48, 6, move |inner| {
@@ -465,8 +469,6 @@ mod tests {
                 proptest::collection::vec(member, 0..5).prop_map(list('{', '}')),
             ]
         });
-        const KINDS: &[&str] =
-            &["sysstat", "disk_usage", "pg_stats", "pg_log", "agent", "custom.x", "odd"];
         let member = (key(), inner.clone()).prop_map(|(key, value)| format!("\"{key}\":{value}"));
         let members = proptest::collection::vec(member, 0..8);
         (proptest::sample::select(KINDS), members, 0..9_usize, 0..9_usize).prop_map(

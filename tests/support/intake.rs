@@ -127,7 +127,7 @@ impl Answer {
 pub fn head(target: &str, headers: &[(&str, &str)], length: usize) -> String {
     let mut head = format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head = head + name + ": " + value + "\r\n";
     }
     head + "\r\n"
 }
