@@ -168,8 +168,8 @@ pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
     }
 }
 
-/// The most values of a text that is made into one: about 64 MiB.
-const VALUES_MAX: usize = 200_000;
+/// The most values of a text that is made into one: about 32 MiB of memory.
+const VALUES_MAX: usize = 100_000;
 
 impl MetricType {
     fn fields(&self) -> &'static [Field] {

@@ -2,7 +2,7 @@
 //!
 //! It says either "[`validate`](super::validate) accepts this" or "ask it". So the verdict is
 //! always that of the shapes, and what is wrong is always told in its words; what is sound, nearly
-//! everything, costs a tenth of building the value first. A property test holds the two together.
+//! everything, costs no value to be built first. A property test holds the two together.
 
 use jiff::Timestamp;
 
