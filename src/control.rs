@@ -21,6 +21,7 @@
 
 mod client; // asks a running agent
 mod look; // segments, records, dead letters and quarantine
+mod gauges; // the queue in /metrics
 mod server; // answers in the agent
 mod status; // what the agent says about itself
 

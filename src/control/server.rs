@@ -1,6 +1,7 @@
 //! The agent's side of the control socket.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,8 +11,10 @@ use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
+use super::gauges::{Facts, Gauges};
 use super::look;
 use super::status::{AgentStatus, Replay, Status};
+use crate::clock;
 use crate::queue::{Queue, QueueClosed, QueueError, SegmentInfo};
 use crate::socket::{Peers, Socket, SocketError};
 
@@ -62,12 +65,13 @@ impl Server {
 }
 
 fn router<A: Subject>(sources: Sources<A>) -> Router {
+    let gauges = Arc::new(Gauges::new());
     Router::new()
         .route("/v1/status", get(status::<A>))
         .route("/v1/segments", get(segments::<A>))
         .route("/v1/batches", get(batches::<A>))
         .route("/v1/replay", post(replay::<A>))
-        .route("/metrics", get(metrics::<A>))
+        .route("/metrics", get(async |sources: State<Sources<A>>| metrics(sources, gauges).await))
         .merge(look::routes())
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path".to_owned()))
         .method_not_allowed_fallback(async || {
@@ -149,11 +153,20 @@ fn queued(segments: &[SegmentInfo]) -> Replay {
     }
 }
 
-async fn metrics<A: Subject>(State(sources): State<Sources<A>>) -> Response {
+async fn metrics<A: Subject>(
+    State(sources): State<Sources<A>>,
+    gauges: Arc<Gauges>,
+) -> Result<Response, Failure> {
     let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let queue = &sources.queue;
+    let (status, segments, losses) =
+        (queue.status().await?, queue.segments().await?, queue.losses().await?);
+    let agent = sources.agent.describe();
+    let facts = Facts { queue: &status, segments: &segments, losses: &losses, agent: &agent };
+    gauges.show(&facts, clock::now());
     let text = sources.metrics.map(|metrics| {
         metrics.run_upkeep();
         metrics.render()
     });
-    (headers, text.unwrap_or_default()).into_response()
+    Ok((headers, text.unwrap_or_default()).into_response())
 }

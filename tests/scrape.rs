@@ -1,0 +1,73 @@
+//! `/metrics` of the control socket: what a scraper finds there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::support::proxy::Network;
+use crate::support::site::Site;
+use crate::support::until;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The text, without the head of the answer.
+fn scrape(site: &Site) -> String {
+    let path = site.directory.path().join("state/control.sock");
+    let mut stream = UnixStream::connect(path).expect("connect");
+    let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, text) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    text.to_owned()
+}
+
+/// Series of the queue with their labels, and their values.
+fn series(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| line.starts_with("agent_queue_"));
+    lines
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            (name.to_owned(), value.parse().expect("a number"))
+        })
+        .collect()
+}
+
+/// The queue's numbers are those of the moment, each explained, and all of them are in the
+/// operator's document with nothing beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scraper_finds_the_queue() {
+    let site = Site::registered().await;
+    let agent = site.run();
+    site.until_stored(5).await;
+    let flowing = series(&scrape(&site));
+    assert!(flowing["agent_queue_delivered_records_total"] >= 5.0, "{flowing:?}");
+    assert_eq!(flowing["agent_queue_bytes_max"], 1_073_741_824.0);
+    assert_eq!(flowing["agent_queue_lost_records_total{reason=\"evict\"}"], 0.0);
+    assert_eq!(flowing["agent_queue_degraded"], 0.0);
+    assert_eq!(flowing["agent_queue_eta_full_seconds"], f64::INFINITY);
+    site.proxy.set(Network::Down);
+    until("a backlog shows", LIMIT, || {
+        let now = series(&scrape(&site));
+        now["agent_queue_records"] > 10.0
+            && now["agent_queue_oldest_age_seconds"] > 1.0
+            && now["agent_queue_batches"] > 1.0
+            && now["agent_queue_next_seq"] > flowing["agent_queue_next_seq"]
+            && now["agent_queue_fill_ratio"] > 0.0
+    });
+    let text = scrape(&site);
+    let named = |line: &str| line.split([' ', '{']).next().map(str::to_owned);
+    let found: BTreeSet<String> = series(&text).keys().filter_map(|name| named(name)).collect();
+    for name in &found {
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} is not explained");
+    }
+    let document = include_str!("../docs/OPERATIONS.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `agent_queue_"));
+    let written: BTreeSet<String> = rows
+        .filter_map(|row| Some(format!("agent_queue_{}", row.split(['`', '{']).next()?)))
+        .collect();
+    assert_eq!(written, found);
+    agent.stop();
+}
