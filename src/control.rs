@@ -20,6 +20,7 @@
 //! | GET `/metrics` | 200 the Prometheus text format |
 
 mod client; // asks a running agent
+mod gauges; // the queue in /metrics
 mod look; // segments, records, dead letters and quarantine
 mod gauges; // the queue in /metrics
 mod server; // answers in the agent
