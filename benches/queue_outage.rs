@@ -104,6 +104,7 @@ fn keep<S: Store>(log: &mut Log<S>, groups: Vec<Group>, at: Timestamp) {
     let at_ms = at.as_millisecond();
     log.append(groups, at_ms);
     log.seal(at_ms + 1_000);
+    while log.tend(at_ms + 2_000) {}
 }
 
 /// Reads everything back, as a drain does: records and their bytes.

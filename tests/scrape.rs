@@ -38,12 +38,15 @@ fn series(text: &str) -> BTreeMap<String, f64> {
 /// The queue's numbers are those of the moment, each explained, and all of them are in the
 /// operator's document with nothing beside them.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::float_cmp, reason = "these numbers are whole")]
 async fn a_scraper_finds_the_queue() {
     let site = Site::registered().await;
     let agent = site.run();
-    site.until_stored(5).await;
-    let flowing = series(&scrape(&site));
-    assert!(flowing["agent_queue_delivered_records_total"] >= 5.0, "{flowing:?}");
+    let mut flowing = BTreeMap::new();
+    until("records are delivered", LIMIT, || {
+        flowing = series(&scrape(&site));
+        flowing["agent_queue_delivered_records_total"] >= 5.0
+    });
     assert_eq!(flowing["agent_queue_bytes_max"], 1_073_741_824.0);
     assert_eq!(flowing["agent_queue_lost_records_total{reason=\"evict\"}"], 0.0);
     assert_eq!(flowing["agent_queue_degraded"], 0.0);

@@ -66,6 +66,8 @@ impl Gauges {
         counter!("agent_queue_appended_records_total").absolute(counts.appended_records);
         counter!("agent_queue_delivered_records_total").absolute(counts.delivered_records);
         counter!("agent_queue_delivered_batches_total").absolute(counts.delivered_batches);
+        counter!("agent_queue_merged_segments_total").absolute(counts.merged_segments);
+        counter!("agent_queue_thinned_records_total").absolute(counts.thinned_records);
         for (reason, records) in [
             ("reject", counts.rejected_records),
             ("evict", counts.evicted_records),
@@ -81,6 +83,8 @@ const COUNTERS: &[(&str, &str)] = &[
     ("agent_queue_appended_records_total", "Records taken since the start."),
     ("agent_queue_delivered_records_total", "Records delivered since the start."),
     ("agent_queue_delivered_batches_total", "Batches delivered since the start."),
+    ("agent_queue_merged_segments_total", "Segments that became part of a larger one."),
+    ("agent_queue_thinned_records_total", "Records that went so that others of their time stay."),
     (
         "agent_queue_lost_records_total",
         "Records that will not be delivered, by reason, since the start; the refused ones are in \
@@ -177,7 +181,9 @@ mod tests {
     /// Feeds `(second, bytes)` and returns the growth in the end.
     fn growth(seen: &[(i64, u64)]) -> Option<f64> {
         let mut growth = Growth::default();
-        seen.iter().for_each(|(second, bytes)| growth.note(*second, *bytes));
+        for (second, bytes) in seen {
+            growth.note(*second, *bytes);
+        }
         growth.per_second()
     }
 
