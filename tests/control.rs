@@ -204,4 +204,9 @@ fn help_of_the_operators_commands() {
         assert_eq!(done.code, Some(0), "{done:?}");
         insta::assert_snapshot!(format!("help_{command}"), done.stdout);
     }
+    for command in [["inspect", "export"], ["queue", "repair"]] {
+        let done = run(agent(command.into_iter().chain(["--help"])));
+        assert_eq!(done.code, Some(0), "{done:?}");
+        insta::assert_snapshot!(format!("help_{}", command.join("_")), done.stdout);
+    }
 }

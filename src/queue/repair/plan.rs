@@ -31,20 +31,33 @@ pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan
         identity(dir, &error, &mut plan);
         return Ok(plan);
     }
-    if dir.join("state").exists()
-        && let Err(error) = SledView::open(dir)?.state()
-    {
-        plan.steps.push(Step {
-            what: format!("the state does not open: {}", error.source),
-            fix: "start a new one; segments are read instead, and what the backend has already it \
-                  recognises"
-                .to_owned(),
-            ..moved(dir, StepKind::State, PathBuf::from("state"))
-        });
-    }
+    state(dir, &mut plan)?;
     segments(dir, limits, &mut plan)?;
     quarantine(dir, requeue, &mut plan)?;
     Ok(plan)
+}
+
+fn state(dir: &Path, plan: &mut Plan) -> Result<(), StoreError> {
+    if !dir.join("state").exists() {
+        return Ok(());
+    }
+    let mut view = SledView::open(dir)?;
+    let what = match view.state() {
+        Err(error) => format!("the state does not open: {}", error.source),
+        // The database may open after damage, as an empty one. The first window has no row yet.
+        Ok(rows) if rows.is_empty() && view.segments()?.len() > 1 => {
+            "the state is empty, although there are segments: it was damaged".to_owned()
+        }
+        Ok(_) => return Ok(()),
+    };
+    plan.steps.push(Step {
+        what,
+        fix: "start a new one; segments are read instead, and what the backend has already it \
+              recognises"
+            .to_owned(),
+        ..moved(dir, StepKind::State, PathBuf::from("state"))
+    });
+    Ok(())
 }
 
 fn moved(dir: &Path, kind: StepKind, path: PathBuf) -> Step {
