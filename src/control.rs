@@ -22,7 +22,6 @@
 mod client; // asks a running agent
 mod gauges; // the queue in /metrics
 mod look; // segments, records, dead letters and quarantine
-mod gauges; // the queue in /metrics
 mod server; // answers in the agent
 mod status; // what the agent says about itself
 

@@ -144,7 +144,9 @@ impl<S: Store> Log<S> {
         let mut row = sealed.row.clone();
         (0..row.batches).for_each(|batch| row.deliver(batch));
         let before = self.ledger.clone();
-        losses.iter().for_each(|loss| self.ledger.note(*loss, self.now_ms));
+        for loss in &losses {
+            self.ledger.note(*loss, self.now_ms);
+        }
         if let Err(error) = self.put(vec![state::segment_row(&row)]) {
             self.ledger = before;
             tracing::warn!(segment = id, %error, "a segment cannot be evicted now");
@@ -160,7 +162,9 @@ impl<S: Store> Log<S> {
     }
 
     fn note_evicted(&mut self, id: u64, losses: &[NewLoss], why: &str) {
-        losses.iter().for_each(|loss| self.note_loss(*loss));
+        for loss in losses {
+            self.note_loss(*loss);
+        }
         let records = losses.iter().map(|loss| loss.records).sum::<u64>();
         self.counts.evicted_records += records;
         tracing::error!(segment = id, records, why, "records lost");

@@ -104,15 +104,12 @@ impl Index {
     /// Forgets a block that turned out to be damaged; returns what it held, ranges with both ends
     /// and the number of records.
     pub(super) fn drop_block(&mut self, head: &FrameHead) -> Vec<((u64, u64), u64)> {
-        let losses = match self.groups.get(&head.number) {
-            Some(entries) => {
-                entries.iter().map(|e| ((e.first_seq, e.last_seq), e.records)).collect()
-            }
-            None => {
-                let records = u64::from(head.records);
-                let to = head.first_seq.saturating_add(records).saturating_sub(1);
-                vec![((head.first_seq, to), records)]
-            }
+        let losses = if let Some(entries) = self.groups.get(&head.number) {
+            entries.iter().map(|e| ((e.first_seq, e.last_seq), e.records)).collect()
+        } else {
+            let records = u64::from(head.records);
+            let to = head.first_seq.saturating_add(records).saturating_sub(1);
+            vec![((head.first_seq, to), records)]
         };
         let numbers = head.number..head.number + u64::from(head.parts);
         self.found.retain(|frame| !numbers.contains(&frame.head.number));

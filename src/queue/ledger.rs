@@ -110,7 +110,7 @@ impl Ledger {
     }
 
     /// Entries that the backend does not know yet, oldest first. They do not change any more.
-    pub fn to_send(&mut self) -> Vec<Loss> {
+    pub fn offer(&mut self) -> Vec<Loss> {
         let open = self.losses.values().filter(|loss| !loss.acknowledged);
         let send: Vec<Loss> = open.take(SEND_MAX).cloned().collect();
         self.offered.extend(send.iter().map(|loss| loss.id));
@@ -236,7 +236,7 @@ mod tests {
         ledger.note(loss(0, 4, LossReason::Evict), 1);
         ledger.note(loss(5, 9, LossReason::Evict), 2);
         assert_eq!(ranges(&ledger), [(0, 9, 10)]);
-        assert_eq!(ledger.to_send()[0].time_ms, (0, 6));
+        assert_eq!(ledger.offer()[0].time_ms, (0, 6));
         ledger.note(loss(10, 11, LossReason::Evict), 3);
         ledger.note(loss(12, 12, LossReason::Corrupt), 4);
         ledger.note(loss(20, 20, LossReason::Corrupt), 5);
@@ -247,11 +247,11 @@ mod tests {
     fn an_entry_is_sent_until_it_is_acknowledged() {
         let mut ledger = Ledger::default();
         ledger.note(loss(0, 4, LossReason::Refuse), 1);
-        assert_eq!(ledger.to_send().len(), 1);
-        let again = ledger.to_send();
+        assert_eq!(ledger.offer().len(), 1);
+        let again = ledger.offer();
         assert_eq!(again.len(), 1);
         ledger.acknowledge(&[again[0].id, 77]);
-        assert!(ledger.to_send().is_empty());
+        assert!(ledger.offer().is_empty());
         assert!(ledger.all().all(|loss| loss.acknowledged), "it is kept for a person");
     }
 
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(ledger.all().count(), OPEN_MAX);
         assert_eq!(ledger.all().map(|loss| loss.records).sum::<u64>(), 5_000);
         loop {
-            let ids: Vec<u64> = ledger.to_send().iter().map(|loss| loss.id).collect();
+            let ids: Vec<u64> = ledger.offer().iter().map(|loss| loss.id).collect();
             if ids.is_empty() {
                 break;
             }
@@ -273,7 +273,7 @@ mod tests {
         }
         for n in 0..ACKNOWLEDGED_MAX as u64 * 2 {
             ledger.note(loss(20_000 + n * 2, 20_000 + n * 2, LossReason::Evict), 1);
-            let ids: Vec<u64> = ledger.to_send().iter().map(|loss| loss.id).collect();
+            let ids: Vec<u64> = ledger.offer().iter().map(|loss| loss.id).collect();
             ledger.acknowledge(&ids);
         }
         assert_eq!(ledger.all().count(), ACKNOWLEDGED_MAX);
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(ledger.unsaved().len(), 1);
         ledger.saved();
         assert!(ledger.unsaved().is_empty());
-        let ids: Vec<u64> = ledger.to_send().iter().map(|loss| loss.id).collect();
+        let ids: Vec<u64> = ledger.offer().iter().map(|loss| loss.id).collect();
         ledger.acknowledge(&ids);
         assert_eq!(ledger.unsaved().len(), 1);
     }

@@ -245,7 +245,7 @@ impl<S: Store> Log<S> {
     /// Entries of the ledger that the backend does not know yet, at most 100. They do not change
     /// any more.
     pub fn losses_to_send(&mut self) -> Vec<Loss> {
-        self.ledger.to_send()
+        self.ledger.offer()
     }
 
     /// The backend knows these entries of the ledger.
@@ -287,7 +287,7 @@ impl<S: Store> Log<S> {
         records: u64,
         refused: &[DeadLetter],
     ) -> Result<(), StoreError> {
-        if !self.sealed.get(&key.segment).is_some_and(|s| !s.row.is_delivered(key.number)) {
+        if self.sealed.get(&key.segment).is_none_or(|s| s.row.is_delivered(key.number)) {
             return Ok(());
         }
         if !refused.is_empty() {

@@ -148,12 +148,12 @@ impl<S: Store> Log<S> {
         let newest = self.sealed.len() - self.sealed.len() / 4;
         let candidates: Vec<&Sealed> = self.sealed.values().take(newest.max(1)).collect();
         let least = candidates.iter().map(|sealed| sealed.row.thinned).min()?;
-        let last = candidates.last().map(|sealed| sealed.row.id)?;
+        let newest_id = candidates.last().map(|sealed| sealed.row.id)?;
         if least >= THINNED_MAX {
             return None;
         }
         let runs = self.runs(|sealed| {
-            (sealed.row.thinned == least && sealed.row.id <= last).then_some((0, least))
+            (sealed.row.thinned == least && sealed.row.id <= newest_id).then_some((0, least))
         });
         let windows = |id: &u64| self.sealed.get(id).map_or(0, |s| s.row.windows.max(1));
         runs.into_iter()
@@ -388,7 +388,9 @@ impl<S: Store> Log<S> {
         }
         let before = self.ledger.clone();
         let lost = merge.thinning.lost;
-        lost.into_iter().for_each(|loss| self.note_loss(loss));
+        if let Some(loss) = lost {
+            self.note_loss(loss);
+        }
         if let Err(error) = self.put(rows) {
             self.ledger = before;
             return Err(error);
@@ -447,15 +449,15 @@ impl Thinning {
         });
         for record in lost {
             let (seq, at_ms) = (record.seq, record.at_ms);
-            let loss = self.lost.get_or_insert(NewLoss {
+            let thinned = self.lost.get_or_insert(NewLoss {
                 range: (seq, seq),
                 records: 0,
                 reason: LossReason::Evict,
                 time_ms: (at_ms, at_ms),
             });
-            loss.range = (loss.range.0.min(seq), loss.range.1.max(seq));
-            loss.time_ms = (loss.time_ms.0.min(at_ms), loss.time_ms.1.max(at_ms));
-            loss.records += 1;
+            thinned.range = (thinned.range.0.min(seq), thinned.range.1.max(seq));
+            thinned.time_ms = (thinned.time_ms.0.min(at_ms), thinned.time_ms.1.max(at_ms));
+            thinned.records += 1;
         }
         kept
     }

@@ -77,6 +77,7 @@ impl MemoryDisk {
     }
 
     /// Another disk that holds the same.
+    #[must_use]
     pub fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.lock().clone())))
     }

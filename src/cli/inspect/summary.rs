@@ -288,11 +288,11 @@ fn delivery(screen: &Screen, tried: &Tried) -> String {
         "now" => ", next try now".to_owned(),
         wait => format!(", next try in {wait}"),
     });
-    let tries = counted(u64::from(tried.attempts), "attempt");
+    let attempts = counted(u64::from(tried.attempts), "attempt");
     let answer = tried.last_answer.as_deref().unwrap_or_default().trim_end();
     let answer = answer.replace("\n  hint:", "; hint:").replace("; hint: ", "\n  hint: ");
     let answer = answer.replace("\n  hint:", &format!("\n{:INDENT$}hint:", ""));
-    format!("{tries}{}\n{:INDENT$}{answer}", next.unwrap_or_default(), "")
+    format!("{attempts}{}\n{:INDENT$}{answer}", next.unwrap_or_default(), "")
 }
 
 #[cfg(test)]

@@ -177,7 +177,7 @@ fn kept_segments_make_room() {
     assert_eq!(batches.len(), 10);
     assert_eq!(log.read(batches[0].key()).unwrap().unwrap().records.len(), 3);
     assert!(log.next_batch(i64::MAX).is_none(), "they are not sent by themselves");
-    let full = (10..).find(|n| {
+    let full = (10..200).find(|n| {
         append(&mut log, *n);
         !log.losses().is_empty()
     });

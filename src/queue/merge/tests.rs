@@ -25,7 +25,7 @@ const WINDOW_MS: i64 = 60_000;
 /// By batch id: sequence numbers and payloads.
 type Sent = BTreeMap<Uuid, Vec<(u64, Bytes)>>;
 
-/// A window of one sysstat and three pg_stats.
+/// A window of one `sysstat` and three `pg_stats`.
 fn window(n: u64) -> Group {
     let at_ms = i64::try_from(n).unwrap() * WINDOW_MS;
     let record = |(kind, part): (&str, u64)| NewRecord {
