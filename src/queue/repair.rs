@@ -148,6 +148,8 @@ impl Repair {
         self.lock = None;
         let store = SledStore::open(&self.dir, self.limits.reserve_bytes())?;
         let mut log = Log::open(store, self.limits)?;
+        // Tells the log the time: what it notes from here on is noticed now.
+        log.seal(now.as_millisecond());
         for step in &self.plan.steps {
             if let Action::Salvage(id) = step.action {
                 salvage(&mut log, id, now.as_millisecond())?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Args, Shown};
 use crate::cli::local::Reader;
-use crate::cli::screen::{Screen, count, counted, cut, right};
+use crate::cli::screen::{Screen, count, cut, right};
 use crate::control::Scan;
 use crate::queue::{Quarantined, QuarantinedKind, QueueStatus};
 use crate::units;
@@ -30,7 +30,10 @@ impl Shown for Quarantine {
             return "quarantine is empty: no damage was found\n".to_owned();
         }
         let bytes: u64 = list.iter().map(|entry| entry.disk_bytes).sum();
-        let entries = counted(list.len() as u64, "damaged thing");
+        let entries = match list.len() {
+            1 => "1 entry".to_owned(),
+            some => format!("{some} entries"),
+        };
         let read = list.iter().any(|entry| entry.readable.is_some());
         let hint = if read { "" } else { "; --verify says how much of it can be read" };
         let mut text = format!("{entries}, {}{hint}\n\n", units::show_size(bytes));

@@ -152,7 +152,7 @@ impl Shown for Summary {
                 0 => "empty".to_owned(),
                 some => format!(
                     "{}, {}; see `agent inspect quarantine`",
-                    counted(some, "damaged thing"),
+                    counted_entries(some),
                     units::show_size(self.quarantine.disk_bytes),
                 ),
             },

@@ -158,7 +158,7 @@ fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreE
             path: PathBuf::from("segments"),
             records: vanished,
             backup_bytes: 0,
-            what: format!("{vanished} records are gone: somebody has removed their segments"),
+            what: format!("{} gone: somebody has removed their segments", counted(vanished)),
             fix: "count them in the ledger".to_owned(),
             action: Action::Open,
         });
@@ -177,8 +177,9 @@ fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreE
         let path = Path::new("segments").join(format!("{:020}", segment.id));
         if lost <= segment.corrupt {
             plan.remarks.push(format!(
-                "{}: {lost} records cannot be read, the ledger knows; the rest is delivered",
-                path.display()
+                "{}: {} damaged, the ledger knows; the rest is delivered",
+                path.display(),
+                counted(lost)
             ));
             continue;
         }
@@ -199,11 +200,18 @@ fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreE
     Ok(())
 }
 
+fn counted(records: u64) -> String {
+    if records == 1 { "1 record".to_owned() } else { format!("{records} records") }
+}
+
 /// Sequence numbers in words, the first few.
 fn ranges(damage: &[Damage]) -> String {
     const SHOWN: usize = 4;
     let ends = damage.iter().filter_map(|damage| damage.first_seq.zip(damage.last_seq));
-    let words: Vec<String> = ends.map(|(first, last)| format!("{first}-{last}")).collect();
+    let word = |(first, last): (u64, u64)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    let words: Vec<String> = ends.map(word).collect();
     match words.len() {
         0 => "positions only".to_owned(),
         few if few <= SHOWN => words.join(", "),
@@ -223,16 +231,17 @@ fn quarantine(dir: &Path, requeue: Requeue, plan: &mut Plan) -> Result<(), Store
                     kind: StepKind::Quarantined,
                     records,
                     backup_bytes: allocated_bytes(&dir.join(&path)),
-                    what: format!("{records} of its records can be read"),
+                    what: format!("{} can be read", counted(records)),
                     fix: "queue it again; what the backend has already it recognises".to_owned(),
                     action: Action::Requeue(id),
                     path,
                 });
             }
             Some(_) if records > 0 && !waits => plan.remarks.push(format!(
-                "{}: {records} records can be read; they were delivered, or queued again, when it \
-                 was put there. --requeue queues them once more",
-                path.display()
+                "{}: {} can be read, and went to the backend or to another segment when it was put \
+                 there; --requeue queues them once more",
+                path.display(),
+                counted(records)
             )),
             _ => plan.remarks.push(format!(
                 "{}: nothing to gain from it; delete it when you have looked at it",
