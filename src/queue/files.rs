@@ -5,22 +5,26 @@
 //! (refused records).
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use fs_err::{self as fs, File};
+use memchr::memmem;
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::{
-    block::MAGIC,
+    block::{FrameHead, MAGIC},
     budget::DiskSpace,
     salvage::{self, Found, Scan},
     store::StoreError,
 };
 
 const IDENTITY_FORMAT: &str = "pganalytics-queue 1";
+/// How much of a segment is searched for the identity of its queue.
+const IDENTITY_BYTES_MAX: u64 = 1 << 20;
 
 /// The numbers of the segments in `dir`; other names are left alone.
 pub(super) fn segment_ids(dir: &Path) -> Result<Vec<u64>, StoreError> {
@@ -59,11 +63,6 @@ pub(super) fn space(dir: &Path) -> Option<DiskSpace> {
     })
 }
 
-/// What the file that names the queue holds.
-pub(super) fn identity_text(id: Uuid) -> String {
-    format!("{IDENTITY_FORMAT} {id}\n")
-}
-
 pub(super) fn read_identity(dir: &Path) -> Result<Uuid, StoreError> {
     let path = dir.join("QUEUE");
     let text = fs::read_to_string(&path).map_err(at("read", &path))?;
@@ -100,18 +99,50 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// The queue's identity; one that is lost is taken from the segments, which carry it: with another
+/// they would be a stranger's.
 pub(super) fn read_or_make_identity(dir: &Path) -> Result<Uuid, StoreError> {
     let path = dir.join("QUEUE");
-    if fs::metadata(&path).is_ok() {
-        return read_identity(dir);
-    }
-    let id = Uuid::new_v4();
-    let draft = dir.join("QUEUE.new");
-    fs::write(&draft, identity_text(id)).map_err(at("write", &draft))?;
-    sync_file(&draft)?;
-    fs::rename(&draft, &path).map_err(at("rename", &draft))?;
-    sync_file(dir)?;
+    let lost = match read_identity(dir) {
+        Ok(id) => return Ok(id),
+        Err(error) => error,
+    };
+    let id = match (identity_of_segments(dir), lost.source.kind()) {
+        (Some(id), _) => {
+            tracing::warn!(error = %lost, %id, "the queue's name is written anew, from its segments");
+            id
+        }
+        (None, io::ErrorKind::NotFound) => Uuid::new_v4(),
+        (None, _) => return Err(lost),
+    };
+    write_identity(&path, id)?;
     Ok(id)
+}
+
+pub(super) fn write_identity(path: &Path, id: Uuid) -> Result<(), StoreError> {
+    let draft = path.with_extension("new");
+    let text = format!("{IDENTITY_FORMAT} {id}\n");
+    fs::write(&draft, text).map_err(at("write", &draft))?;
+    sync_file(&draft)?;
+    fs::rename(&draft, path).map_err(at("rename", &draft))?;
+    sync_file(path.parent().unwrap_or(path))
+}
+
+/// The queue that most of the frames at the start of the segments belong to.
+pub(super) fn identity_of_segments(dir: &Path) -> Option<Uuid> {
+    let mut frames: BTreeMap<Uuid, u64> = BTreeMap::new();
+    for entry in fs::read_dir(dir.join("segments")).into_iter().flatten().flatten() {
+        let mut bytes = Vec::new();
+        let start = |file: File| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes);
+        if File::open(entry.path().join("db")).and_then(start).is_err() {
+            continue;
+        }
+        let head = |start: usize| FrameHead::read(bytes.get(start..)?).ok();
+        for head in memmem::find_iter(&bytes, &MAGIC).filter_map(head) {
+            *frames.entry(head.queue).or_default() += 1;
+        }
+    }
+    frames.into_iter().max_by_key(|(_, count)| *count).map(|(id, _)| id)
 }
 
 pub(super) fn scan_segment(dir: &Path, queue_id: Uuid, id: u64) -> Result<Scan, StoreError> {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    files::{at, copy_files, move_dir, space, sync_file},
+    files::{at, copy_files, move_dir, space, sync_file, write_identity},
     log::{BatchKey, Log, LogLimits},
     store::StoreError,
     store_sled::SledStore,
@@ -216,12 +216,7 @@ impl Repair {
                 }
                 move_dir(&from, &to)
             }
-            Action::Identify(id) => {
-                let draft = self.dir.join("QUEUE.new");
-                fs::write(&draft, super::files::identity_text(id)).map_err(at("write", &draft))?;
-                sync_file(&draft)?;
-                move_dir(&draft, &from)
-            }
+            Action::Identify(id) => write_identity(&from, id),
             Action::Requeue(id) => move_dir(&from, &super::files::segment_dir(&self.dir, id)),
             Action::Salvage(_) | Action::Open => Ok(()),
         }

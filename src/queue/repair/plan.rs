@@ -1,28 +1,18 @@
 //! What is wrong in a queue's directory. Reads, and changes nothing.
 
-use std::{
-    collections::BTreeMap,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use fs_err::{self as fs, File};
-use memchr::memmem;
-use uuid::Uuid;
+use fs_err as fs;
 
 use super::{Action, Plan, Requeue, Step, StepKind};
 use crate::queue::{
     aside::{Aside, QuarantinedKind, segment_of},
-    block::{FrameHead, HEADER_BYTES, MAGIC},
-    files::{allocated_bytes, read_identity, segment_dir},
+    files::{allocated_bytes, identity_of_segments, read_identity, segment_dir},
     log::{Log, LogLimits},
     look::Damage,
     store::{Store, StoreError},
     store_view::SledView,
 };
-
-/// How much of a segment is searched for the queue's identity.
-const IDENTITY_BYTES_MAX: u64 = 4 << 20;
 
 pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan, StoreError> {
     let mut plan = Plan::default();
@@ -111,14 +101,7 @@ fn files_in_the_way(dir: &Path, plan: &mut Plan) {
 
 /// A queue whose name is lost: its frames carry it.
 fn identity(dir: &Path, error: &StoreError, plan: &mut Plan) {
-    let mut seen: BTreeMap<Uuid, u64> = BTreeMap::new();
-    for name in names(&dir.join("segments")) {
-        let file = dir.join("segments").join(name).join("db");
-        for queue in queues_in(&file) {
-            *seen.entry(queue).or_default() += 1;
-        }
-    }
-    let Some((id, _)) = seen.into_iter().max_by_key(|(_, frames)| *frames) else {
+    let Some(id) = identity_of_segments(dir) else {
         plan.remarks.push(format!("{error}; no segment says what it was"));
         return;
     };
@@ -132,21 +115,6 @@ fn identity(dir: &Path, error: &StoreError, plan: &mut Plan) {
         action: Action::Identify(id),
     });
     plan.remarks.push("once the queue has its name, plan again for the rest".to_owned());
-}
-
-/// The queues that the frames at the start of a file belong to.
-fn queues_in(path: &Path) -> Vec<Uuid> {
-    let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes));
-    if read.is_err() {
-        return Vec::new();
-    }
-    let head = |start: usize| {
-        let header = bytes.get(start..start + HEADER_BYTES)?;
-        FrameHead::read(header).ok().map(|head| head.queue)
-    };
-    memmem::find_iter(&bytes, &MAGIC).filter_map(head).collect()
 }
 
 fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreError> {

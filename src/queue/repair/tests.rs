@@ -210,6 +210,25 @@ fn a_lost_name_is_found_in_the_segments() {
     assert_eq!(deliverable(dir.path()).len(), 100);
 }
 
+/// Q4: a start without the queue's name sends what it finds under the ids that it always had.
+#[test]
+fn a_start_finds_the_name_that_was_lost() {
+    let dir = filled();
+    let file = dir.path().join("QUEUE");
+    let name = fs::read_to_string(&file).unwrap();
+    for text in [None, Some("rubbish")] {
+        fs::remove_file(&file).unwrap();
+        text.iter().for_each(|text| fs::write(&file, text).unwrap());
+        assert_eq!(open(dir.path()).status().records, 100);
+        assert_eq!(fs::read_to_string(&file).unwrap(), name);
+    }
+    let empty = tempfile::tempdir().unwrap();
+    open(empty.path());
+    fs::write(empty.path().join("QUEUE"), "rubbish").unwrap();
+    let error = SledStore::open(empty.path(), 0).unwrap_err();
+    assert!(error.to_string().contains("expected `pganalytics-queue 1 <uuid>`"), "{error}");
+}
+
 #[test]
 fn vanished_segments_are_counted() {
     let dir = filled();
