@@ -47,6 +47,7 @@ for_each_store!(
     a_known_batch_still_brings_its_report,
     holes_are_where_their_records_were,
     a_failed_push_leaves_nothing,
+    a_collector_brings_metrics_of_several_hosts,
     metrics_are_found_by_range_type_and_step,
     the_first_host_keeps_its_name,
     a_deregistered_collector_has_no_credentials,
@@ -326,6 +327,21 @@ async fn holes_are_where_their_records_were(opened: Opened) {
     check(21, 40, &[]).await;
     check(40, 41, &[&noticed]).await;
     assert_eq!(store.holes(Uuid::nil(), now(), Timestamp::MAX).await.expect("holes"), []);
+}
+
+/// What a collector replays of another host is that host's, and changes nothing of its own.
+async fn a_collector_brings_metrics_of_several_hosts(opened: Opened) {
+    let store = &opened.store;
+    let one = enrolled(store, 1).await;
+    for (n, hostname) in [(1, "db1"), (2, "dead"), (3, "db1"), (4, "dead")] {
+        let hostname = hostname.to_owned();
+        let metrics = vec![metric("sysstat", None, n, n)];
+        store.push(Push { hostname, ..push(one, None, metrics) }).await.expect("push");
+    }
+    let servers = store.servers(Page::first(9)).await.expect("servers").rows;
+    let names: Vec<&str> = servers.iter().map(|server| server.hostname.as_str()).collect();
+    assert_eq!(names, ["db1", "dead"]);
+    assert_eq!(numbers(&all(store).await), [1, 3, 2, 4]);
 }
 
 /// S1: all or nothing.

@@ -136,7 +136,7 @@ async fn first_rejected(
     Ok(row.try_get(0)?)
 }
 
-/// The server row of the collector, made by its first push.
+/// The row of a host that the collector brings metrics of, made by the first push.
 async fn server_of(transaction: &Transaction<'_>, push: &Push) -> Result<i64, StoreError> {
     let known = "SELECT id FROM servers WHERE collector_id = $1 AND hostname = $2";
     let statement = transaction.prepare_cached(known).await?;
@@ -148,9 +148,7 @@ async fn server_of(transaction: &Transaction<'_>, push: &Push) -> Result<i64, St
         .query_one(
             "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
              VALUES ($1, $2, $2, $3, $3)
-             ON CONFLICT (collector_id) DO UPDATE SET
-                 name = excluded.name, hostname = excluded.hostname,
-                 updated_at = excluded.updated_at
+             ON CONFLICT (collector_id, hostname) DO UPDATE SET updated_at = excluded.updated_at
              RETURNING id",
             &[&push.collector_id, &push.hostname, &push.received_at],
         )

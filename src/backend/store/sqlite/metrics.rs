@@ -112,7 +112,7 @@ fn note_collector(
     Ok(())
 }
 
-/// The server row of the collector, made by its first push.
+/// The row of a host that the collector brings metrics of, made by the first push.
 fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, StoreError> {
     let known = db
         .prepare_cached("SELECT id FROM servers WHERE collector_id = ?1 AND hostname = ?2")?
@@ -125,9 +125,6 @@ fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, 
         .prepare_cached(
             "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
              VALUES (?1, ?2, ?2, ?3, ?3)
-             ON CONFLICT (collector_id) DO UPDATE SET
-                 name = excluded.name, hostname = excluded.hostname,
-                 updated_at = excluded.updated_at
              RETURNING id",
         )?
         .query_row(params![collector, push.hostname, micros(push.received_at)], |row| row.get(0))?;
