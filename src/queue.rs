@@ -49,6 +49,7 @@
 mod aside;
 mod block;
 mod budget;
+mod dead;
 mod disk_health;
 mod evict;
 mod files;
@@ -88,6 +89,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::{
     aside::{Aside, DeadCount, DeadPage, Quarantined, QuarantinedKind, Readable},
     budget::{Budget, DiskSpace, Durability, OnFull, Retain},
+    dead::{DeadChanges, dead_letters},
     ledger::{Loss, LossReason},
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
     look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},
@@ -168,11 +170,13 @@ enum Command {
     Seal(oneshot::Sender<()>),
     NextBatch(oneshot::Sender<Option<Batch>>),
     Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
+    ChangeDead(DeadChanges, oneshot::Sender<Result<(), StoreError>>),
     PutBack(BatchKey, String, i64),
     RetryNow,
     Status(oneshot::Sender<QueueStatus>),
     Segments(oneshot::Sender<Vec<SegmentInfo>>),
     Batches(oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
+    BatchesOf(u64, oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
     Read(BatchKey, oneshot::Sender<Result<Option<Batch>, StoreError>>),
     Losses(oneshot::Sender<Vec<Loss>>),
     LossesToSend(oneshot::Sender<Vec<Loss>>),
@@ -266,6 +270,11 @@ impl Queue {
         Ok(self.ask(|reply| Command::Delivered(key, records, refused, reply)).await??)
     }
 
+    /// Changes lines of the dead letters, all or none; durable when this returns.
+    pub async fn change_dead(&self, changes: DeadChanges) -> Result<(), QueueError> {
+        Ok(self.ask(|reply| Command::ChangeDead(changes, reply)).await??)
+    }
+
     /// A try to deliver a batch has failed with `answer`; the next is due at `next_at_ms`.
     pub async fn put_back(
         &self,
@@ -295,6 +304,11 @@ impl Queue {
     /// All batches, oldest first.
     pub async fn batches(&self) -> Result<Vec<BatchInfo>, QueueError> {
         Ok(self.ask(Command::Batches).await??)
+    }
+
+    /// The batches of one segment; see [`Log::batches_of`].
+    pub async fn batches_of(&self, segment: u64) -> Result<Vec<BatchInfo>, QueueError> {
+        Ok(self.ask(|reply| Command::BatchesOf(segment, reply)).await??)
     }
 
     /// A batch that waits, or is delivered and kept; it does not count as being sent.
@@ -476,6 +490,9 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
         Command::Delivered(key, records, refused, reply) => {
             reply.send(log.delivered(key, records, &refused)).ok();
         }
+        Command::ChangeDead(changes, reply) => {
+            reply.send(log.change_dead(&changes)).ok();
+        }
         Command::PutBack(key, answer, next_at_ms) => log.put_back(key, answer, next_at_ms),
         Command::RetryNow => log.retry_now(),
         Command::Status(reply) => {
@@ -486,6 +503,9 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
         }
         Command::Batches(reply) => {
             reply.send(log.batches()).ok();
+        }
+        Command::BatchesOf(segment, reply) => {
+            reply.send(log.batches_of(segment)).ok();
         }
         Command::Read(key, reply) => {
             reply.send(log.read(key)).ok();

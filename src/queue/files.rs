@@ -73,6 +73,17 @@ pub(super) fn read_identity(dir: &Path) -> Result<Uuid, StoreError> {
     })
 }
 
+/// The identity that the frames of a queue name: all that is left of one whose `QUEUE` is gone.
+pub(super) fn identity_of_frames(dir: &Path) -> Option<Uuid> {
+    ["segments", "delivered"].into_iter().find_map(|place| {
+        let segments = dir.join(place);
+        segment_ids(&segments).ok()?.into_iter().find_map(|id| {
+            let file = File::open(find_segment(dir, id).join("db")).ok()?;
+            salvage::queue_of(file, id).ok()?
+        })
+    })
+}
+
 /// Bytes on disk of all files below `dir`.
 pub(super) fn allocated_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;

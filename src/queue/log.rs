@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter,
     budget::{Budget, Durability, Retain},
+    dead::DeadChanges,
     disk_health::DiskHealth,
     index::Index,
     ledger::{Ledger, Loss, LossReason, NewLoss},
@@ -346,6 +347,11 @@ impl<S: Store> Log<S> {
         if let Err(error) = self.put(Vec::new()) {
             tracing::warn!(%error, "the ledger of lost records stays in memory for now");
         }
+    }
+
+    /// Changes lines of the dead letters: what has been delivered since goes.
+    pub fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
+        self.store.change_dead(changes)
     }
 
     /// Lets every batch be tried now, whenever its next try was due.

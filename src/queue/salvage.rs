@@ -42,7 +42,17 @@ const CHUNK_BYTES: usize = 256 << 10;
 const FRAME_BYTES_MAX: usize = HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX;
 
 /// Reads `file` to its end and returns the sound frames of `queue` and `segment`.
-pub fn scan(mut file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> {
+pub fn scan(file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> {
+    scan_for(file, |head| head.queue == queue && head.segment == segment)
+}
+
+/// The queue that the first sound frame of `segment` names.
+pub fn queue_of(file: impl Read, segment: u64) -> io::Result<Option<Uuid>> {
+    let scan = scan_for(file, |head| head.segment == segment)?;
+    Ok(scan.found.first().map(|frame| frame.head.queue))
+}
+
+fn scan_for(mut file: impl Read, is_wanted: impl Fn(&FrameHead) -> bool) -> io::Result<Scan> {
     let finder = memmem::Finder::new(&MAGIC);
     let mut scan = Scan::default();
     let mut window = Vec::with_capacity(CHUNK_BYTES + FRAME_BYTES_MAX);
@@ -61,7 +71,7 @@ pub fn scan(mut file: impl Read, queue: Uuid, segment: u64) -> io::Result<Scan> 
                 at = next + 1;
                 continue;
             };
-            if head.queue == queue && head.segment == segment {
+            if is_wanted(&head) {
                 if head.codec == Codec::Group && head.part == 0 {
                     let Ok(directory) = group::directory(payload) else {
                         scan.broken += 1;
@@ -153,5 +163,7 @@ mod tests {
     fn frames_of_others_are_left_out() {
         assert!(scan(&frame(0, 10)[..], Uuid::nil(), 2).unwrap().found.is_empty());
         assert!(scan(&frame(0, 10)[..], Uuid::from_u128(1), 1).unwrap().found.is_empty());
+        assert_eq!(queue_of(&frame(0, 10)[..], 1).unwrap(), Some(Uuid::nil()));
+        assert_eq!(queue_of(&frame(0, 10)[..], 2).unwrap(), None);
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter,
     budget::DiskSpace,
+    dead::DeadChanges,
     salvage::{Found, Scan},
 };
 
@@ -70,6 +71,9 @@ pub trait Store: Send {
 
     /// Adds to the dead letters; durable when this returns.
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError>;
+
+    /// Changes lines of the dead letters, all or none; durable when this returns.
+    fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError>;
 
     /// All state rows.
     fn state(&mut self) -> Result<Rows, StoreError>;

@@ -13,6 +13,7 @@ use super::{
     DeadLetter,
     block::MAGIC,
     budget::DiskSpace,
+    dead::DeadChanges,
     salvage::{self, Found, Scan},
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
@@ -224,6 +225,19 @@ impl Store for MemoryStore {
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
         self.0.writing("append to")?.dead.extend_from_slice(letters);
+        Ok(())
+    }
+
+    fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
+        let mut disk = self.0.writing("change")?;
+        disk.dead.retain_mut(|letter| match changes.get(&letter.line) {
+            None => true,
+            Some(None) => false,
+            Some(Some(line)) => {
+                letter.line.clone_from(line);
+                true
+            }
+        });
         Ok(())
     }
 

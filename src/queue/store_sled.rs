@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter,
     budget::DiskSpace,
+    dead::{self, DeadChanges},
     files::{
         allocated_bytes, at, erase, find_segment, if_absent, kept_dir, lock, move_dir, read_frames,
         read_or_make_identity, scan_segment, segment_dir, segment_ids, space, sync_file,
@@ -195,7 +196,7 @@ impl Store for SledStore {
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        let path = self.dir.join("dead.ndjson");
+        let path = dead::dead_letters(&self.dir);
         let lines: String =
             letters.iter().flat_map(|letter| [letter.line.as_str(), "\n"]).collect();
         let append = || {
@@ -205,6 +206,10 @@ impl Store for SledStore {
         };
         append().map_err(at("append to", &path))?;
         sync_file(&self.dir)
+    }
+
+    fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
+        dead::change(&self.dir, changes)
     }
 
     fn state(&mut self) -> Result<Rows, StoreError> {

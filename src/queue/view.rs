@@ -229,16 +229,18 @@ impl<S: Store> Log<S> {
         Ok(batches)
     }
 
-    /// The batches of one segment.
-    pub(super) fn batches_of(&mut self, id: u64) -> Result<Vec<BatchInfo>, StoreError> {
+    /// The batches of one segment, in order; none when there is no such segment.
+    pub fn batches_of(&mut self, id: u64) -> Result<Vec<BatchInfo>, StoreError> {
         if let Some(active) = self.active.as_ref().filter(|active| active.row.id == id) {
             let info = |plan| self.batch_info(id, plan, BatchState::Open, None);
             return Ok(active.plans.iter().map(info).collect());
         }
         let plans = self.plans(id)?;
         let Some(sealed) = self.sealed.get(&id) else {
-            let info = |plan| self.batch_info(id, plan, BatchState::Kept, None);
-            return Ok(plans.iter().map(info).collect());
+            let kept = plans.iter().filter(|_| self.kept.contains_key(&id));
+            return Ok(kept
+                .map(|plan| self.batch_info(id, plan, BatchState::Kept, None))
+                .collect());
         };
         let info = |plan: &BatchPlan| {
             let state = if sealed.row.is_delivered(plan.number) {
