@@ -1,10 +1,11 @@
 //! Joins the stages: the only file that starts the agent's tasks and makes their channels.
 //!
-//! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs
-//! and the end of each push window.
+//! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs,
+//! the end of each push window and the replay lane.
 
 mod door;
 mod intake;
+pub mod replay;
 mod seams;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ pub use self::{
 use self::{
     door::{Door, run_collector},
     intake::QueueSink,
+    replay::{Lane, Replayer},
 };
 use crate::{
     clock,
@@ -61,6 +63,8 @@ pub struct AgentView {
     pub forward: watch::Receiver<ForwardStatus>,
     /// The way to the backend.
     pub link: Arc<Link>,
+    /// Sends again what it is told to.
+    pub replay: Lane,
     signals: Signals,
 }
 
@@ -87,7 +91,8 @@ pub enum StartError {
 impl Agent {
     /// Opens the queue and starts the stages. Must be called within a runtime.
     pub async fn start(config: &Config, identity: Identity) -> Result<Self, StartError> {
-        let who = (identity.collector_id.clone(), config.agent.hostname.clone());
+        let collector_id = identity.collector_id.clone();
+        let who = (collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
         let (queue, queue_thread) = config.queue.start()?;
         // The queue's thread has just been started: it answers.
@@ -108,15 +113,18 @@ impl Agent {
             queue.clone(),
             windows(config.agent.push_interval, queue_id),
             Arc::clone(&signals.wake),
-            shutdown,
+            shutdown.clone(),
         ));
         let source = QueueSource { queue: queue.clone(), link: Arc::clone(&link) };
         let settings = forward_config(&config.forward, who);
         let (forwarder, forward) = Forwarder::new(source, LinkWire(Arc::clone(&link)), settings);
+        let replayer = Replayer::of_host(config, queue.clone(), Arc::clone(&link), collector_id);
+        let (replay, lane) = replay::lane(replayer);
+        stages.spawn(lane.run(shutdown));
         let (finish, finishing) = watch::channel(false);
         let forwarder =
             tokio::spawn(forward_batches(forwarder, queue.clone(), signals.clone(), finishing));
-        let view = AgentView { queue, collections, intake, forward, link, signals };
+        let view = AgentView { queue, collections, intake, forward, link, replay, signals };
         Ok(Self { view, trigger, stages, forwarder, finish, queue_thread })
     }
 
@@ -149,6 +157,7 @@ impl AgentView {
         self.queue.seal().await.ok();
         self.queue.retry_now().await.ok();
         self.signals.now.notify_one();
+        self.replay.wake();
     }
 }
 

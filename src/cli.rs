@@ -69,11 +69,14 @@ pub enum Command {
         #[command(flatten)]
         args: inspect::Args,
     },
-    /// Deliver now what is queued now, and show the progress.
+    /// Deliver now what is queued, or send again what is kept, refused, or left by a dead host.
     ///
-    /// Asks the agent to push when it runs, else opens the queue and pushes by itself. What is not
-    /// delivered stays queued, and a batch that the backend has already is recognised there.
-    /// Exit codes: 0 all is delivered, 1 nothing is, 2 a part is.
+    /// Without a selection: what waits is pushed at once. The agent does it when it runs, beside its
+    /// own pushes, and goes on with it after a restart; else this opens the queue and does it
+    /// itself. Each batch goes under the id it always had, so a backend that has it stores nothing
+    /// twice. The same command again joins a replay that is under way, or goes on with one that was
+    /// interrupted.
+    /// Exit codes: 0 all is delivered, 1 nothing is, 2 a part is, or something was damaged.
     Replay {
         /// The agent's configuration.
         #[command(flatten)]

@@ -17,11 +17,15 @@
 //! | GET `/v1/dead/count` | 200 `DeadCount` |
 //! | GET `/v1/quarantine` | 200 `[Quarantined]` |
 //! | POST `/v1/replay` | 202 [`Replay`]: what is queued now is pushed now, backoff or not |
+//! | POST `/v1/replay`, a [`ReplayRequest`] | 202 [`ReplayProgress`]; 409: another is under way |
+//! | GET `/v1/replay` | 200 [`ReplayProgress`] of what is under way or was last, or `null` |
+//! | DELETE `/v1/replay` | 200 [`ReplayProgress`] of what has been ended, or `null` |
 //! | GET `/metrics` | 200 the Prometheus text format |
 
 mod client; // asks a running agent
 mod gauges; // the queue in /metrics
 mod look; // segments, records, dead letters and quarantine
+mod replay; // what is sent again, and how far that is
 mod server; // answers in the agent
 mod status; // what the agent says about itself
 
@@ -29,6 +33,9 @@ pub use crate::socket::SocketError;
 pub use client::{Client, ClientError};
 pub use look::{
     DeadLetters, DeadQuery, QuarantineQuery, RecordQuery, Records, Scan, ShownRecord, VerifyQuery,
+};
+pub use replay::{
+    Amount, Part, ReplayError, ReplayProgress, ReplayRequest, ReplayState, Selection,
 };
 pub use server::{Server, Sources, Subject};
 pub use status::{

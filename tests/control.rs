@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pganalytics::control::{
-    AgentStatus, BackendStatus, Client, ClientError, Forwarding, Server, SocketError, Sources,
-    Subject,
+    AgentStatus, BackendStatus, Client, ClientError, Forwarding, ReplayError, ReplayProgress,
+    ReplayRequest, Server, SocketError, Sources, Subject,
 };
 use pganalytics::queue::{
     Group, Log, LogLimits, MemoryDisk, NewRecord, Queue, QueueThread, SegmentState,
@@ -50,6 +50,18 @@ impl Subject for Still {
     }
 
     async fn push_now(&self) {}
+
+    async fn start_replay(&self, _request: ReplayRequest) -> Result<ReplayProgress, ReplayError> {
+        Err(ReplayError::Stopping)
+    }
+
+    fn replay(&self) -> Option<ReplayProgress> {
+        None
+    }
+
+    async fn stop_replay(&self) -> Option<ReplayProgress> {
+        None
+    }
 }
 
 /// A queue in memory behind a socket.

@@ -37,6 +37,8 @@ mod link_register; // enrolment: what is sent and kept, and what a failure leave
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger
+mod replay; // what is sent again: refilling, dead hosts, dead letters, kills in the middle
+mod replay_dead; // dead letters get another chance
 mod scrape; // what a Prometheus scraper finds at the control socket
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
 mod tidy; // the rules of this code base that a compiler does not check

@@ -18,13 +18,13 @@ use crate::support::{directory, until};
 const SOON: Duration = Duration::from_secs(30);
 
 /// A registered host with `disk_usage` every 500 ms, and its backend.
-struct Host {
-    folder: TempDir,
-    stub: Stub,
+pub struct Host {
+    pub folder: TempDir,
+    pub stub: Stub,
 }
 
 impl Host {
-    async fn new(push_interval: &str) -> Self {
+    pub async fn new(push_interval: &str) -> Self {
         let authority = Authority::new("test CA");
         let stub = Stub::https(&authority.server(Flaw::None), Clients::Of(&authority)).await;
         let folder = directory();
@@ -51,34 +51,34 @@ impl Host {
         Self { folder, stub }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn start(&self) -> Process {
+    pub fn start(&self) -> Process {
         let config = self.path("agent.toml");
         let command = agent(["run", "--config", config.to_str().expect("UTF-8")]);
         Process::start(command, self.folder.path())
     }
 
-    fn ask(&self, arguments: &[&str]) -> Finished {
+    pub fn ask(&self, arguments: &[&str]) -> Finished {
         let config = self.path("agent.toml");
         let config = ["--config", config.to_str().expect("UTF-8")];
         run(agent(arguments.iter().chain(&config).copied()))
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub fn json(&self, arguments: &[&str]) -> Value {
         let done = self.ask(arguments);
         serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
     }
 
     /// The queue's own word: `segments`, `records` and so on.
-    fn queued(&self, key: &str) -> u64 {
+    pub fn queued(&self, key: &str) -> u64 {
         self.json(&["inspect", "--json"])["queue"][key].as_u64().expect("a number")
     }
 
     /// An agent that has been killed with at least `segments` segments in its queue.
-    fn killed_with(&self, segments: u64) {
+    pub fn killed_with(&self, segments: u64) {
         let mut process = self.start();
         until("segments are queued", SOON, || {
             self.ask(&["status"]).code != Some(1) && self.queued("segments") >= segments
@@ -87,14 +87,14 @@ impl Host {
     }
 }
 
-fn says(done: &Finished, code: i32, parts: &[&str]) {
+pub fn says(done: &Finished, code: i32, parts: &[&str]) {
     assert_eq!(done.code, Some(code), "{done:?}");
     for part in parts {
         assert!(done.stdout.contains(part) || done.stderr.contains(part), "{part}: {done:?}");
     }
 }
 
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

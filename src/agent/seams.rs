@@ -12,7 +12,7 @@ use crate::{
     forward::{Outgoing, Source, Wire, WireAnswer, WireError},
     link::{Link, Push},
     metric::envelope::{AgentInfo, Backlog, LostRange, Rejected},
-    queue::{BatchKey, DeadLetter, Loss, Queue},
+    queue::{Batch, BatchKey, DeadLetter, Loss, Queue},
 };
 
 /// Batches come from the queue.
@@ -43,11 +43,9 @@ impl Source for QueueSource {
 
     async fn next(&self) -> Result<Option<Outgoing<BatchKey>>, String> {
         let batch = self.queue.next_batch().await.map_err(|error| error.to_string())?;
-        Ok(batch.map(|batch| Outgoing {
-            key: batch.key,
-            id: batch.id,
-            records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
-            metrics: batch.records.into_iter().map(|record| record.payload).collect(),
+        Ok(batch.map(|batch| {
+            let key = batch.key;
+            outgoing(batch, key)
         }))
     }
 
@@ -56,7 +54,7 @@ impl Source for QueueSource {
         batch: &Outgoing<BatchKey>,
         rejected: &[Rejected],
     ) -> Result<(), String> {
-        let letters = rejected.iter().filter_map(|rejected| letter(batch, rejected)).collect();
+        let letters = letters(batch, rejected);
         let records = batch.metrics.len() as u64;
         let noted = self.queue.delivered(batch.key, records, letters).await;
         noted.map_err(|error| error.to_string())
@@ -120,7 +118,22 @@ fn lost_range(loss: Loss) -> Option<LostRange> {
     })
 }
 
-fn letter(batch: &Outgoing<BatchKey>, rejected: &Rejected) -> Option<DeadLetter> {
+/// A batch of the queue, ready to be sent.
+pub(super) fn outgoing<K>(batch: Batch, key: K) -> Outgoing<K> {
+    Outgoing {
+        key,
+        id: batch.id,
+        records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
+        metrics: batch.records.into_iter().map(|record| record.payload).collect(),
+    }
+}
+
+/// What the backend has rejected of a batch, for the dead letters.
+pub(super) fn letters<K>(batch: &Outgoing<K>, rejected: &[Rejected]) -> Vec<DeadLetter> {
+    rejected.iter().filter_map(|rejected| letter(batch, rejected)).collect()
+}
+
+fn letter<K>(batch: &Outgoing<K>, rejected: &Rejected) -> Option<DeadLetter> {
     let payload = batch.metrics.get(rejected.index)?;
     let (seq, at_ms) = *batch.records.get(rejected.index)?;
     // What the backend found no JSON is kept as the text that it is.

@@ -12,8 +12,8 @@ use crate::agent::AgentView;
 use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
-    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, Server, SocketError,
-    Sources, Subject,
+    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, ReplayError,
+    ReplayProgress, ReplayRequest, Server, SocketError, Sources, Subject,
 };
 use crate::forward::ForwardStatus;
 
@@ -112,6 +112,18 @@ impl Subject for Shown {
 
     async fn push_now(&self) {
         self.view.push_now().await;
+    }
+
+    async fn start_replay(&self, request: ReplayRequest) -> Result<ReplayProgress, ReplayError> {
+        self.view.replay.start(request).await
+    }
+
+    fn replay(&self) -> Option<ReplayProgress> {
+        self.view.replay.progress()
+    }
+
+    async fn stop_replay(&self) -> Option<ReplayProgress> {
+        self.view.replay.stop().await
     }
 }
 

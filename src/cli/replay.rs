@@ -1,36 +1,130 @@
-//! `agent replay`: delivers now what is queued now.
+//! `agent replay`: sends what is queued, kept or refused, now or again.
 
+mod direct; // without an agent, and from the directory of another host
+mod live; // by the running agent
+mod plan; // what would be sent
+mod report; // the bar, and how it ended
+
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use jiff::civil::{Date, DateTime};
+use jiff::{Timestamp, tz::TimeZone};
 
 use super::local;
-use super::run::identity;
-use super::screen::{counted, cut};
-use crate::agent::{LinkWire, QueueSource, forward_config};
-use crate::clock;
 use crate::config::Config;
-use crate::control::{Client, ClientError, Replay};
-use crate::forward::{Drained, Forwarder};
-use crate::link::Link;
-use crate::queue::{Queue, SegmentInfo};
-use crate::{shutdown, units};
+use crate::control::{Client, ClientError, Part, ReplayRequest, Selection};
+use crate::{clock, units};
 
-/// How often the progress is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// How `agent replay` delivers.
+/// What `agent replay` sends, and how.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of a command line")]
 pub struct Args {
-    /// Give up when nothing has been delivered for so long.
+    /// What waits; the same as no selection.
+    #[arg(long, group = "part")]
+    pub all: bool,
+
+    /// One segment, whether it waits or is delivered and kept.
+    #[arg(long, value_name = "N", group = "part")]
+    pub segment: Option<u64>,
+
+    /// What the backend has refused; what it takes now leaves the dead letters.
+    #[arg(long, group = "part")]
+    pub dead: bool,
+
+    /// What is delivered and was kept (`queue.retain_delivered`), for a backend that has lost it.
+    #[arg(long, group = "part")]
+    pub delivered: bool,
+
+    /// Only windows that end at this time or later, waiting or kept: 2026-01-31T10:00:00Z,
+    /// 2026-01-31 10:00 (UTC), or 6h for six hours ago.
+    #[arg(long, value_name = "TIME", value_parser = time,
+        conflicts_with_all = ["all", "segment", "dead"])]
+    pub from: Option<Timestamp>,
+
+    /// Only windows that begin at this time or earlier.
+    #[arg(long, value_name = "TIME", value_parser = time,
+        conflicts_with_all = ["all", "segment", "dead"])]
+    pub to: Option<Timestamp>,
+
+    /// The queue directory of another host, which is only read; its records are pushed with this
+    /// host's identity.
+    #[arg(long, value_name = "PATH")]
+    pub dir: Option<PathBuf>,
+
+    /// The host that the records of --dir are about; without it, this one.
+    #[arg(long, value_name = "NAME", requires = "dir")]
+    pub hostname: Option<String>,
+
+    /// Say what would be sent, and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Bytes of JSON per second at most, such as 1MiB.
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
+    pub rate: Option<u64>,
+
+    /// End after this many records; batches are sent whole.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// End a replay that is under way, or that was interrupted and would go on.
+    #[arg(long, conflicts_with_all = ["part", "from", "to", "dry_run", "rate", "limit"])]
+    pub stop: bool,
+
+    /// Give up when the backend has taken nothing for so long.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub wait: Duration,
 }
 
+impl Args {
+    /// What is asked for.
+    fn request(&self) -> ReplayRequest {
+        let part = match self.segment {
+            Some(segment) => Part::Segment(segment),
+            None if self.dead => Part::Dead,
+            None if self.delivered => Part::Delivered,
+            None if self.from.is_some() || self.to.is_some() => Part::Stored,
+            None => Part::Pending,
+        };
+        let selection = Selection { part, from: self.from, to: self.to };
+        ReplayRequest { selection, rate: self.rate, limit: self.limit }
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "write it like 30s, 5min or 1h".to_owned())
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    let size = units::parse_size(text.trim_end_matches("/s"));
+    size.filter(|size| *size > 0).ok_or_else(|| "write it like 500KiB or 1MiB".to_owned())
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    time_at(text, clock::now())
+        .ok_or_else(|| "write it like 2026-01-31T10:00:00Z, 2026-01-31 10:00 or 6h".to_owned())
+}
+
+/// A time with its zone, one in UTC, a day in UTC, or how long before `now`.
+fn time_at(text: &str, now: Timestamp) -> Option<Timestamp> {
+    let text = text.trim();
+    let utc = |time: DateTime| TimeZone::UTC.to_timestamp(time).ok();
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time);
+    }
+    if let Ok(time) = text.parse::<DateTime>() {
+        return utc(time);
+    }
+    if let Ok(day) = text.parse::<Date>() {
+        return utc(day.into());
+    }
+    now.checked_sub(units::parse_duration(text)?).ok()
 }
 
 /// Runs the command.
@@ -39,189 +133,91 @@ pub async fn run(args: Args, config: &Config) -> ExitCode {
 }
 
 async fn replay(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&config.control_socket);
-    let outcome = match client.replay().await {
-        Ok(queued) => by_agent(&client, queued, args.wait).await?,
-        Err(ClientError::NotRunning(_)) => by_itself(config, args.wait).await?,
+    let (client, request) = (Client::new(&config.control_socket), args.request());
+    if args.dry_run {
+        let plan = plan::make(args, config, &client).await?;
+        return plan.tell(args.json);
+    }
+    if args.stop {
+        let stopped = match &args.dir {
+            Some(dir) => direct::stop(config, Some(dir))?,
+            None => match client.stop_replay().await {
+                Err(ClientError::NotRunning(_)) => direct::stop(config, None)?,
+                stopped => stopped?,
+            },
+        };
+        return report::tell_stopped(stopped.as_ref(), args.json);
+    }
+    if let Some(dir) = &args.dir {
+        return direct::foreign(args, config, dir, request).await?.tell(args.json);
+    }
+    let outcome = match client.replay_progress().await {
+        Ok(last) => live::replay(&client, args, request, last).await?,
+        Err(ClientError::NotRunning(_)) => direct::own(args, config, request).await?,
         Err(error) => return Err(error.into()),
     };
-    outcome.tell();
-    Ok(ExitCode::from(outcome.exit_code()))
-}
-
-/// How a replay has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Outcome {
-    queued: u64,
-    delivered: u64,
-    took: Duration,
-    last_answer: Option<String>,
-}
-
-impl Outcome {
-    fn exit_code(&self) -> u8 {
-        match self.delivered {
-            all if all >= self.queued => 0,
-            0 => 1,
-            _ => 2,
-        }
-    }
-
-    fn tell(&self) {
-        if self.queued == 0 {
-            println!("nothing is queued");
-            return;
-        }
-        let took = units::show_duration(self.took);
-        println!("delivered {} of {} in {took}", self.delivered, counted(self.queued, "batch"));
-        if self.exit_code() == 0 {
-            return;
-        }
-        let answer = self.last_answer.as_deref().unwrap_or("none yet");
-        let answer = answer.replace("; hint: ", "\n  hint: ");
-        eprintln!("the rest stays queued; the last answer was: {answer}");
-    }
-}
-
-/// The bar, and since when it has not moved.
-struct Progress {
-    bar: ProgressBar,
-    queued: u64,
-    begun: Instant,
-    moved: Instant,
-}
-
-impl Progress {
-    fn begin(queued: u64) -> Self {
-        let style = "{bar:24} {pos}/{len} batches  {per_sec}  eta {eta}  {wide_msg}";
-        // The template is a constant that every test reads.
-        let style = ProgressStyle::with_template(style).expect("a good template");
-        let bar = ProgressBar::new(queued).with_style(style);
-        let now = clock::monotonic();
-        Self { bar, queued, begun: now, moved: now }
-    }
-
-    fn show(&mut self, delivered: u64, answer: Option<&str>) {
-        if delivered > self.bar.position() {
-            self.moved = clock::monotonic();
-            self.bar.set_position(delivered);
-        }
-        self.bar.set_message(cut(answer.unwrap_or_default(), 60));
-        self.bar.tick();
-    }
-
-    fn stands(&self) -> Duration {
-        clock::monotonic().duration_since(self.moved)
-    }
-
-    fn end(self, delivered: u64, last_answer: Option<String>) -> Outcome {
-        self.bar.finish_and_clear();
-        let took = clock::monotonic().duration_since(self.begun);
-        Outcome { queued: self.queued, delivered, took, last_answer }
-    }
-}
-
-/// Follows the agent while it delivers what was queued when it was asked.
-async fn by_agent(client: &Client, queued: Replay, wait: Duration) -> anyhow::Result<Outcome> {
-    let mut progress = Progress::begin(queued.batches);
-    let Some(last) = queued.last_segment else {
-        return Ok(progress.end(0, None));
-    };
-    loop {
-        let left = waiting(&client.segments().await?, last);
-        let delivered = queued.batches.saturating_sub(left);
-        let answer = client.status().await?.agent.backend.last_answer;
-        progress.show(delivered, answer.as_deref());
-        if left == 0 || progress.stands() > wait {
-            return Ok(progress.end(delivered, answer));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Batches to deliver in the segments up to `last`.
-fn waiting(segments: &[SegmentInfo], last: u64) -> u64 {
-    let older = segments.iter().filter(|segment| segment.id <= last);
-    older.map(|segment| u64::from(segment.batches - segment.delivered)).sum()
-}
-
-/// Opens the queue and delivers from it, as the agent would.
-async fn by_itself(config: &Config, wait: Duration) -> anyhow::Result<Outcome> {
-    let identity = identity(config)?;
-    let who = (identity.collector_id.clone(), config.agent.hostname.clone());
-    let link = Arc::new(Link::new(&config.link, identity)?);
-    let (queue, thread) = config.queue.start()?;
-    let outcome = deliver(config, &queue, link, who, wait).await;
-    queue.close().await.ok();
-    tokio::task::spawn_blocking(move || thread.join()).await?;
-    outcome
-}
-
-async fn deliver(
-    config: &Config,
-    queue: &Queue,
-    link: Arc<Link>,
-    who: (String, String),
-    wait: Duration,
-) -> anyhow::Result<Outcome> {
-    let mut progress = Progress::begin(queue.status().await?.batches);
-    let source = QueueSource { queue: queue.clone(), link: Arc::clone(&link) };
-    let settings = forward_config(&config.forward, who);
-    let (mut forwarder, status) = Forwarder::new(source, LinkWire(link), settings);
-    let stopped = shutdown::signalled();
-    tokio::pin!(stopped);
-    'rounds: loop {
-        let round = async {
-            let drained = forwarder.drain().await;
-            if let Drained::Waiting(pause) = drained {
-                tokio::time::sleep(pause).await;
-                queue.retry_now().await.ok();
-            }
-            drained
-        };
-        tokio::pin!(round);
-        loop {
-            tokio::select! {
-                drained = &mut round => match drained {
-                    Drained::Empty => break 'rounds,
-                    Drained::Waiting(_) => break,
-                },
-                _ = &mut stopped => break 'rounds,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-            let seen = status.borrow().clone();
-            progress.show(seen.delivered_batches, seen.last_answer.as_deref());
-            if progress.stands() > wait {
-                break 'rounds;
-            }
-        }
-    }
-    let seen = status.borrow().clone();
-    Ok(progress.end(seen.delivered_batches, seen.last_answer))
+    outcome.tell(args.json)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
     use super::*;
 
-    #[test]
-    fn exit_code_tells_all_from_nothing_from_a_part() {
-        let check = |delivered, queued, expected| {
-            let (took, last_answer) = (Duration::ZERO, None);
-            let outcome = Outcome { queued, delivered, took, last_answer };
-            assert_eq!(outcome.exit_code(), expected, "{delivered} of {queued}");
-        };
-        check(0, 0, 0);
-        check(3, 3, 0);
-        check(0, 3, 1);
-        check(2, 3, 2);
+    fn parse(line: &str) -> Result<ReplayRequest, clap::Error> {
+        let command = Args::augment_args(clap::Command::new("replay").no_binary_name(true));
+        let matches = command.try_get_matches_from(line.split_whitespace())?;
+        Ok(Args::from_arg_matches(&matches)?.request())
     }
 
     #[test]
-    fn bar_has_a_good_template() {
-        let mut progress = Progress::begin(4);
-        progress.show(3, Some("200"));
-        let outcome = progress.end(3, Some("200".to_owned()));
-        assert_eq!((outcome.queued, outcome.delivered), (4, 3));
+    fn arguments_become_a_request() {
+        let check = |line: &str, part, rate, limit| {
+            let request = parse(line).expect(line);
+            assert_eq!((request.selection.part, request.rate, request.limit), (part, rate, limit));
+        };
+        check("", Part::Pending, None, None);
+        check("--all", Part::Pending, None, None);
+        check("--segment 12", Part::Segment(12), None, None);
+        check("--dead --rate 1MiB", Part::Dead, Some(1 << 20), None);
+        check("--delivered --limit 5", Part::Delivered, None, Some(5));
+        check("--from 6h", Part::Stored, None, None);
+        check("--delivered --to 2026-01-01", Part::Delivered, None, None);
+        check("--dir x --hostname y --rate 10KiB/s", Part::Pending, Some(10 << 10), None);
+    }
+
+    #[test]
+    fn arguments_that_contradict_each_other_are_refused() {
+        let wrong = [
+            "--all --dead",
+            "--segment 1 --delivered",
+            "--all --from 6h",
+            "--dead --to 6h",
+            "--hostname y",
+            "--stop --dry-run",
+            "--stop --dead",
+            "--rate 0",
+            "--rate fast",
+            "--from yesterday",
+        ];
+        for line in wrong {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_utc_or_as_an_age() {
+        let check = |text, expected: &str| {
+            let now: Timestamp = "2026-03-02T12:00:00Z".parse().expect("a time");
+            let time = time_at(text, now).map(|time| time.to_string());
+            assert_eq!(time.unwrap_or_default(), expected, "{text}");
+        };
+        check("2026-01-31T10:00:00+02:00", "2026-01-31T08:00:00Z");
+        check("2026-01-31 10:00", "2026-01-31T10:00:00Z");
+        check("2026-01-31T10:00:30", "2026-01-31T10:00:30Z");
+        check("2026-01-31", "2026-01-31T00:00:00Z");
+        check("6h", "2026-03-02T06:00:00Z");
+        check("soon", "");
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::look::{DeadLetters, RecordQuery, Records, Scan};
-use super::status::{Replay, Status};
+use super::status::Status;
 use crate::queue::{
     BatchInfo, DeadCount, Loss, Quarantined, SegmentCheck, SegmentDetail, SegmentInfo,
 };
@@ -120,24 +120,34 @@ impl Client {
         self.ask(Method::GET, path).await
     }
 
-    /// Has the agent push now what is queued now, and says how much that is.
-    pub async fn replay(&self) -> Result<Replay, ClientError> {
-        self.ask(Method::POST, "/v1/replay").await
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        self.ask_with(method, path, Bytes::new()).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
-        let body = self.text(method, path).await?;
+    /// [`Client::ask`] with a body.
+    pub(super) async fn ask_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let body = self.text(method, path, body).await?;
         serde_json::from_slice(&body).map_err(|error| self.failed(format!("{path}: {error}")))
     }
 
-    async fn text(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path)).await {
+    async fn text(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path, body)).await {
             Ok(result) => result,
             Err(_) => Err(self.failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning(self.path.clone())
@@ -152,7 +162,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header(http::header::HOST, "agent")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| self.failed(error.to_string()))?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(failed)?;

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
 use super::gauges::{Facts, Gauges};
 use super::look;
-use super::status::{AgentStatus, Replay, Status};
+use super::replay::{self, ReplayError, ReplayProgress, ReplayRequest};
+use super::status::{AgentStatus, Status};
 use crate::clock;
-use crate::queue::{Queue, QueueClosed, QueueError, SegmentInfo};
+use crate::queue::{Queue, QueueClosed, QueueError};
 use crate::socket::{Peers, Socket, SocketError};
 
 /// The agent, as far as the socket needs it.
@@ -25,6 +26,18 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
     /// Ends the window and pushes what waits, backoff or not.
     fn push_now(&self) -> impl Future<Output = ()> + Send;
+
+    /// Begins a replay beside what it pushes anyway.
+    fn start_replay(
+        &self,
+        request: ReplayRequest,
+    ) -> impl Future<Output = Result<ReplayProgress, ReplayError>> + Send;
+
+    /// The replay that is under way, or the last one.
+    fn replay(&self) -> Option<ReplayProgress>;
+
+    /// Ends the replay that is under way; `None` when there is none.
+    fn stop_replay(&self) -> impl Future<Output = Option<ReplayProgress>> + Send;
 }
 
 /// What the answers are made from.
@@ -70,7 +83,7 @@ fn router<A: Subject>(sources: Sources<A>) -> Router {
         .route("/v1/status", get(status::<A>))
         .route("/v1/segments", get(segments::<A>))
         .route("/v1/batches", get(batches::<A>))
-        .route("/v1/replay", post(replay::<A>))
+        .route("/v1/replay", replay::route())
         .route("/metrics", get(async |sources: State<Sources<A>>| metrics(sources, gauges).await))
         .merge(look::routes())
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path".to_owned()))
@@ -91,6 +104,8 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(status: StatusCode, message: String) -> Self {
         let error = match status {
+            StatusCode::BAD_REQUEST => "bad_request",
+            StatusCode::CONFLICT => "conflict",
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
@@ -135,22 +150,6 @@ async fn segments<A: Subject>(State(sources): State<Sources<A>>) -> Result<Respo
 
 async fn batches<A: Subject>(State(sources): State<Sources<A>>) -> Result<Response, Failure> {
     Ok(Json(sources.queue.batches().await?).into_response())
-}
-
-async fn replay<A: Subject>(State(sources): State<Sources<A>>) -> Result<Response, Failure> {
-    sources.queue.seal().await?;
-    let queued = queued(&sources.queue.segments().await?);
-    sources.agent.push_now().await;
-    Ok((StatusCode::ACCEPTED, Json(queued)).into_response())
-}
-
-fn queued(segments: &[SegmentInfo]) -> Replay {
-    let waiting = || segments.iter().filter(|segment| segment.delivered < segment.batches);
-    Replay {
-        last_segment: waiting().map(|segment| segment.id).max(),
-        batches: waiting().map(|segment| u64::from(segment.batches - segment.delivered)).sum(),
-        records: waiting().map(|segment| segment.records).sum(),
-    }
 }
 
 async fn metrics<A: Subject>(

@@ -1,0 +1,286 @@
+//! The dead letters as a source: lines of JSON, each a record with the reason why it was refused.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader},
+    path::Path,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::{control::Amount, metric::envelope::Rejected, queue::DeadChanges};
+
+/// A refused record as its line tells it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Letter<'a> {
+    at: Timestamp,
+    batch: Uuid,
+    seq: u64,
+    #[serde(borrow)]
+    path: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    message: std::borrow::Cow<'a, str>,
+    /// How often it has been sent again and refused.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    attempts: u32,
+    #[serde(borrow)]
+    metric: &'a RawValue,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(attempts: &u32) -> bool {
+    *attempts == 0
+}
+
+/// Dead letters that are sent as one batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// By sequence number; a record that was written down twice has two lines.
+    letters: BTreeMap<u64, Vec<String>>,
+    bytes: usize,
+}
+
+/// What a look through the file has found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Records that can be sent.
+    pub amount: Amount,
+    /// Lines that are no dead letter.
+    pub unreadable: u64,
+}
+
+/// Records of a group at most.
+const RECORDS_MAX: usize = 1_000;
+/// Bytes of a group's lines at most, unless a single one is larger.
+const BYTES_MAX: usize = 1 << 20;
+
+/// What the file at `path` holds; nothing when there is none.
+pub fn count(path: &Path, until: Timestamp) -> io::Result<Count> {
+    let mut count = Count::default();
+    let mut seen = std::collections::BTreeSet::new();
+    each_line(path, |line| match read(line) {
+        Some(letter) if letter.at > until => {}
+        Some(letter) => {
+            if seen.insert(letter.seq) {
+                count.amount.add(1, letter.metric.get().len() as u64);
+            }
+        }
+        None => count.unreadable += 1,
+    })?;
+    count.amount.batches = count.amount.records.div_ceil(RECORDS_MAX as u64);
+    Ok(count)
+}
+
+/// The first letters from `next_seq` on that were written until `until`. `None`: there are none.
+///
+/// With the same lines in the file this is always the same group, so that one whose answer was
+/// lost is sent again under the same id.
+pub fn next_group(path: &Path, next_seq: u64, until: Timestamp) -> io::Result<Option<Group>> {
+    let mut group = Group::default();
+    let mut bound = u64::MAX;
+    each_line(path, |line| {
+        let Some(letter) = read(line) else { return };
+        if letter.at <= until && letter.seq >= next_seq && letter.seq < bound {
+            bound = group.add(letter.seq, line).unwrap_or(bound);
+        }
+    })?;
+    Ok((!group.letters.is_empty()).then_some(group))
+}
+
+impl Group {
+    /// Adds a line. Returns the lowest sequence number that there is no room for.
+    fn add(&mut self, seq: u64, line: &str) -> Option<u64> {
+        let lines = self.letters.entry(seq).or_default();
+        if !lines.iter().any(|known| known == line) {
+            lines.push(line.to_owned());
+            self.bytes += line.len();
+        }
+        let mut bound = None;
+        while self.letters.len() > RECORDS_MAX || (self.bytes > BYTES_MAX && self.letters.len() > 1)
+        {
+            let Some((seq, lines)) = self.letters.pop_last() else { break };
+            self.bytes -= lines.iter().map(String::len).sum::<usize>();
+            bound = Some(seq);
+        }
+        bound
+    }
+
+    /// The sequence number after the last record.
+    pub fn end_seq(&self) -> u64 {
+        self.letters.last_key_value().map_or(0, |(seq, _)| seq.saturating_add(1))
+    }
+
+    /// The batch id: a function of the queue, the records, and how often each was refused since, so
+    /// that the backend does not answer another try from its memory of the last.
+    pub fn id(&self, queue_id: Uuid) -> Uuid {
+        let name = |(seq, letter): (u64, Letter<'_>)| format!("{seq}:{}", letter.attempts);
+        let names: Vec<String> = self.newest().map(name).collect();
+        Uuid::new_v5(&queue_id, format!("dead/{}", names.join(",")).as_bytes())
+    }
+
+    /// The records' numbers and the times of their refusal, milliseconds since 1970 UTC.
+    pub fn records(&self) -> Vec<(u64, i64)> {
+        self.newest().map(|(seq, letter)| (seq, letter.at.as_millisecond())).collect()
+    }
+
+    /// The records' JSON.
+    pub fn metrics(&self) -> Vec<Bytes> {
+        self.newest().map(|(_, letter)| Bytes::from(letter.metric.get().to_owned())).collect()
+    }
+
+    /// What becomes of the lines when the backend has taken all but `rejected`: those stay, with
+    /// the new reason and one more attempt.
+    pub fn settled(&self, rejected: &[Rejected]) -> DeadChanges {
+        let mut changes = DeadChanges::new();
+        for (index, lines) in self.letters.values().enumerate() {
+            let again = rejected.iter().find(|rejected| rejected.index == index);
+            let kept = again.and_then(|again| refused_again(newest_of(lines)?, again));
+            // Of a record that stands there twice, one line is enough.
+            for (n, line) in lines.iter().enumerate() {
+                changes.insert(line.clone(), kept.clone().filter(|_| n == 0));
+            }
+        }
+        changes
+    }
+
+    fn newest(&self) -> impl Iterator<Item = (u64, Letter<'_>)> {
+        self.letters.iter().filter_map(|(seq, lines)| Some((*seq, newest_of(lines)?)))
+    }
+}
+
+fn newest_of(lines: &[String]) -> Option<Letter<'_>> {
+    lines.iter().filter_map(|line| read(line)).max_by_key(|letter| letter.attempts)
+}
+
+fn refused_again(letter: Letter<'_>, again: &Rejected) -> Option<String> {
+    let letter = Letter {
+        path: again.path.as_str().into(),
+        message: again.message.as_str().into(),
+        attempts: letter.attempts.saturating_add(1),
+        ..letter
+    };
+    serde_json::to_string(&letter).ok()
+}
+
+fn read(line: &str) -> Option<Letter<'_>> {
+    serde_json::from_str(line).ok()
+}
+
+/// Calls `each` with every line that is not empty, without its end. One that is no text is given as
+/// an empty object; the last one is left out while it is being written.
+fn each_line(path: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
+    let file = match fs_err::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        let is_whole = line.ends_with(b"\n");
+        let text = std::str::from_utf8(&line).unwrap_or("{}").trim_end_matches('\n');
+        if !text.is_empty() && (is_whole || read(text).is_some()) {
+            each(text);
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUE: Uuid = Uuid::from_u128(7);
+
+    fn line(seq: u64, at_s: i64, filler: usize) -> String {
+        let at = Timestamp::from_second(at_s).unwrap();
+        let (batch, x) = (Uuid::nil(), "x".repeat(filler));
+        format!(
+            r#"{{"at":"{at}","batch":"{batch}","seq":{seq},"path":"p","message":"m","metric":{{"n":{seq},"x":"{x}"}}}}"#
+        )
+    }
+
+    fn file(lines: &[String]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs_err::write(file.path(), lines.join("\n") + "\n").unwrap();
+        file
+    }
+
+    fn seqs(group: &Group) -> Vec<u64> {
+        group.letters.keys().copied().collect()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn letters_come_by_number_and_only_those_of_the_time() {
+        let lines = [line(9, 1, 0), line(3, 1, 0), line(5, 99, 0), line(4, 1, 0), line(3, 2, 0)];
+        let file = file(&lines);
+        let group = next_group(file.path(), 0, at(50)).unwrap().unwrap();
+        assert_eq!((seqs(&group), group.end_seq()), (vec![3, 4, 9], 10));
+        assert_eq!(group.metrics()[0], r#"{"n":3,"x":""}"#);
+        let group = next_group(file.path(), 4, at(50)).unwrap().unwrap();
+        assert_eq!(seqs(&group), [4, 9]);
+        assert_eq!(next_group(file.path(), 10, at(99)).unwrap(), None);
+        let count = count(file.path(), at(50)).unwrap();
+        assert_eq!((count.amount.records, count.amount.batches, count.unreadable), (3, 1, 0));
+    }
+
+    /// Groups follow each other without a hole, whatever the order in the file.
+    #[test]
+    fn groups_cover_everything_once() {
+        let order = |n: u64| (n * 1_663) % 2_500;
+        let lines: Vec<String> =
+            (0..2_500).map(|n| line(order(n), 1, usize::try_from(n % 7 * 400).unwrap())).collect();
+        let file = file(&lines);
+        let (mut next, mut all) = (0, Vec::new());
+        while let Some(group) = next_group(file.path(), next, at(5)).unwrap() {
+            assert!(group.bytes <= BYTES_MAX && group.letters.len() <= RECORDS_MAX);
+            next = group.end_seq();
+            all.extend(seqs(&group));
+        }
+        assert_eq!(all, (0..2_500).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_record_that_is_refused_again_stays_with_its_attempts_and_gets_another_id() {
+        let file = file(&[line(1, 1, 0), line(2, 1, 0), line(2, 3, 0)]);
+        let group = next_group(file.path(), 0, at(5)).unwrap().unwrap();
+        let again = Rejected { index: 1, path: "cpu".to_owned(), message: "no".to_owned() };
+        let changes = group.settled(&[again]);
+        assert_eq!(changes[&line(1, 1, 0)], None);
+        let kept: Vec<_> = changes.values().flatten().collect();
+        let [kept] = kept[..] else { panic!("{kept:?}") };
+        let letter = read(kept).unwrap();
+        assert_eq!(
+            (letter.seq, letter.attempts, &*letter.path, &*letter.message),
+            (2, 1, "cpu", "no")
+        );
+        let mut second = Group::default();
+        second.add(2, kept);
+        let mut first = Group::default();
+        first.add(2, &line(2, 1, 0));
+        assert_ne!(first.id(QUEUE), second.id(QUEUE));
+        assert_ne!(first.id(QUEUE), first.id(Uuid::nil()));
+        assert_eq!(group.id(QUEUE), group.clone().id(QUEUE));
+    }
+
+    #[test]
+    fn damaged_lines_are_counted_and_left_alone() {
+        let file = file(&[line(1, 1, 0), "{\"seq\":2".to_owned(), "\u{0}".to_owned()]);
+        assert_eq!(count(file.path(), at(5)).unwrap().unreadable, 2);
+        let half = fs_err::read_to_string(file.path()).unwrap() + &line(3, 1, 0)[..30];
+        fs_err::write(file.path(), half).unwrap();
+        assert_eq!(count(file.path(), at(5)).unwrap().unreadable, 2, "one is being written");
+        let group = next_group(file.path(), 0, at(5)).unwrap().unwrap();
+        assert_eq!(group.settled(&[]).len(), 1);
+        assert_eq!(count(Path::new("/nowhere/dead"), at(5)).unwrap(), Count::default());
+    }
+}

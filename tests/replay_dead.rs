@@ -1,0 +1,108 @@
+//! Dead letters get another chance: what the backend takes now leaves them, the rest stays with its
+//! attempts.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::operator::{Host, says};
+use crate::support::backend_stub::Reply;
+use crate::support::until;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// An answer that refuses the records at `places`.
+fn refusing(places: &[usize]) -> Reply {
+    let rejected: Vec<Value> = places
+        .iter()
+        .map(|index| json!({"index": index, "path": "cpu", "message": "out of fashion"}))
+        .collect();
+    let body = json!({
+        "status": "success", "collector_id": "c", "metrics_inserted": 1, "bytes_received": 1,
+        "processing_time_ms": 1, "next_config_version": 0, "next_check_in_seconds": 60,
+        "rejected": rejected,
+    });
+    Reply::with(200, &[], &body.to_string())
+}
+
+fn letters(host: &Host) -> Vec<Value> {
+    let text = fs_err::read_to_string(host.path("queue/dead.ndjson")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The batch ids that the backend has seen since the `count`-th request.
+fn ids(host: &Host, count: usize) -> Vec<String> {
+    let requests = host.stub.requests();
+    requests[count..].iter().map(|seen| seen.header("idempotency-key").to_owned()).collect()
+}
+
+/// An agent that has been killed with at least `count` dead letters.
+async fn refused(count: usize) -> Host {
+    let host = Host::new("300ms").await;
+    host.stub.reply(vec![refusing(&[0]); 100_000]);
+    let mut process = host.start();
+    until("records are refused", SOON, || letters(&host).len() >= count);
+    process.kill();
+    host.stub.forget_replies();
+    host
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_sent_again_until_they_are_taken() {
+    let host = refused(3).await;
+    let before = letters(&host);
+    let requests = host.stub.requests().len();
+
+    let plan = host.json(&["replay", "--dead", "--dry-run", "--json"]);
+    assert_eq!(plan["records"].as_u64(), Some(before.len() as u64), "{plan}");
+    assert_eq!(host.stub.requests().len(), requests, "a dry run sends nothing");
+
+    // The backend still refuses the second one.
+    host.stub.reply([refusing(&[1])]);
+    says(&host.ask(&["replay", "--dead"]), 2, &["delivered 1 of 1", "1 record: refused"]);
+    let [left] = &letters(&host)[..] else { panic!("{:?}", letters(&host)) };
+    assert_eq!((&left["seq"], &left["metric"]), (&before[1]["seq"], &before[1]["metric"]));
+    assert_eq!((left["attempts"].as_u64(), &left["message"]), (Some(1), &json!("out of fashion")));
+
+    // Refused alone, it stays and nothing is delivered.
+    host.stub.reply([refusing(&[0])]);
+    says(&host.ask(&["replay", "--dead"]), 1, &["1 record: refused"]);
+    assert_eq!(letters(&host)[0]["attempts"].as_u64(), Some(2));
+
+    // The backend takes it now. Each try had an id of its own: a backend answers one that it knows
+    // from its memory.
+    says(&host.ask(&["replay", "--dead"]), 0, &["delivered 1 of 1 batch (1 record)"]);
+    assert!(letters(&host).is_empty());
+    let mut tried = ids(&host, requests);
+    assert_eq!(tried.len(), 3);
+    tried.sort_unstable();
+    tried.dedup();
+    assert_eq!(tried.len(), 3, "{tried:?}");
+    says(&host.ask(&["replay", "--dead"]), 0, &["nothing to send"]);
+}
+
+/// The same by a running agent, which goes on to add to the dead letters meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_agent_sends_its_dead_letters() {
+    let host = refused(2).await;
+    let before = letters(&host);
+    let process = host.start();
+    until("the agent answers", SOON, || host.ask(&["status"]).code == Some(0));
+    says(&host.ask(&["replay", "--dead"]), 0, &["delivered "]);
+    let left = letters(&host);
+    assert!(before.iter().all(|letter| !left.contains(letter)), "{left:?}");
+    process.stop();
+}
+
+/// A batch whose answer is lost is sent again under the same id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_has_the_same_id() {
+    let host = refused(2).await;
+    let requests = host.stub.requests().len();
+    host.stub.reply(vec![Reply::status(503); 3]);
+    says(&host.ask(&["replay", "--dead"]), 0, &["delivered "]);
+    let tried = ids(&host, requests);
+    assert_eq!(tried.len(), 4);
+    assert!(tried.iter().all(|id| *id == tried[0]), "{tried:?}");
+    assert!(letters(&host).is_empty());
+}
