@@ -11,7 +11,7 @@ mod rate; // bytes per second
 mod run; // from a job to its end
 mod source; // batches for the forwarder
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -95,22 +95,25 @@ impl LaneTask {
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut job = self.kept();
         loop {
-            let next = match job.take() {
-                Some(job) => tokio::select! {
-                    biased;
-                    () = shutdown.wait() => return,
-                    next = self.carry_out(job) => next,
-                },
-                None => tokio::select! {
-                    biased;
-                    () = shutdown.wait() => return,
-                    command = self.commands.recv() => match command {
-                        Some(command) => self.idle(command).await,
-                        None => return,
-                    },
-                },
+            let next = tokio::select! {
+                biased;
+                () = shutdown.wait() => return,
+                next = self.step(job.take()) => next,
             };
+            let ControlFlow::Continue(next) = next else { return };
             job = next;
+        }
+    }
+
+    /// Carries a job out, or waits for one.
+    async fn step(&mut self, job: Option<Job>) -> ControlFlow<(), Option<Job>> {
+        if let Some(job) = job {
+            self.carry_out(job).await;
+            return ControlFlow::Continue(None);
+        }
+        match self.commands.recv().await {
+            Some(command) => ControlFlow::Continue(self.idle(command).await),
+            None => ControlFlow::Break(()),
         }
     }
 
@@ -146,7 +149,7 @@ impl LaneTask {
     }
 
     /// Carries a job out and answers meanwhile.
-    async fn carry_out(&mut self, job: Job) -> Option<Job> {
+    async fn carry_out(&mut self, job: Job) {
         let selection = job.progress.request.selection;
         tracing::info!(%selection, "a replay begins");
         let reply = {
@@ -157,7 +160,7 @@ impl LaneTask {
                     ended = &mut running => {
                         let (state, records) = (ended.state, ended.done.records);
                         tracing::info!(%selection, ?state, records, "a replay has ended");
-                        return None;
+                        return;
                     }
                     Some(command) = self.commands.recv() => command,
                 };
@@ -182,7 +185,6 @@ impl LaneTask {
             tracing::error!(%error, "a replay has been stopped and would go on after a restart");
         }
         reply.send(stopped).ok();
-        None
     }
 
     async fn keep(&self, job: Job) -> Result<(), ReplayError> {

@@ -138,7 +138,7 @@ impl Group {
         let mut changes = DeadChanges::new();
         for (index, lines) in self.letters.values().enumerate() {
             let again = rejected.iter().find(|rejected| rejected.index == index);
-            let kept = again.and_then(|again| refused_again(newest_of(lines)?, again));
+            let kept = again.and_then(|again| refused_again(&newest_of(lines)?, again));
             // Of a record that stands there twice, one line is enough.
             for (n, line) in lines.iter().enumerate() {
                 changes.insert(line.clone(), kept.clone().filter(|_| n == 0));
@@ -156,12 +156,16 @@ fn newest_of(lines: &[String]) -> Option<Letter<'_>> {
     lines.iter().filter_map(|line| read(line)).max_by_key(|letter| letter.attempts)
 }
 
-fn refused_again(letter: Letter<'_>, again: &Rejected) -> Option<String> {
+/// The line of a record that has been refused again.
+fn refused_again(letter: &Letter<'_>, again: &Rejected) -> Option<String> {
     let letter = Letter {
+        at: letter.at,
+        batch: letter.batch,
+        seq: letter.seq,
+        metric: letter.metric,
         path: again.path.as_str().into(),
         message: again.message.as_str().into(),
         attempts: letter.attempts.saturating_add(1),
-        ..letter
     };
     serde_json::to_string(&letter).ok()
 }

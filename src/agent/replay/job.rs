@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -33,8 +34,12 @@ pub struct Job {
 }
 
 /// Where a job is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobFile(PathBuf);
+#[derive(Debug, Clone)]
+pub struct JobFile {
+    path: PathBuf,
+    /// One writer at a time: what is dropped with its task may still be writing.
+    turn: Arc<Mutex<()>>,
+}
 
 /// A batch that a job sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,39 +202,47 @@ pub async fn look_through(
 /// How much `items` are.
 pub fn amount(items: &[Item]) -> Amount {
     let mut amount = Amount::default();
-    items.iter().for_each(|item| amount.add(item.records, item.bytes));
+    for item in items {
+        amount.add(item.records, item.bytes);
+    }
     amount
 }
 
 impl JobFile {
     /// The file of this host's own queue.
     pub fn of_host(state_dir: &Path) -> Self {
-        Self(state_dir.join("replay.json"))
+        Self { path: state_dir.join("replay.json"), turn: Arc::default() }
     }
 
     /// The file of a queue that another host has left.
     pub fn of_other(state_dir: &Path, queue_id: uuid::Uuid) -> Self {
-        Self(state_dir.join(format!("replay-{queue_id}.json")))
+        let path = state_dir.join(format!("replay-{queue_id}.json"));
+        Self { path, turn: Arc::default() }
     }
 
     /// The job that is kept; `None` when there is none, or nobody can make sense of it.
     pub fn load(&self) -> io::Result<Option<Job>> {
-        let text = match fs_err::read(&self.0) {
+        let text = match fs_err::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let path = self.0.display();
+        let path = self.path.display();
         let job = serde_json::from_slice(&text).inspect_err(|error| {
             tracing::warn!(%error, %path, "a replay that was under way cannot be read");
         });
         Ok(job.ok())
     }
 
-    /// Keeps `job`; durable when this returns.
+    /// Keeps `job`; durable when this returns. A job that has ended does not go on again.
     pub fn save(&self, job: &Job) -> Result<(), LinkError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_ended = |kept: Job| kept.progress.id == job.progress.id && !kept.goes_on();
+        if job.goes_on() && self.load().ok().flatten().is_some_and(has_ended) {
+            return Ok(());
+        }
         let text = serde_json::to_vec(job).unwrap_or_default();
-        files::replace(&self.0, &text, Readers::Owner)
+        files::replace(&self.path, &text, Readers::Owner)
     }
 }
 
@@ -351,7 +364,12 @@ mod tests {
         let mut kept = job(Part::Dead, Some(3));
         kept.pass(77);
         file.save(&kept).unwrap();
-        assert_eq!(file.load().unwrap(), Some(kept));
+        assert_eq!(file.load().unwrap(), Some(kept.clone()));
+        let mut stopped = kept.clone();
+        stopped.progress.state = ReplayState::Stopped;
+        file.save(&stopped).unwrap();
+        file.save(&kept).unwrap();
+        assert_eq!(file.load().unwrap(), Some(stopped), "an end is for ever");
         fs_err::write(folder.path().join("replay.json"), "{").unwrap();
         assert_eq!(file.load().unwrap(), None, "what nobody can read is no job");
     }

@@ -50,6 +50,7 @@ impl Replayer {
     }
 
     /// Replays what the host `hostname` has left in `dir`; `queue` is a look at it.
+    #[must_use]
     pub fn of_other(self, hostname: &str, dir: &std::path::Path, file: JobFile) -> Self {
         let forward = ForwardConfig { hostname: hostname.to_owned(), ..self.forward };
         let dead_letters = dead_letters(dir);
@@ -57,6 +58,7 @@ impl Replayer {
     }
 
     /// Keeps no job: what waits is known by the queue itself.
+    #[must_use]
     pub fn without_file(self) -> Self {
         Self { file: None, ..self }
     }
