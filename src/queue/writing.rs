@@ -42,6 +42,9 @@ impl<S: Store> Log<S> {
         for position in positions {
             let Position { collector, bytes, keep_until_ms } = position;
             let at = PositionAt { segment, bytes, keep_until_ms };
+            if home == Home::Evicted && keep_until_ms.is_some() {
+                continue; // the key of a request that is refused now: sent again, it is a new one
+            }
             if home == Home::Evicted {
                 rows.push(state::position_row(&collector, &at)); // no block carries it
             }
