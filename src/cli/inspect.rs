@@ -233,7 +233,7 @@ fn show<T: Shown>(
                 Form::JsonChange => serde_json::to_string(&seen)?,
                 _ => {
                     let at = clock::rfc3339(sight.screen.now);
-                    changes.iter().map(|change| format!("{at} {change}\n")).collect()
+                    changes.iter().flat_map(|change| [at.as_str(), " ", change, "\n"]).collect()
                 }
             }
         }

@@ -522,3 +522,6 @@ fn block_info(block: &Block<'_>) -> BlockInfo {
         newest_at: time(head.time_ms.1),
     }
 }
+
+#[cfg(test)]
+mod tests;

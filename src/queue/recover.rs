@@ -21,6 +21,8 @@ impl<S: Store> Log<S> {
     pub fn open(store: S, limits: LogLimits) -> Result<Self, StoreError> {
         let mut log = Self::empty(store, limits);
         let mut rows = log.read_rows();
+        // What is found wrong here is noticed after the newest thing that is known.
+        log.now_ms = rows.values().map(|row| row.window_ms.1).max().unwrap_or(0);
         log.recover_kept()?;
         let ids = log.store.segments()?;
         log.last_segment = log.last_segment.max(ids.last().copied().unwrap_or(0));

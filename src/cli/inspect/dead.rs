@@ -23,7 +23,8 @@ const MESSAGE_WIDTH_MAX: usize = 60;
 #[derive(Debug, Serialize)]
 pub(super) struct Dead {
     /// How many there are.
-    dead: DeadCount,
+    #[serde(rename = "dead")]
+    count: DeadCount,
     /// The letters as they were written, oldest first.
     letters: Vec<Box<RawValue>>,
     #[serde(skip)]
@@ -44,7 +45,7 @@ struct Letter {
 /// Reads them: all for programs, else as many as the table shows.
 pub(super) async fn look(reader: &Reader, args: &Args) -> anyhow::Result<Dead> {
     let wanted = if args.limit == 0 || args.json { usize::MAX } else { args.limit };
-    let dead = reader.dead_count().await?;
+    let count = reader.dead_count().await?;
     let mut letters = Vec::new();
     let mut from = Some(0);
     while let Some(at) = from
@@ -54,19 +55,19 @@ pub(super) async fn look(reader: &Reader, args: &Args) -> anyhow::Result<Dead> {
         letters.extend(page.letters);
         from = page.next;
     }
-    Ok(Dead { dead, letters, decode: args.depth.decode })
+    Ok(Dead { count, letters, decode: args.depth.decode })
 }
 
 impl Shown for Dead {
     fn page(&self, screen: &Screen, _queue: &QueueStatus) -> String {
-        if self.dead.letters == 0 {
+        if self.count.letters == 0 {
             return "no dead letters: the backend has refused nothing\n".to_owned();
         }
-        let newest = self.dead.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
+        let newest = self.count.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
         let mut text = format!(
             "{}, {}{}\n\n",
-            counted(self.dead.letters, "dead letter"),
-            units::show_size(self.dead.bytes),
+            counted(self.count.letters, "dead letter"),
+            units::show_size(self.count.bytes),
             newest.unwrap_or_default(),
         );
         let letters: Vec<Letter> = self.letters.iter().map(|letter| read(letter)).collect();
@@ -80,7 +81,7 @@ impl Shown for Dead {
         } else {
             text.push_str(&table(screen, &letters));
         }
-        let rest = self.dead.letters.saturating_sub(self.letters.len() as u64);
+        let rest = self.count.letters.saturating_sub(self.letters.len() as u64);
         if rest > 0 {
             let _ = writeln!(text, ".. and {rest} more; --limit 0 lists all");
         }
@@ -88,12 +89,11 @@ impl Shown for Dead {
     }
 
     fn facts(&self, _queue: &QueueStatus) -> Vec<(String, String)> {
-        let fact = |(number, raw): (usize, &Box<RawValue>)| {
-            let letter = read(raw);
+        let fact = |(number, letter): (usize, Letter)| {
             let text = format!("{} {}: {}", kind(&letter), letter.path, letter.message);
             (format!("dead letter {}", number + 1), text)
         };
-        self.letters.iter().enumerate().map(fact).collect()
+        self.letters.iter().map(|raw| read(raw)).enumerate().map(fact).collect()
     }
 
     fn is_damaged(&self) -> bool {
@@ -149,7 +149,7 @@ mod tests {
                  \"metric\":{\"type\":\"custom.queue\"}}"),
         ];
         let newest_at = Some("2026-11-21T11:59:00Z".parse().expect("a time"));
-        Dead { dead: DeadCount { letters: 5, bytes: 1_234, newest_at }, letters, decode }
+        Dead { count: DeadCount { letters: 5, bytes: 1_234, newest_at }, letters, decode }
     }
 
     #[test]

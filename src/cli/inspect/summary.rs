@@ -127,7 +127,7 @@ impl Shown for Summary {
                 self.states.iter().map(|(state, number)| format!("{} {state}", count(*number)));
             line("segments", states.collect::<Vec<_>>().join(", "));
         }
-        line("budget", self.fill(queue));
+        line("budget", fill(queue));
         line("", self.rules());
         if queue.kept_segments > 0 || self.retain != Retain::Off {
             line(
@@ -198,21 +198,6 @@ impl Shown for Summary {
 }
 
 impl Summary {
-    fn fill(&self, queue: &QueueStatus) -> String {
-        if queue.bytes_max == u64::MAX || queue.bytes_max == 0 {
-            return format!("{} used, no bound", units::show_size(queue.usage_bytes));
-        }
-        let percent = u128::from(queue.usage_bytes) * 100 / u128::from(queue.bytes_max);
-        let full = usize::try_from(percent).unwrap_or(usize::MAX).min(100) * BAR_WIDTH / 100;
-        format!(
-            "{percent} % of {} [{}{}] {} used",
-            units::show_size(queue.bytes_max),
-            "#".repeat(full),
-            ".".repeat(BAR_WIDTH - full),
-            units::show_size(queue.usage_bytes),
-        )
-    }
-
     fn rules(&self) -> String {
         let age = self.budget.age_max.map(|age| format!(", age_max {}", units::show_duration(age)));
         let full = match self.budget.on_full {
@@ -269,6 +254,22 @@ impl Summary {
             newest.unwrap_or_default(),
         )
     }
+}
+
+/// How full the queue is.
+fn fill(queue: &QueueStatus) -> String {
+    if queue.bytes_max == u64::MAX || queue.bytes_max == 0 {
+        return format!("{} used, no bound", units::show_size(queue.usage_bytes));
+    }
+    let percent = u128::from(queue.usage_bytes) * 100 / u128::from(queue.bytes_max);
+    let full = usize::try_from(percent).unwrap_or(usize::MAX).min(100) * BAR_WIDTH / 100;
+    format!(
+        "{percent} % of {} [{}{}] {} used",
+        units::show_size(queue.bytes_max),
+        "#".repeat(full),
+        ".".repeat(BAR_WIDTH - full),
+        units::show_size(queue.usage_bytes),
+    )
 }
 
 fn counted_entries(number: u64) -> String {
@@ -369,14 +370,14 @@ mod tests {
     fn the_bar_is_never_longer_than_itself() {
         let mut queue = busy();
         let width = |queue: &QueueStatus| {
-            let text = summary().fill(queue);
+            let text = fill(queue);
             text.chars().filter(|c| "#.".contains(*c)).count()
         };
         queue.usage_bytes = u64::MAX;
-        assert!(summary().fill(&queue).contains(&"#".repeat(BAR_WIDTH)));
+        assert!(fill(&queue).contains(&"#".repeat(BAR_WIDTH)));
         queue.usage_bytes = 0;
         assert!(width(&queue) >= BAR_WIDTH);
         queue.bytes_max = u64::MAX;
-        assert!(summary().fill(&queue).contains("no bound"));
+        assert!(fill(&queue).contains("no bound"));
     }
 }

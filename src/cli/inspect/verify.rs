@@ -123,10 +123,11 @@ fn seqs(damage: &Damage) -> String {
 }
 
 fn range(ends: Option<(u64, u64)>) -> Option<String> {
-    ends.map(|(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    })
+    ends.map(
+        |(first, last)| {
+            if first == last { first.to_string() } else { format!("{first}-{last}") }
+        },
+    )
 }
 
 #[cfg(test)]
