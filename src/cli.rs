@@ -71,8 +71,8 @@ pub enum Command {
     },
     /// Deliver now what is queued, or send again what is kept, refused, or left by a dead host.
     ///
-    /// Without a selection: what waits is pushed at once. The agent does it when it runs, beside its
-    /// own pushes, and goes on with it after a restart; else this opens the queue and does it
+    /// Without a selection: what waits is pushed at once. The agent does it when it runs, beside
+    /// its own pushes, and goes on with it after a restart; else this opens the queue and does it
     /// itself. Each batch goes under the id it always had, so a backend that has it stores nothing
     /// twice. The same command again joins a replay that is under way, or goes on with one that was
     /// interrupted.
