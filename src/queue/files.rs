@@ -5,26 +5,22 @@
 //! (refused records).
 
 use std::{
-    collections::BTreeMap,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use fs_err::{self as fs, File};
-use memchr::memmem;
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::{
-    block::{FrameHead, MAGIC},
+    block::MAGIC,
     budget::DiskSpace,
     salvage::{self, Found, Scan},
     store::StoreError,
 };
 
 const IDENTITY_FORMAT: &str = "pganalytics-queue 1";
-/// How much of a segment is searched for the identity of its queue.
-const IDENTITY_BYTES_MAX: u64 = 1 << 20;
 
 /// The numbers of the segments in `dir`; other names are left alone.
 pub(super) fn segment_ids(dir: &Path) -> Result<Vec<u64>, StoreError> {
@@ -118,7 +114,7 @@ pub(super) fn read_or_make_identity(dir: &Path) -> Result<Uuid, StoreError> {
         Ok(id) => return Ok(id),
         Err(error) => error,
     };
-    let id = match (identity_of_segments(dir), lost.source.kind()) {
+    let id = match (identity_of_frames(dir), lost.source.kind()) {
         (Some(id), _) => {
             tracing::warn!(error = %lost, %id, "the queue's name is written anew, from its segments");
             id
@@ -137,23 +133,6 @@ pub(super) fn write_identity(path: &Path, id: Uuid) -> Result<(), StoreError> {
     sync_file(&draft)?;
     fs::rename(&draft, path).map_err(at("rename", &draft))?;
     sync_file(path.parent().unwrap_or(path))
-}
-
-/// The queue that most of the frames at the start of the segments belong to.
-pub(super) fn identity_of_segments(dir: &Path) -> Option<Uuid> {
-    let mut frames: BTreeMap<Uuid, u64> = BTreeMap::new();
-    for entry in fs::read_dir(dir.join("segments")).into_iter().flatten().flatten() {
-        let mut bytes = Vec::new();
-        let start = |file: File| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes);
-        if File::open(entry.path().join("db")).and_then(start).is_err() {
-            continue;
-        }
-        let head = |start: usize| FrameHead::read(bytes.get(start..)?).ok();
-        for head in memmem::find_iter(&bytes, &MAGIC).filter_map(head) {
-            *frames.entry(head.queue).or_default() += 1;
-        }
-    }
-    frames.into_iter().max_by_key(|(_, count)| *count).map(|(id, _)| id)
 }
 
 pub(super) fn scan_segment(dir: &Path, queue_id: Uuid, id: u64) -> Result<Scan, StoreError> {

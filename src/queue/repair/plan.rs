@@ -7,7 +7,7 @@ use fs_err as fs;
 use super::{Action, Plan, Requeue, Step, StepKind};
 use crate::queue::{
     aside::{Aside, QuarantinedKind, segment_of},
-    files::{allocated_bytes, identity_of_segments, read_identity, segment_dir},
+    files::{allocated_bytes, identity_of_frames, read_identity, segment_dir},
     log::{Log, LogLimits},
     look::Damage,
     store::{Store, StoreError},
@@ -101,7 +101,7 @@ fn files_in_the_way(dir: &Path, plan: &mut Plan) {
 
 /// A queue whose name is lost: its frames carry it.
 fn identity(dir: &Path, error: &StoreError, plan: &mut Plan) {
-    let Some(id) = identity_of_segments(dir) else {
+    let Some(id) = identity_of_frames(dir) else {
         plan.remarks.push(format!("{error}; no segment says what it was"));
         return;
     };
