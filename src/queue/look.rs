@@ -449,7 +449,7 @@ impl<S: Store> Log<S> {
         if let Some(plans) = index.and_then(|index| index.plans.as_ref()) {
             return Arc::clone(plans);
         }
-        let plans: Arc<[BatchPlan]> = self.plans(row.id).unwrap_or_default().into();
+        let plans = self.plans(row.id).unwrap_or_default();
         if let Some(index) = self.look.as_mut().filter(|index| index.segment == row.id) {
             index.plans = Some(Arc::clone(&plans));
         }
