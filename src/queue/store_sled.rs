@@ -45,6 +45,9 @@ pub struct SledStore {
     reserve_bytes: u64,
     queue_id: Uuid,
     state: Option<sled::Db>,
+    /// A sync of the state database has failed: it may have a hole where the system says it has
+    /// written, so it is never synced again, and its rows move to a new one.
+    state_doubtful: bool,
     _lock: File,
 }
 
@@ -72,13 +75,56 @@ impl SledStore {
         }
         let lock = lock(dir)?;
         let queue_id = read_or_make_identity(dir)?;
-        let mut store =
-            Self { dir: dir.to_owned(), reserve_bytes, queue_id, state: None, _lock: lock };
+        let mut store = Self::new(dir, reserve_bytes, queue_id, lock);
+        store.finish_renewal();
         store.empty_trash();
         if let Err(error) = store.open_state() {
             tracing::warn!(%error, "the queue's state cannot be opened; segments are read instead");
         }
         Ok(store)
+    }
+
+    fn new(dir: &Path, reserve_bytes: u64, queue_id: Uuid, lock: File) -> Self {
+        let (dir, state, state_doubtful) = (dir.to_owned(), None, false);
+        Self { dir, reserve_bytes, queue_id, state, state_doubtful, _lock: lock }
+    }
+
+    /// Writes the rows of the state database to a new one, which takes its place.
+    fn renew_state(&mut self) -> Result<(), StoreError> {
+        let (dir, draft) = (self.dir.join("state"), self.dir.join("state.new"));
+        let rows = read_state(&dir)?;
+        fs::remove_dir_all(&draft).or_else(if_absent(())).map_err(at("remove", &draft))?;
+        let db = open_state_database(&draft)?;
+        let rows = rows.into_iter().map(|(key, value)| (key, Some(value))).collect::<Vec<_>>();
+        write_rows(&db, &draft, &rows)?;
+        sync_file(&draft.join("db"))?;
+        guarded("close", &draft, || {
+            drop(db);
+            Ok(())
+        })?;
+        let aside = self.dir.join("trash").join(format!("state-{}", Uuid::new_v4()));
+        move_dir(&dir, &aside)?;
+        move_dir(&draft, &dir)?;
+        self.state_doubtful = false;
+        self.empty_trash();
+        Ok(())
+    }
+
+    /// A start after the process ended in the middle of [`Self::renew_state`]: the new database was
+    /// complete when the old one was moved away, and not before.
+    fn finish_renewal(&self) {
+        let (dir, draft) = (self.dir.join("state"), self.dir.join("state.new"));
+        if !draft.exists() {
+            return;
+        }
+        let finished = if dir.exists() {
+            fs::remove_dir_all(&draft).map_err(at("remove", &draft))
+        } else {
+            move_dir(&draft, &dir)
+        };
+        if let Err(error) = finished {
+            tracing::warn!(%error, "the renewal of the queue's state is not finished");
+        }
     }
 
     fn empty_trash(&self) {
@@ -91,6 +137,9 @@ impl SledStore {
     }
 
     fn open_state(&mut self) -> Result<&sled::Db, StoreError> {
+        if self.state_doubtful {
+            self.renew_state()?;
+        }
         if self.state.is_none() {
             let dir = self.dir.join("state");
             let opened = open_state_database(&dir);
@@ -225,18 +274,9 @@ impl Store for SledStore {
     fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError> {
         let path = self.dir.join("state");
         let db = self.open_state()?;
-        let put = guarded("write", &path, || {
-            let mut batch = sled::Batch::default();
-            for (key, value) in rows {
-                match value {
-                    Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                    None => batch.remove(key.as_slice()),
-                }
-            }
-            db.apply_batch(batch)?;
-            db.flush().map(|_| ())
-        })
-        .and_then(|()| sync_file(&path.join("db")));
+        let written = write_rows(db, &path, rows);
+        let put = written
+            .and_then(|()| sync_file(&path.join("db")).inspect_err(|_| self.state_doubtful = true));
         if put.is_err() {
             self.state = None;
         }
@@ -312,6 +352,21 @@ impl Drop for SledWriter {
 /// The rows of the state database in `dir`, which nobody else has open.
 pub(super) fn read_state(dir: &Path) -> Result<Rows, StoreError> {
     read_rows(&open_state_database(dir)?, dir)
+}
+
+/// Sets and deletes rows; they are durable after a sync.
+fn write_rows(db: &sled::Db, path: &Path, rows: &[StateChange]) -> Result<(), StoreError> {
+    guarded("write", path, || {
+        let mut batch = sled::Batch::default();
+        for (key, value) in rows {
+            match value {
+                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
+                None => batch.remove(key.as_slice()),
+            }
+        }
+        db.apply_batch(batch)?;
+        db.flush().map(|_| ())
+    })
 }
 
 fn read_rows(db: &sled::Db, path: &Path) -> Result<Rows, StoreError> {
@@ -419,4 +474,42 @@ fn from_sled(error: io::Error) -> io::Error {
 
 fn is_damage(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a failed sync the system may claim to have written what it has not: the rows move to
+    /// a new database, and nothing of the old one stays.
+    #[test]
+    fn a_state_that_failed_to_sync_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
+        let row = |n: u8| (vec![n], Some(vec![n; 10]));
+        store.put_state(&[row(1), row(2)]).unwrap();
+        let file = || {
+            use std::os::unix::fs::MetadataExt;
+            fs::metadata(dir.path().join("state/db")).unwrap().ino()
+        };
+        let before = file();
+        (store.state, store.state_doubtful) = (None, true);
+        store.put_state(&[row(3), (vec![1], None)]).unwrap();
+        assert_ne!(file(), before);
+        store.state = None;
+        let rows = store.state().unwrap();
+        assert_eq!(rows, [(vec![2], vec![2; 10]), (vec![3], vec![3; 10])]);
+        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
+        // The process ends between the two renames.
+        drop(store);
+        fs::rename(dir.path().join("state"), dir.path().join("state.new")).unwrap();
+        let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(store.state().unwrap(), rows);
+        // It ends before them.
+        drop(store);
+        fs::create_dir(dir.path().join("state.new")).unwrap();
+        let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(store.state().unwrap(), rows);
+        assert!(!dir.path().join("state.new").exists());
+    }
 }
