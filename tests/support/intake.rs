@@ -43,11 +43,13 @@ impl Place {
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(ANSWER_MAX))?;
+                stream.set_write_timeout(Some(ANSWER_MAX))?;
                 Box::new(stream)
             }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
                 stream.set_read_timeout(Some(ANSWER_MAX))?;
+                stream.set_write_timeout(Some(ANSWER_MAX))?;
                 Box::new(stream)
             }
         };
