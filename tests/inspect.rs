@@ -113,7 +113,7 @@ impl Desk {
     }
 
     /// Changes a byte in each of these frames of a segment.
-    fn damage(&self, segment: &Path, frames: &[u64]) {
+    fn damage(segment: &Path, frames: &[u64]) {
         let file = segment.join("db");
         let mut bytes = std::fs::read(&file).expect("read");
         let magic = b"pgaB\x89\r\n\x1a";
@@ -237,7 +237,7 @@ async fn looking_changes_nothing() {
     let desk = Desk::filled(50);
     let quarantine = desk.queue().join("quarantine");
     std::fs::rename(&desk.segments()[1], quarantine.join("00000000000000000007")).expect("move");
-    desk.damage(&desk.segments()[0], &[1]);
+    Desk::damage(&desk.segments()[0], &[1]);
     let first = desk.segments()[0].file_name().expect("a name").to_string_lossy().into_owned();
     let before = files(&desk.queue());
     for look in looks(&first).into_iter().chain([vec!["export"]]) {
@@ -257,7 +257,7 @@ async fn damage_is_told_with_the_exact_records() {
     assert_eq!(sound.code, Some(0), "{sound:?}");
     assert!(sound.stdout.contains("checked: 110 records in 11 blocks of 3 segments"), "{sound:?}");
     // Of the second segment: records 50 to 99 in frames 0 to 4.
-    desk.damage(&desk.segments()[1], &[1, 2, 4]);
+    Desk::damage(&desk.segments()[1], &[1, 2, 4]);
     let expected = [(1, 2, 60, 79, 20), (4, 4, 90, 99, 10)];
     let check = |value: &Value| {
         let damage = value["verify"]["damage"].as_array().expect("a list");
@@ -393,7 +393,7 @@ fn quarantine_is_listed_and_read_on_request() {
     assert_eq!((empty.code, empty.stdout.contains("is empty")), (Some(0), true), "{empty:?}");
     let second = desk.segments()[1].clone();
     let name = second.file_name().expect("a name").to_owned();
-    desk.damage(&second, &[0]);
+    Desk::damage(&second, &[0]);
     std::fs::rename(&second, desk.queue().join("quarantine").join(&name)).expect("move");
     let done = desk.ask(&["quarantine"]);
     assert_eq!(done.code, Some(2), "{done:?}");
@@ -482,7 +482,7 @@ async fn a_damaged_queue_is_repaired_by_hand() {
     };
     let done = repair(&[]);
     assert_eq!((done.code, done.stdout.contains("nothing to repair")), (Some(0), true), "{done:?}");
-    desk.damage(&desk.segments()[1], &[1]);
+    Desk::damage(&desk.segments()[1], &[1]);
     std::fs::write(desk.queue().join("segments/notes.txt"), "mine").expect("write");
 
     let served = desk.serve().await;

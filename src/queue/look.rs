@@ -414,7 +414,6 @@ impl<S: Store> Log<S> {
     }
 
     /// The records of a block, each with the number of its batch.
-    #[expect(clippy::type_complexity, reason = "two kinds of failure: of the disk, of the block")]
     fn look_block(
         &self,
         id: u64,

@@ -154,7 +154,10 @@ mod tests {
         (row, frames)
     }
 
-    fn holes(row: &SegmentRow, frames: &Frames) -> Vec<(u64, u64, Option<(u64, u64)>, u64)> {
+    /// First and last frame, first and last sequence number, records.
+    type Hole = (u64, u64, Option<(u64, u64)>, u64);
+
+    fn holes(row: &SegmentRow, frames: &Frames) -> Vec<Hole> {
         let holes = entries(row, frames).into_iter().filter_map(|entry| match entry {
             Entry::Hole(hole) => Some(hole),
             Entry::Block(_) => None,
