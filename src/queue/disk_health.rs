@@ -22,7 +22,9 @@ const PROBE_MAX_MS: i64 = 60_000;
 
 impl DiskHealth {
     fn may_try(&self, now_ms: i64) -> bool {
-        self.error.is_none() || now_ms >= self.probe_at_ms
+        // A pause that is longer was begun before the clock was put back.
+        let left_ms = self.probe_at_ms.saturating_sub(now_ms);
+        self.error.is_none() || !(1..=PROBE_MAX_MS).contains(&left_ms)
     }
 
     /// Ends the pause before the disk is asked again.

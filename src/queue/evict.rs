@@ -7,7 +7,6 @@ use super::{
     log::Log,
     ring::Home,
     segment::SegmentRow,
-    state,
     store::Store,
 };
 
@@ -147,7 +146,7 @@ impl<S: Store> Log<S> {
         for loss in &losses {
             self.ledger.note(*loss, self.now_ms);
         }
-        if let Err(error) = self.put(vec![state::segment_row(&row)]) {
+        if let Err(error) = self.put_sealed(&row) {
             self.ledger = before;
             tracing::warn!(segment = id, %error, "a segment cannot be evicted now");
             return false;

@@ -29,6 +29,9 @@ use super::{
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
 
+/// When a batch comes again whose dead letters could not be written.
+const NOTE_RETRY_MS: i64 = 5_000;
+
 /// Bounds and boundaries of a log, and when it syncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogLimits {
@@ -292,7 +295,12 @@ impl<S: Store> Log<S> {
             return Ok(());
         }
         if !refused.is_empty() {
-            self.store.put_dead(refused)?;
+            if let Err(error) = self.store.put_dead(refused) {
+                // It comes again, under the same id; by then the letters may be written.
+                let next_at_ms = self.now_ms.saturating_add(NOTE_RETRY_MS);
+                self.put_back(key, error.to_string(), next_at_ms);
+                return Err(error);
+            }
             self.counts.refused_records += refused.len() as u64;
             for letter in refused {
                 self.note_loss(NewLoss {
@@ -318,8 +326,14 @@ impl<S: Store> Log<S> {
             self.save_ledger();
             return Ok(());
         }
-        let put = self.put(vec![state::segment_row(&row)]);
-        if done {
+        // When closing the segment could not write its row, nothing but the segment says which
+        // numbers were given and how far the collectors had read.
+        let unsaved = key.segment > self.positions_saved;
+        let put =
+            if unsaved { self.put_sealed(&row) } else { self.put(vec![state::segment_row(&row)]) };
+        if done && put.is_err() && unsaved {
+            self.forget(key.segment); // the next start finds it, and sends it under the same id
+        } else if done {
             self.finish_segment(key.segment)?;
         }
         put

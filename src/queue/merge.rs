@@ -77,7 +77,7 @@ impl<S: Store> Log<S> {
         self.now_ms = now_ms;
         self.expire_kept();
         self.evict_old();
-        if self.disk.error.is_some() || self.is_draining() || now_ms < self.merge_at_ms {
+        if self.disk.error.is_some() || self.is_draining() || self.is_pausing() {
             return false;
         }
         let stepped = match self.merge.take() {
@@ -108,6 +108,11 @@ impl<S: Store> Log<S> {
                 tracing::warn!(%error, "an unfinished segment is removed at the next start");
             }
         }
+    }
+
+    /// Whether a failure was a short while ago, on a clock that may have been put back since.
+    fn is_pausing(&self) -> bool {
+        (1..=RETRY_MS).contains(&self.merge_at_ms.saturating_sub(self.now_ms))
     }
 
     fn is_draining(&self) -> bool {

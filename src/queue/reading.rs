@@ -17,6 +17,15 @@ use super::{
     store::{Store, StoreError},
 };
 
+/// Nobody waits longer than this for another try: one that is due later was set before the clock
+/// was put back.
+const WAIT_MAX_MS: i64 = 2 * 3_600_000;
+
+/// Whether a time has come, on a clock that may have been put back.
+fn is_due(at_ms: i64, now_ms: i64) -> bool {
+    at_ms <= now_ms || at_ms.saturating_sub(now_ms) > WAIT_MAX_MS
+}
+
 /// How long a segment that cannot be read is left alone.
 const UNREADABLE_RETRY_MS: i64 = 60_000;
 
@@ -73,11 +82,11 @@ impl<S: Store> Log<S> {
 
     fn next_key(&self, now_ms: i64) -> Option<BatchKey> {
         let readable = |sealed: &&Sealed| {
-            sealed.unreadable.as_ref().is_none_or(|known| known.retry_at_ms <= now_ms)
+            sealed.unreadable.as_ref().is_none_or(|known| is_due(known.retry_at_ms, now_ms))
         };
         self.sealed.values().filter(readable).find_map(|sealed| {
             let waits = |n: &u32| {
-                let due = sealed.attempts.get(n).is_none_or(|last| last.next_at_ms <= now_ms);
+                let due = sealed.attempts.get(n).is_none_or(|last| is_due(last.next_at_ms, now_ms));
                 due && !sealed.in_flight.contains(n)
             };
             let number = sealed.row.pending().find(waits)?;

@@ -15,6 +15,10 @@ use super::{
     store::{StateChange, Store, StoreError},
 };
 
+/// Numbers that are left out when the disk does not give a segment whose end nobody knows: more than
+/// a segment has. A later start, which may read it, must find its numbers given to no other.
+const UNREADABLE_SEQS: u64 = 1 << 24;
+
 impl<S: Store> Log<S> {
     /// Opens the log on `store`. Reads the state and the segments that were never sealed, not the
     /// backlog. Deletes nothing but segments whose delivery is recorded and empty ones.
@@ -29,17 +33,22 @@ impl<S: Store> Log<S> {
         let mut changes = Vec::new();
         let (written, merged): (Vec<u64>, Vec<u64>) =
             ids.iter().partition(|id| segment::generation(**id) == 0);
-        let mut next_first_seq = None;
+        let (mut next_first_seq, mut skipped_seqs) = (None, 0);
         // From the newest to the oldest: how far an unsealed segment counts depends on the next.
         for id in written.iter().rev().copied() {
             let row = match rows.remove(&id) {
                 Some(row) => row,
-                None => match log.recover_segment(id, next_first_seq)? {
-                    Some(row) => {
+                None => match log.recover_segment(id, next_first_seq) {
+                    Ok(Some(row)) => {
                         changes.push(state::segment_row(&row));
                         row
                     }
-                    None => continue,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::error!(segment = id, %error, "left alone until the next start");
+                        skipped_seqs += UNREADABLE_SEQS;
+                        continue;
+                    }
                 },
             };
             next_first_seq = Some(row.first_seq);
@@ -60,6 +69,7 @@ impl<S: Store> Log<S> {
             };
             changes.extend(log.take_row(row));
         }
+        log.next_seq += skipped_seqs;
         for row in rows.into_values() {
             // What it held may be in a merged segment whose row was lost.
             if !found_merged.iter().any(|range| range.contains(&row.first_seq)) {

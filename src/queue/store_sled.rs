@@ -450,26 +450,33 @@ fn guarded<T>(
             let error = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
             Err(StoreError::new(action, path, error))
         }
-        Err(_) => {
-            let error = io::Error::new(io::ErrorKind::InvalidData, "the database panicked");
-            Err(StoreError::new(action, path, error))
+        Err(panic) => {
+            let why = panic.downcast_ref::<String>().map_or("no reason given", String::as_str);
+            let text = format!("the database panicked: {why}");
+            let kind = kind_of(&text).unwrap_or(io::ErrorKind::InvalidData);
+            Err(StoreError::new(action, path, io::Error::new(kind, text)))
         }
     }
 }
 
 /// sled wraps the operating system's error into text when it passes it on; the kind is what counts.
 fn from_sled(error: io::Error) -> io::Error {
-    let text = error.to_string();
+    match kind_of(&error.to_string()) {
+        Some(kind) if error.kind() == io::ErrorKind::Other => {
+            io::Error::new(kind, error.to_string())
+        }
+        _ => error,
+    }
+}
+
+fn kind_of(text: &str) -> Option<io::ErrorKind> {
     let kinds = [
         ("StorageFull", io::ErrorKind::StorageFull),
         ("ReadOnlyFilesystem", io::ErrorKind::ReadOnlyFilesystem),
         ("PermissionDenied", io::ErrorKind::PermissionDenied),
         ("could not acquire lock", io::ErrorKind::WouldBlock),
     ];
-    match kinds.into_iter().find(|(word, _)| text.contains(word)) {
-        Some((_, kind)) if error.kind() == io::ErrorKind::Other => io::Error::new(kind, text),
-        _ => error,
-    }
+    kinds.into_iter().find(|(word, _)| text.contains(word)).map(|(_, kind)| kind)
 }
 
 fn is_damage(error: &io::Error) -> bool {
