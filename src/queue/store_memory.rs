@@ -1,5 +1,12 @@
 //! A store in memory that outlives its handles, for tests: drop the log, open another on the same
-//! [`MemoryDisk`], and a crash has happened. Faults are switched on and off from outside.
+//! [`MemoryDisk`], and a kill has happened; with [`MemoryDisk::crash`] in between, a loss of power.
+//! Faults are switched on and off from outside.
+//!
+//! What was written and not synced is kept apart ([`pages`]). A loss of power keeps a part of it
+//! that a file system may keep, drawn from a seed: each write whole, torn at a sector, or not at
+//! all; of creations, moves and removals whose directory was not synced, the first so many.
+
+mod pages;
 
 use std::{
     collections::BTreeMap,
@@ -9,13 +16,14 @@ use std::{
 
 use uuid::Uuid;
 
+use self::pages::{Node, Place};
 use super::{
     DeadLetter,
     block::MAGIC,
     budget::DiskSpace,
     dead::DeadChanges,
     salvage::{self, Found, Scan},
-    store::{SegmentWriter, StateChange, Store, StoreError},
+    store::{Rows, SegmentWriter, StateChange, Store, StoreError},
 };
 
 /// What the "disk" holds; clones share it.
@@ -25,22 +33,32 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>);
 #[derive(Debug, Clone, Default)]
 struct Disk {
     queue_id: Uuid,
-    segments: BTreeMap<u64, Vec<u8>>,
-    kept: BTreeMap<u64, Vec<u8>>,
-    quarantined: BTreeMap<u64, Vec<u8>>,
+    nodes: Vec<Node>,
+    /// The state's rows, and those that a loss of power leaves.
     state: BTreeMap<Vec<u8>, Vec<u8>>,
+    state_synced: BTreeMap<Vec<u8>, Vec<u8>>,
     dead: Vec<DeadLetter>,
+    dead_synced: usize,
     space: Option<DiskSpace>,
-    /// How many more writing operations succeed; `None` = all.
-    writes_left: Option<u64>,
+    faults: Faults,
+    /// Operations that succeeded.
     writes: u64,
+    /// Operations that were begun.
+    operations: u64,
 }
 
-impl Disk {
-    fn bytes(&self, id: u64) -> &[u8] {
-        let found = self.segments.get(&id).or_else(|| self.kept.get(&id));
-        found.map_or(&[][..], Vec::as_slice)
-    }
+#[derive(Debug, Clone, Default)]
+struct Faults {
+    /// How many more writing operations succeed on a disk that fills up; `None` = all.
+    writes_left: Option<u64>,
+    /// How many more syncs succeed until one fails; `None` = all.
+    syncs_left: Option<u64>,
+    /// The operation during which the power goes.
+    power_until: Option<u64>,
+    powerless: bool,
+    read_only: bool,
+    unreadable: bool,
+    seed: u64,
 }
 
 /// A store on a [`MemoryDisk`].
@@ -69,12 +87,59 @@ impl MemoryDisk {
 
     /// Lets `writes` more writing operations succeed and then fails all of them, as a full disk.
     pub fn fill_after(&self, writes: u64) {
-        self.lock().writes_left = Some(writes);
+        self.lock().faults.writes_left = Some(writes);
+    }
+
+    /// Lets `syncs` more syncs succeed and then fails one. What it should have made durable may be
+    /// so or not, and later syncs succeed without making up for it, as Linux does it.
+    pub fn fail_sync_after(&self, syncs: u64, seed: u64) {
+        let mut disk = self.lock();
+        (disk.faults.syncs_left, disk.faults.seed) = (Some(syncs), seed);
+    }
+
+    /// Lets the power go during the operation with this number, from 0: that one is under way, and
+    /// all that come after it fail.
+    pub fn lose_power_at(&self, operation: u64) {
+        let mut disk = self.lock();
+        disk.faults.power_until = Some(disk.operations + operation);
+    }
+
+    /// Whether the power has gone.
+    pub fn is_powerless(&self) -> bool {
+        self.lock().faults.powerless
+    }
+
+    /// Takes no more changes, as a file system that is read-only.
+    pub fn make_read_only(&self) {
+        self.lock().faults.read_only = true;
+    }
+
+    /// Gives nothing to read any more.
+    pub fn make_unreadable(&self) {
+        self.lock().faults.unreadable = true;
     }
 
     /// Lets all operations succeed again.
     pub fn heal(&self) {
-        self.lock().writes_left = None;
+        self.lock().faults = Faults::default();
+    }
+
+    /// The power goes, if it has not gone yet, and is back: of what was not synced, a part drawn
+    /// from `seed` is left. Ends all faults.
+    pub fn crash(&self, seed: u64) {
+        let mut disk = self.lock();
+        let mut random = fastrand::Rng::with_seed(seed);
+        disk.faults = Faults::default();
+        disk.nodes.iter_mut().for_each(|node| node.crash(&mut random));
+        disk.nodes.retain(|node| node.place() != Place::Nowhere);
+        if random.bool() {
+            disk.state = disk.state_synced.clone();
+        } else {
+            disk.state_synced = disk.state.clone();
+        }
+        let kept = random.usize(disk.dead_synced.min(disk.dead.len())..=disk.dead.len());
+        disk.dead.truncate(kept);
+        disk.dead_synced = kept;
     }
 
     /// Another disk that holds the same.
@@ -90,7 +155,9 @@ impl MemoryDisk {
 
     /// Forgets all state rows, as when the state database is lost.
     pub fn lose_state(&self) {
-        self.lock().state.clear();
+        let mut disk = self.lock();
+        disk.state.clear();
+        disk.state_synced.clear();
     }
 
     /// Writing operations that succeeded so far.
@@ -98,21 +165,26 @@ impl MemoryDisk {
         self.lock().writes
     }
 
+    /// Writing operations that were begun so far.
+    pub fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
     /// Changes the raw bytes of a segment, as damage does.
     pub fn damage(&self, segment: u64, change: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(bytes) = self.lock().segments.get_mut(&segment) {
-            change(bytes);
+        if let Some(node) = self.lock().node(segment, Place::Segments) {
+            node.damage(change);
         }
     }
 
     /// The segments on the disk.
     pub fn segments(&self) -> Vec<u64> {
-        self.lock().segments.keys().copied().collect()
+        self.lock().ids(Place::Segments)
     }
 
     /// The segments put aside.
     pub fn quarantined(&self) -> Vec<u64> {
-        self.lock().quarantined.keys().copied().collect()
+        self.lock().ids(Place::Quarantine)
     }
 
     /// The dead letters.
@@ -124,16 +196,93 @@ impl MemoryDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writing(&self, action: &'static str) -> Result<MutexGuard<'_, Disk>, StoreError> {
+    /// Begins an operation that changes something.
+    fn change(&self, action: &'static str) -> Result<MutexGuard<'_, Disk>, StoreError> {
         let mut disk = self.lock();
-        match &mut disk.writes_left {
-            Some(0) => Err(StoreError::new(action, "memory", io::ErrorKind::StorageFull)),
+        disk.begin(action)?;
+        match &mut disk.faults.writes_left {
+            Some(0) => Err(failed(action, io::ErrorKind::StorageFull)),
             left => {
                 *left = left.map(|writes| writes - 1);
-                disk.writes += 1;
                 Ok(disk)
             }
         }
+    }
+
+    fn relocate(&self, id: u64, from: Place, to: Place) -> Result<(), StoreError> {
+        let mut disk = self.change("move")?;
+        if let Some(node) = disk.node(id, from) {
+            node.relocate(to);
+        }
+        disk.sync("sync", |disk, _| disk.nodes.iter_mut().for_each(Node::sync_place))
+    }
+}
+
+impl Disk {
+    fn node(&mut self, id: u64, place: Place) -> Option<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.id == id && node.place() == place)
+    }
+
+    fn ids(&self, place: Place) -> Vec<u64> {
+        let here = self.nodes.iter().filter(|node| node.place() == place);
+        let mut ids: Vec<u64> = here.map(|node| node.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn bytes(&self, id: u64) -> Result<&[u8], StoreError> {
+        if self.faults.powerless || self.faults.unreadable {
+            return Err(StoreError::new("read", "memory", io::Error::other("input/output error")));
+        }
+        let at = |place| self.nodes.iter().find(move |n| n.id == id && n.place() == place);
+        let node = at(Place::Segments).or_else(|| at(Place::Kept));
+        Ok(node.map_or(&[][..], Node::bytes))
+    }
+
+    fn begin(&mut self, action: &'static str) -> Result<(), StoreError> {
+        if self.faults.powerless {
+            return Err(failed(action, io::ErrorKind::Other));
+        }
+        if self.faults.read_only {
+            return Err(failed(action, io::ErrorKind::ReadOnlyFilesystem));
+        }
+        self.faults.powerless = self.faults.power_until == Some(self.operations);
+        self.operations += 1;
+        Ok(())
+    }
+
+    /// Ends an operation: makes durable what `sync` makes so, unless the power has gone meanwhile or
+    /// the sync fails.
+    fn sync(
+        &mut self,
+        action: &'static str,
+        sync: impl FnOnce(&mut Self, Option<&mut fastrand::Rng>),
+    ) -> Result<(), StoreError> {
+        if self.faults.powerless {
+            return Err(failed(action, io::ErrorKind::Other));
+        }
+        match &mut self.faults.syncs_left {
+            Some(0) => {
+                self.faults.syncs_left = None;
+                let mut random = fastrand::Rng::with_seed(self.faults.seed);
+                sync(self, Some(&mut random));
+                Err(StoreError::new(action, "memory", io::Error::other("input/output error")))
+            }
+            left => {
+                *left = left.map(|syncs| syncs - 1);
+                sync(self, None);
+                self.writes += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn sync_bytes(&mut self, id: u64) -> Result<(), StoreError> {
+        self.sync("sync", |disk, random| {
+            if let Some(node) = disk.node(id, Place::Segments) {
+                node.sync_bytes(random);
+            }
+        })
     }
 }
 
@@ -145,7 +294,12 @@ impl Store for MemoryStore {
     }
 
     fn create(&mut self, id: u64) -> Result<MemoryWriter, StoreError> {
-        self.0.writing("create")?.segments.insert(id, Vec::new());
+        let mut disk = self.0.change("create")?;
+        if let Some(old) = disk.node(id, Place::Segments) {
+            old.relocate(Place::Nowhere);
+        }
+        disk.nodes.push(Node::new(id));
+        disk.sync("sync", |disk, _| disk.nodes.iter_mut().for_each(Node::sync_place))?;
         Ok(MemoryWriter { disk: self.0.clone(), id })
     }
 
@@ -154,18 +308,18 @@ impl Store for MemoryStore {
     }
 
     fn kept(&self) -> Result<Vec<u64>, StoreError> {
-        Ok(self.0.lock().kept.keys().copied().collect())
+        Ok(self.0.lock().ids(Place::Kept))
     }
 
     fn frames(&self, id: u64) -> Result<Scan, StoreError> {
         let disk = self.0.lock();
-        let bytes = disk.bytes(id);
+        let bytes = disk.bytes(id)?;
         salvage::scan(bytes, disk.queue_id, id).map_err(|e| StoreError::new("scan", "memory", e))
     }
 
     fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
         let disk = self.0.lock();
-        let bytes = disk.bytes(id);
+        let bytes = disk.bytes(id)?;
         let frame = |found: &Found| {
             let from = usize::try_from(found.offset).ok()?;
             bytes.get(from..from + found.head.frame_bytes()).map(<[u8]>::to_vec)
@@ -174,7 +328,7 @@ impl Store for MemoryStore {
     }
 
     fn disk_bytes(&self, id: u64) -> u64 {
-        self.0.lock().bytes(id).len() as u64
+        self.0.lock().bytes(id).map_or(0, |bytes| bytes.len() as u64)
     }
 
     fn trim(&mut self, _id: u64) -> Result<(), StoreError> {
@@ -182,41 +336,34 @@ impl Store for MemoryStore {
     }
 
     fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
-        let scan = self.frames(id)?;
         // In place: a full disk takes it.
         let mut disk = self.0.lock();
-        let Some(bytes) = disk.segments.get_mut(&id) else { return Ok(()) };
+        disk.begin("write to")?;
+        let queue = disk.queue_id;
+        let Some(node) = disk.node(id, Place::Segments) else { return Ok(()) };
+        let scan = salvage::scan(node.bytes(), queue, id);
+        let scan = scan.map_err(|error| StoreError::new("scan", "memory", error))?;
         for found in scan.found.iter().filter(|found| found.head.number >= frames) {
             let from = usize::try_from(found.offset).unwrap_or(usize::MAX);
-            bytes.get_mut(from..from + MAGIC.len()).unwrap_or_default().fill(0);
+            node.write(from, vec![0; MAGIC.len()]);
         }
-        Ok(())
+        disk.sync_bytes(id)
     }
 
     fn remove(&mut self, id: u64) -> Result<(), StoreError> {
-        self.0.writing("remove")?.segments.remove(&id);
-        Ok(())
+        self.0.relocate(id, Place::Segments, Place::Nowhere)
     }
 
     fn quarantine(&mut self, id: u64) -> Result<(), StoreError> {
-        let mut disk = self.0.writing("move")?;
-        if let Some(bytes) = disk.segments.remove(&id) {
-            disk.quarantined.insert(id, bytes);
-        }
-        Ok(())
+        self.0.relocate(id, Place::Segments, Place::Quarantine)
     }
 
     fn keep(&mut self, id: u64) -> Result<(), StoreError> {
-        let mut disk = self.0.writing("move")?;
-        if let Some(bytes) = disk.segments.remove(&id) {
-            disk.kept.insert(id, bytes);
-        }
-        Ok(())
+        self.0.relocate(id, Place::Segments, Place::Kept)
     }
 
     fn drop_kept(&mut self, id: u64) -> Result<(), StoreError> {
-        self.0.writing("remove")?.kept.remove(&id);
-        Ok(())
+        self.0.relocate(id, Place::Kept, Place::Nowhere)
     }
 
     fn space(&self) -> Option<DiskSpace> {
@@ -224,12 +371,17 @@ impl Store for MemoryStore {
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        self.0.writing("append to")?.dead.extend_from_slice(letters);
-        Ok(())
+        let mut disk = self.0.change("append to")?;
+        disk.dead.extend_from_slice(letters);
+        disk.sync("sync", |disk, random| {
+            if random.is_none_or(fastrand::Rng::bool) {
+                disk.dead_synced = disk.dead.len();
+            }
+        })
     }
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
-        let mut disk = self.0.writing("change")?;
+        let mut disk = self.0.change("change")?;
         disk.dead.retain_mut(|letter| match changes.get(&letter.line) {
             None => true,
             Some(None) => false,
@@ -238,40 +390,64 @@ impl Store for MemoryStore {
                 true
             }
         });
-        Ok(())
+        disk.sync("sync", |disk, _| disk.dead_synced = disk.dead.len())
     }
 
-    fn state(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn state(&mut self) -> Result<Rows, StoreError> {
         Ok(self.0.lock().state.clone().into_iter().collect())
     }
 
+    /// After a sync that failed the rows are there or not; the next that succeeds makes all durable.
     fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError> {
-        let mut disk = self.0.writing("write")?;
+        let mut disk = self.0.change("write")?;
+        let before = disk.state.clone();
         for (key, value) in rows {
             match value {
                 Some(value) => disk.state.insert(key.clone(), value.clone()),
                 None => disk.state.remove(key),
             };
         }
-        Ok(())
+        disk.sync("sync", |disk, random| {
+            if random.is_none_or(fastrand::Rng::bool) {
+                disk.state_synced = disk.state.clone();
+            } else {
+                disk.state = before;
+            }
+        })
     }
 }
 
 impl SegmentWriter for MemoryWriter {
-    /// An append that fails has written all the same, as a sync that fails may have.
+    /// An append that finds the disk full has written all the same, or a part.
     fn append(&mut self, _number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
         let mut disk = self.disk.lock();
-        let segment = disk.segments.entry(self.id).or_default();
-        segment.extend(frames.iter().flatten());
-        drop(disk);
-        self.disk.writing("append").map(|_| ())
+        disk.begin("append to")?;
+        let Some(node) = disk.node(self.id, Place::Segments) else {
+            return Err(failed("append to", io::ErrorKind::NotFound));
+        };
+        for frame in frames {
+            node.write(node.bytes().len(), frame.clone());
+        }
+        if disk.faults.powerless {
+            return Err(failed("append to", io::ErrorKind::Other));
+        }
+        match &mut disk.faults.writes_left {
+            Some(0) => return Err(failed("append to", io::ErrorKind::StorageFull)),
+            left => *left = left.map(|writes| writes - 1),
+        }
+        disk.writes += 1;
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {
-        self.disk.writing("sync").map(|_| ())
+        self.disk.change("sync")?.sync_bytes(self.id)
     }
 
     fn close(self) -> Result<(), StoreError> {
-        self.disk.writing("close").map(|_| ())
+        self.disk.change("close")?.sync_bytes(self.id)
     }
+}
+
+fn failed(action: &'static str, kind: io::ErrorKind) -> StoreError {
+    StoreError::new(action, "memory", kind)
 }

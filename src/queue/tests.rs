@@ -1,5 +1,10 @@
 //! The queue's invariants, on the store in memory with its faults and on the real one.
 
+mod damage; // damaged directories
+mod model; // what is promised, and what has arrived
+mod power; // the power goes at any operation
+mod property; // random histories
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -196,6 +201,43 @@ fn an_end_writes_what_is_in_memory() {
     assert_all(&backend, 0..18);
 }
 
+/// A clock that is put back (a host without a battery, before NTP) delays neither the next try nor
+/// the next question to the disk by as much.
+#[test]
+fn a_clock_that_is_put_back_delays_nothing() {
+    let (day_ms, disk) = (86_400_000, MemoryDisk::new());
+    let mut log = open(&disk);
+    log.append(vec![group(0..1)], 10 * day_ms);
+    log.seal(10 * day_ms);
+    let batch = log.next_batch(10 * day_ms).unwrap();
+    log.put_back(batch.key, "503".to_owned(), 10 * day_ms + 1_000);
+    assert!(log.next_batch(10 * day_ms).is_none(), "it is not due");
+    assert!(log.next_batch(day_ms).is_some(), "the clock was put back");
+    disk.fill_after(0);
+    assert_eq!(log.append(vec![group(1..2)], 10 * day_ms).home, Home::MemoryOnly);
+    disk.heal();
+    assert_eq!(log.append(vec![group(2..3)], 10 * day_ms + 1).home, Home::MemoryOnly);
+    assert_eq!(log.append(vec![group(3..4)], day_ms).home, Home::Disk);
+}
+
+/// Q7: a batch whose dead letters cannot be written comes again.
+#[test]
+fn a_delivery_that_cannot_be_noted_is_tried_again() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..3)], 10);
+    log.seal(20);
+    let batch = log.next_batch(20).unwrap();
+    disk.fill_after(0);
+    let letter = DeadLetter { seq: 1, at_ms: 1_000, line: "{}".to_owned() };
+    assert!(log.delivered(batch.key, 3, std::slice::from_ref(&letter)).is_err());
+    disk.heal();
+    assert!(log.next_batch(30).is_none(), "not at once");
+    assert_eq!(log.next_batch(20_000).as_ref(), Some(&batch));
+    log.delivered(batch.key, 3, std::slice::from_ref(&letter)).unwrap();
+    assert_eq!((disk.dead(), log.status().records), (vec![letter], 0));
+}
+
 /// Q7: what a failed try has left behind does not stand in the way of the next.
 #[test]
 fn a_segment_is_created_over_what_is_left_of_a_failed_try() {
@@ -382,89 +424,6 @@ fn a_crash_at_any_operation_loses_nothing_acknowledged() {
             assert!(stored.contains(&payload(n)), "record {n}, failing from operation {fail_at}");
         }
         assert_eq!(log.counts().corrupt_records, 0, "failing from operation {fail_at}");
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Append(u64),
-    Seal,
-    Deliver,
-    PutBack,
-    Crash,
-    Restart,
-    DiskFull(u64),
-    DiskBack,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        4 => (1..30_u64).prop_map(Step::Append),
-        3 => Just(Step::Seal),
-        3 => Just(Step::Deliver),
-        1 => Just(Step::PutBack),
-        1 => Just(Step::Crash),
-        1 => Just(Step::Restart),
-        1 => (0..6_u64).prop_map(Step::DiskFull),
-        2 => Just(Step::DiskBack),
-    ];
-    proptest::collection::vec(step, 1..60)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// C20: whatever happens, an acknowledged record is delivered, once, and nothing else is.
-    #[test]
-    fn the_log_behaves_like_a_list(steps in steps()) {
-        let disk = MemoryDisk::new();
-        let (mut log, mut backend) = (open(&disk), Backend::default());
-        let (mut next, mut durable, mut now_ms) = (0, Vec::new(), 1_000);
-        for step in steps {
-            now_ms += 700;
-            match step {
-                Step::Append(count) => {
-                    let numbers = next..next + count;
-                    next += count;
-                    if log.append(vec![group(numbers.clone())], now_ms).home == Home::Disk {
-                        durable.extend(numbers);
-                    }
-                }
-                Step::Seal => log.seal(now_ms),
-                Step::Deliver => {
-                    if let Some(batch) = log.next_batch(i64::MAX) {
-                        backend.take(&batch);
-                        log.delivered(batch.key, batch.records.len() as u64, &[]).ok();
-                    }
-                }
-                Step::PutBack => {
-                    if let Some(batch) = log.next_batch(i64::MAX) {
-                        // The request arrived and its answer was lost.
-                        backend.take(&batch);
-                        log.put_back(batch.key, "timeout".to_owned(), now_ms);
-                    }
-                }
-                Step::Crash => {
-                    drop(log);
-                    log = open(&disk);
-                }
-                Step::Restart => {
-                    log.close(now_ms);
-                    log = open(&disk);
-                }
-                Step::DiskFull(after) => disk.fill_after(after),
-                Step::DiskBack => disk.heal(),
-            }
-        }
-        disk.heal();
-        log.seal(now_ms + 200_000);
-        drain(&mut log, &mut backend);
-        let stored = backend.distinct();
-        for n in durable {
-            prop_assert!(stored.contains(&payload(n)), "record {n} is missing");
-        }
-        prop_assert!(stored.len() as u64 <= next);
-        prop_assert_eq!(log.status().records, 0);
     }
 }
 
