@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::disk::Disk;
 use crate::support::proxy::Network;
 use crate::support::site::{Site, assert_distinct};
 use crate::support::until;
@@ -41,17 +42,7 @@ async fn check(options: &str, filling: &[u8]) {
     }
     until("it writes again", LIMIT, || agent.stderr().contains("takes records again"));
     site.proxy.set(Network::Up);
-    // The agent goes on collecting, so the count is taken while it does: what is neither queued nor
-    // evicted at one moment is stored already, however fast or slow anything is.
-    let mut gone = 0;
-    until("what was collected meanwhile has left the queue", LIMIT, || {
-        let seen = site.inspect();
-        let number = |name: &str| seen["queue"][name].as_u64().expect("a number");
-        assert_eq!(seen["queue"]["counts"]["evicted_records"], 0, "{seen}");
-        assert_eq!(seen["queue"]["counts"]["corrupt_records"], 0, "{seen}");
-        gone = number("next_seq") - number("records");
-        gone >= before + 20
-    });
+    let gone = until_gone(&site, before + 20);
     let stored = site.stored().await;
     let done = agent.stop();
     let count = stored.len() as u64;
@@ -67,4 +58,59 @@ async fn a_full_inode_table_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing() {
     check("size=64m", &vec![7; 64 << 10]).await;
+}
+
+/// Q7: the file system turns read-only under a running agent, as one does after an error. What is on
+/// it and what comes is delivered; repaired and mounted again, it is used as if nothing had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_file_system_stops_nothing() {
+    let Some(mut disk) = Disk::new(128) else { return };
+    let site = Site::registered().await;
+    std::os::unix::fs::symlink(disk.root(), site.directory.path().join("small")).expect("link");
+    let agent = site.run();
+    site.until_stored(5).await;
+    site.proxy.set(Network::Down);
+    let queued = site.queue_number("next_seq") + 10;
+    until("records are queued", LIMIT, || site.queue_number("next_seq") >= queued);
+    disk.break_down();
+    until("it is said", LIMIT, || {
+        let error = &site.inspect()["queue"]["disk_error"];
+        error.as_str().is_some_and(|error| error.contains("mounted read-only"))
+    });
+    let before = site.queue_number("next_seq");
+    until("it collects on", LIMIT, || site.queue_number("next_seq") >= before + 20);
+    site.proxy.set(Network::Up);
+    let gone = until_gone(&site, before + 20);
+    let count = site.stored().await.len() as u64;
+    let done = agent.stop();
+    assert!(count >= gone, "{count} of {gone} records are stored: {}", done.stderr);
+
+    disk.unmount();
+    disk.repair();
+    disk.mount();
+    let agent = site.run();
+    site.until_stored(usize::try_from(count).expect("fits") + 20).await;
+    assert_eq!(site.inspect()["queue"]["disk_error"], serde_json::Value::Null);
+    let done = agent.stop();
+    assert!(!done.stderr.contains("records lost"), "{}", done.stderr);
+    // What was delivered and could not be noted came again, under the same ids.
+    assert_distinct(&site.stored().await);
+}
+
+/// Waits until the first `count` records have left the queue, none of them by being lost; returns
+/// how many have.
+///
+/// The agent goes on collecting, so the count is taken while it does: what is neither queued nor
+/// evicted at one moment is stored already, however fast or slow anything is.
+fn until_gone(site: &Site, count: u64) -> u64 {
+    let mut gone = 0;
+    until("what was collected meanwhile has left the queue", LIMIT, || {
+        let seen = site.inspect();
+        let number = |name: &str| seen["queue"][name].as_u64().expect("a number");
+        assert_eq!(seen["queue"]["counts"]["evicted_records"], 0, "{seen}");
+        assert_eq!(seen["queue"]["counts"]["corrupt_records"], 0, "{seen}");
+        gone = number("next_seq") - number("records");
+        gone >= count
+    });
+    gone
 }

@@ -5,10 +5,12 @@
 pub mod backend;
 pub mod backend_stub;
 pub mod intake;
+pub mod disk;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod site;
+pub mod writer;
 
 use std::time::Duration;
 
