@@ -5,7 +5,10 @@
 use libfuzzer_sys::fuzz_target;
 use pganalytics_agent_fuzz::{
     frames,
-    queue::block::{FrameHead, decode},
+    queue::{
+        block::{FrameHead, decode},
+        group,
+    },
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -18,6 +21,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn check(frames: &[impl AsRef<[u8]>]) {
+    let _ = group::decode(frames);
     let Ok(body) = decode(frames) else { return };
     let head = FrameHead::read(frames[0].as_ref()).expect("a block that decodes has a head");
     assert_eq!(body.records.len(), head.records as usize);

@@ -15,8 +15,9 @@ const AT_RAW_BYTES: usize = 64;
 const AT_PAYLOAD_BYTES: usize = 68;
 const AT_PAYLOAD_CRC: usize = 88;
 const AT_HEADER_CRC: usize = 92;
-/// A codec that the reader knows.
-const CODEC_ZSTD: u8 = 1;
+/// The codecs that the reader knows, from this one on.
+const CODEC_FIRST: u8 = 1;
+const CODECS: u8 = 2;
 
 /// What stands before each frame of an input: the payload's length in two bytes, and how the
 /// payload is to be understood.
@@ -56,7 +57,7 @@ fn frame(mut header: Vec<u8>, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(FRAME_PAYLOAD_BYTES_MAX)];
     header[..MAGIC.len()].copy_from_slice(&MAGIC);
     header[AT_VERSION..AT_VERSION + 2].copy_from_slice(&VERSION.to_le_bytes());
-    header[AT_CODEC] = CODEC_ZSTD;
+    header[AT_CODEC] = CODEC_FIRST + (header[AT_CODEC].wrapping_sub(CODEC_FIRST)) % CODECS;
     set(&mut header, AT_PAYLOAD_BYTES, u32::try_from(payload.len()).unwrap());
     set(&mut header, AT_PAYLOAD_CRC, crc32c::crc32c(payload));
     let crc = crc32c::crc32c(&header[..AT_HEADER_CRC]);

@@ -2,6 +2,8 @@
 
 #[path = "../../src/queue/block.rs"]
 pub mod block;
+#[path = "../../src/queue/group.rs"]
+pub mod group;
 #[path = "../../src/queue/record.rs"]
 pub mod record;
 #[path = "../../src/queue/salvage.rs"]
