@@ -373,9 +373,10 @@ async fn serve<S: Store>(
     let mut sync_at = None;
     let mut busy = false;
     loop {
-        let next = match held.take() {
-            Some(command) => Some(command),
-            None => tokio::select! {
+        let next = if held.is_some() {
+            held.take()
+        } else {
+            tokio::select! {
                 biased;
                 next = commands.recv() => next,
                 () = due(sync_at) => {
@@ -387,7 +388,7 @@ async fn serve<S: Store>(
                     busy = log.tend(now_ms());
                     continue;
                 }
-            },
+            }
         };
         match next {
             Some(Command::Append(group, reply)) => {

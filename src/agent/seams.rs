@@ -80,7 +80,7 @@ impl Source for QueueSource {
                 bytes: status.disk_bytes,
                 oldest_at: status.oldest_at,
             },
-            lost: lost.into_iter().filter_map(lost_range).collect(),
+            lost: lost.iter().filter_map(lost_range).collect(),
         })
     }
 
@@ -103,8 +103,8 @@ impl Wire for LinkWire {
     }
 }
 
-fn lost_range(loss: Loss) -> Option<LostRange> {
-    let Loss { id, from, to, records, reason, time_ms, at_ms, .. } = loss;
+fn lost_range(loss: &Loss) -> Option<LostRange> {
+    let Loss { id, from, to, records, reason, time_ms, at_ms, .. } = *loss;
     let time = |ms| Timestamp::from_millisecond(ms).ok();
     Some(LostRange {
         id: Some(id),

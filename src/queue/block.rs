@@ -5,8 +5,11 @@
 //! (*parts*) when its compressed body is larger than [`FRAME_PAYLOAD_BYTES_MAX`]. All integers are
 //! little endian. `docs/FORMAT.md` holds the same table.
 
+use std::{cell::RefCell, io};
+
 use bytes::Bytes;
 use uuid::Uuid;
+use zstd::bulk::{Compressor, Decompressor};
 
 use super::record::{self, Body, Position, Record};
 
@@ -140,7 +143,7 @@ pub struct BodyFacts {
 pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<Vec<u8>> {
     let body = record::encode_body(records, positions);
     // Compression into memory fails only for want of memory, which aborts anyway.
-    let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).expect("compression into memory");
+    let packed = with_packer(|packer| packer.compress(&body)).expect("compression into memory");
     let time_ms = record::time_span(records);
     let facts = BodyFacts { records: records.len(), raw_bytes: body.len(), time_ms };
     frames(place, Codec::Records, facts, &packed)
@@ -184,10 +187,32 @@ pub fn decode(frames: &[impl AsRef<[u8]>]) -> Result<Body, Damage> {
     if first.codec != Codec::Records {
         return Err(Damage::Version);
     }
-    let raw =
-        zstd::bulk::decompress(&packed, first.raw_bytes as usize).map_err(|_| Damage::Body)?;
+    let raw = with_unpacker(|unpacker| unpacker.decompress(&packed, first.raw_bytes as usize))
+        .map_err(|_| Damage::Body)?;
     let body = record::decode_body(&Bytes::from(raw), first.first_seq).map_err(|_| Damage::Body)?;
     if body.records.len() == first.records as usize { Ok(body) } else { Err(Damage::Body) }
+}
+
+thread_local! {
+    // Making a context costs as much as packing a small block with it.
+    static PACKER: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static UNPACKER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn with_packer<T>(pack: impl FnOnce(&mut Compressor<'static>) -> io::Result<T>) -> io::Result<T> {
+    PACKER.with_borrow_mut(|kept| match kept {
+        Some(packer) => pack(packer),
+        None => pack(kept.insert(Compressor::new(ZSTD_LEVEL)?)),
+    })
+}
+
+fn with_unpacker<T>(
+    unpack: impl FnOnce(&mut Decompressor<'static>) -> io::Result<T>,
+) -> io::Result<T> {
+    UNPACKER.with_borrow_mut(|kept| match kept {
+        Some(unpacker) => unpack(unpacker),
+        None => unpack(kept.insert(Decompressor::new()?)),
+    })
 }
 
 /// The head of a block's first frame, and the payloads of all of them.

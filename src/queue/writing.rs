@@ -97,20 +97,17 @@ impl<S: Store> Log<S> {
         if active.unsynced.is_empty() {
             return;
         }
-        match active.writer.as_mut().map(SegmentWriter::sync) {
-            Some(Err(error)) => {
-                tracing::warn!(%error, "a segment failed and is closed");
-                let Some(Active { unsynced, synced: (row, plans), .. }) = self.active.take() else {
-                    return;
-                };
-                self.close_broken(row, plans, now_ms);
-                self.write_again(unsynced);
-                self.sync(now_ms);
-            }
-            _ => {
-                active.unsynced.clear();
-                active.synced = (active.row.clone(), active.plans.clone());
-            }
+        if let Some(Err(error)) = active.writer.as_mut().map(SegmentWriter::sync) {
+            tracing::warn!(%error, "a segment failed and is closed");
+            let Some(Active { unsynced, synced: (row, plans), .. }) = self.active.take() else {
+                return;
+            };
+            self.close_broken(row, plans, now_ms);
+            self.write_again(unsynced);
+            self.sync(now_ms);
+        } else {
+            active.unsynced.clear();
+            active.synced = (active.row.clone(), active.plans.clone());
         }
     }
 

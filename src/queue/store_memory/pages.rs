@@ -127,7 +127,7 @@ mod tests {
             node.crash(random);
             assert_eq!(node.bytes()[..700], [1; 700]);
             lengths.insert((
-                node.bytes().iter().filter(|b| **b == 2).count(),
+                node.bytes().iter().map(|byte| usize::from(*byte == 2)).sum::<usize>(),
                 node.place() == Place::Kept,
             ));
         }

@@ -19,7 +19,7 @@ const KINDS: &[(&str, u64, Damage)] = &[
         change(db, |bytes| {
             let at = random.usize(..bytes.len());
             bytes[at] ^= 1 << random.u8(..8);
-        })
+        });
     }),
     ("twenty flipped bits", 10, |db, random| {
         change(db, |bytes| {
@@ -27,21 +27,21 @@ const KINDS: &[(&str, u64, Damage)] = &[
                 let at = random.usize(..bytes.len());
                 bytes[at] ^= 1 << random.u8(..8);
             }
-        })
+        });
     }),
     ("a zeroed page", 15, |db, random| {
         change(db, |bytes| {
             let at = random.usize(..bytes.len()) / 4_096 * 4_096;
             let end = bytes.len().min(at + 4_096);
             bytes[at..end].fill(0);
-        })
+        });
     }),
     ("64 KiB of zeros", 5, |db, random| {
         change(db, |bytes| {
             let at = random.usize(..bytes.len());
             let end = bytes.len().min(at + (64 << 10));
             bytes[at..end].fill(0);
-        })
+        });
     }),
     ("sled's own header", 5, |db, _| change(db, |bytes| bytes[..32].fill(0xff))),
     ("a truncation", 15, |db, random| {
@@ -56,7 +56,7 @@ const KINDS: &[(&str, u64, Damage)] = &[
             for at in frames(bytes) {
                 bytes[at + 8] = 2;
             }
-        })
+        });
     }),
     ("a file of somebody else", 1, |db, _| {
         std::fs::write(db.with_file_name("notes.txt"), "not ours").unwrap();
