@@ -56,7 +56,7 @@ fn append_to_queue(groups: &[Vec<NewRecord>]) -> f64 {
 fn append_to_file(groups: &[Vec<NewRecord>]) -> f64 {
     let dir = directory();
     let mut file = std::fs::File::create(dir.path().join("log")).expect("the file is made");
-    let mut packer = zstd::bulk::Compressor::new(1).expect("a compressor");
+    let mut zstd1 = zstd::bulk::Compressor::new(1).expect("a compressor");
     let ((), took) = timed(|| {
         for group in groups {
             for block in group.chunks(240) {
@@ -66,7 +66,7 @@ fn append_to_file(groups: &[Vec<NewRecord>]) -> f64 {
                     raw.extend_from_slice(&length.to_le_bytes());
                     raw.extend_from_slice(&record.payload);
                 }
-                let packed = packer.compress(&raw).expect("compression into memory");
+                let packed = zstd1.compress(&raw).expect("compression into memory");
                 let crc = crc32c::crc32c(&packed);
                 file.write_all(&crc.to_le_bytes()).expect("the file takes it");
                 file.write_all(&packed).expect("the file takes it");

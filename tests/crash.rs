@@ -46,8 +46,8 @@ async fn acked_records_survive_kills() {
     agent.stop();
     let stored = site.stored().await.len() as u64;
     assert!(durable > kills / 2, "seed {seed}: only {durable} records");
-    let seen = site.inspect();
-    let number = |name: &str| seen["queue"][name].as_u64().expect("a number");
+    let left = site.inspect();
+    let number = |name: &str| left["queue"][name].as_u64().expect("a number");
     assert_eq!(stored + number("records"), number("next_seq"), "seed {seed}: {}", done.stderr);
     assert_distinct(&site.stored().await);
     let mut error = std::io::stderr();

@@ -47,7 +47,7 @@ const KINDS: &[(&str, u64, Damage)] = &[
     ("a truncation", 15, |db, random| {
         change(db, |bytes| {
             bytes.truncate(random.usize(..bytes.len()));
-        })
+        });
     }),
     ("an empty file", 1, |db, _| change(db, Vec::clear)),
     ("noise", 5, |db, random| change(db, |bytes| bytes.fill_with(|| random.u8(..)))),

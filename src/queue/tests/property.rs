@@ -100,7 +100,7 @@ fn act(run: &mut Run, step: &Step, excuses: &mut Excuses) {
         }
         Step::DiskBack => run.disk.heal(),
         Step::FlipBit(at) => {
-            excuses.damage |= run.damage(*at, |bytes, at| bytes[at] ^= 1 << (at % 8))
+            excuses.damage |= run.damage(*at, |bytes, at| bytes[at] ^= 1 << (at % 8));
         }
         Step::Truncate(at) => excuses.damage |= run.damage(*at, Vec::truncate),
         Step::ClockJump(ms) => run.now_ms = (run.now_ms + ms).max(1_000),
