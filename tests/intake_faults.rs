@@ -196,7 +196,7 @@ async fn bodies_in_the_works_are_bounded_together() {
     assert_eq!((refused.status, refused.error()), (429, "busy"), "{refused:?}");
     assert_eq!(refused.header("retry-after"), Some("1"));
     begun.pop();
-    let small = [&push_of(&[metric(8)])[..], &[b' '; 20 << 10]].concat();
+    let small = [&push_of(&[metric(8)])[..], &vec![b' '; 20 << 10]].concat();
     until("the place of the one that has gone is free", LIMIT, || {
         place.push(&[], &small).is_ok_and(|answer| answer.status == 200)
     });

@@ -116,7 +116,7 @@ pub(super) fn read_or_make_identity(dir: &Path) -> Result<Uuid, StoreError> {
     };
     let id = match (identity_of_frames(dir), lost.source.kind()) {
         (Some(id), _) => {
-            tracing::warn!(error = %lost, %id, "the queue's name is written anew from its segments");
+            tracing::warn!(error = %lost, %id, "the queue's id is written anew from its segments");
             id
         }
         (None, io::ErrorKind::NotFound) => Uuid::new_v4(),

@@ -15,8 +15,8 @@ use super::{
     store::{StateChange, Store, StoreError},
 };
 
-/// Numbers that are left out when the disk does not give a segment whose end nobody knows: more than
-/// a segment has. A later start, which may read it, must find its numbers given to no other.
+/// Numbers that are left out when the disk does not give a segment whose end nobody knows: more
+/// than a segment has. A later start, which may read it, must find its numbers given to no other.
 const UNREADABLE_SEQS: u64 = 1 << 24;
 
 impl<S: Store> Log<S> {

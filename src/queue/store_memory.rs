@@ -251,8 +251,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Ends an operation: makes durable what `sync` makes so, unless the power has gone meanwhile or
-    /// the sync fails.
+    /// Ends an operation: makes durable what `sync` makes so, unless the power has gone meanwhile
+    /// or the sync fails.
     fn sync(
         &mut self,
         action: &'static str,
