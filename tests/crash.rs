@@ -13,8 +13,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 const KILLS: u64 = 200;
 const KILLS_VARIABLE: &str = "PGANALYTICS_KILLS";
 
-/// C20: killed at random moments (while it starts and recovers, collects, seals, sends, merges), with
-/// the backend away half of the time, the agent loses no record that was on disk and none is stored
+/// C20: killed at random moments (while it starts and recovers, collects, seals, sends, merges),
+/// with the backend away half of the time, the agent loses no record that was on disk and none is stored
 /// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn acked_records_survive_kills() {

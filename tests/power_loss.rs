@@ -63,16 +63,16 @@ fn without_a_sync_power_loss_costs_records() {
     assert!(missing > 0, "either the power was never cut, or something syncs that should not");
 }
 
-/// `durability = "interval"` loses what was acknowledged within the interval, here 20 ms, before the
-/// power went, and nothing older. What the test adds is the time of a sync on a busy machine.
+/// `durability = "interval"` loses what was acknowledged within the interval, here 20 ms, before
+/// the power went, and nothing older. What the test adds is the time of a sync on a busy machine.
 #[test]
 fn the_interval_bounds_what_power_loss_costs() {
     let Some((_, oldest)) = lose("interval") else { return };
     assert!(oldest < Duration::from_millis(400), "lost although acknowledged {oldest:?} before");
 }
 
-/// Cuts the power several times, each time on a new queue. Returns how many acknowledged records are
-/// missing, and how long before the cut the oldest of them was acknowledged.
+/// Cuts the power several times, each time on a new queue. Returns how many acknowledged records
+/// are missing, and how long before the cut the oldest of them was acknowledged.
 fn lose(durability: &str) -> Option<(usize, Duration)> {
     let mut disk = Disk::new(256)?;
     let (output, seed) = (directory(), fastrand::u64(..1 << 24));

@@ -397,7 +397,7 @@ impl Store for MemoryStore {
         Ok(self.0.lock().state.clone().into_iter().collect())
     }
 
-    /// After a sync that failed the rows are there or not; the next that succeeds makes all durable.
+    /// After a failed sync the rows are there or not; the next that succeeds makes all durable.
     fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError> {
         let mut disk = self.0.change("write")?;
         let before = disk.state.clone();
