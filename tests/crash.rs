@@ -14,8 +14,8 @@ const KILLS: u64 = 200;
 const KILLS_VARIABLE: &str = "PGANALYTICS_KILLS";
 
 /// C20: killed at random moments (while it starts and recovers, collects, seals, sends, merges),
-/// with the backend away half of the time, the agent loses no record that was on disk and none is stored
-/// twice.
+/// with the backend away half of the time, the agent loses no record that was on disk and none is
+/// stored twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn acked_records_survive_kills() {
     let kills = std::env::var(KILLS_VARIABLE).ok().and_then(|text| text.parse().ok());
