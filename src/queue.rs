@@ -22,7 +22,8 @@
 //!   lost to the ledger, with its sequence numbers. A segment that the disk does not give at all is
 //!   passed over and tried again each minute. Panics of the database are errors.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
-//!   number) where it was written first; a block belongs to its batch since then. A retry, a
+//!   number) where it was written first; a block belongs to its batch since then. No process gives
+//!   a segment a number that an earlier one may have used without leaving a trace. A retry, a
 //!   restart, a merge or a replay sends the same records under the same id; what thinning leaves of
 //!   a batch has an id derived from it.
 //! - **Q5 Sequence numbers count records**, from 0, over restarts. The ledger holds every number

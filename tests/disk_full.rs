@@ -60,8 +60,8 @@ async fn a_full_disk_loses_nothing() {
     check("size=64m", &vec![7; 64 << 10]).await;
 }
 
-/// Q7: the file system turns read-only under a running agent, as one does after an error. What is on
-/// it and what comes is delivered; repaired and mounted again, it is used as if nothing had been.
+/// Q7: the file system turns read-only under a running agent, as one does after an error. What is
+/// on it and what comes is delivered; repaired and mounted again, it is used as if nothing had been.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_file_system_stops_nothing() {
     let Some(mut disk) = Disk::new(128) else { return };

@@ -24,7 +24,7 @@ use super::{
     record::{PASSING_POSITIONS_MAX, Position, Record},
     retain::Kept,
     ring::{Home, Ring},
-    segment::{BatchLimits, BatchPlan, Origin, SegmentRow},
+    segment::{self, BatchLimits, BatchPlan, Origin, SegmentRow},
     state::{self, PositionAt},
     store::{SegmentWriter, StateChange, Store, StoreError},
 };
@@ -67,6 +67,10 @@ pub struct Log<S: Store> {
     pub(super) queue_id: Uuid,
     pub(super) next_seq: u64,
     pub(super) last_segment: u64,
+    /// What the state has of the two: it must know of numbers before their segments go.
+    pub(super) next_saved: (u64, u64),
+    /// How far the next segment's number keeps from the last.
+    pub(super) leap: u64,
     /// Closed segments with something left to deliver, oldest first.
     pub(super) sealed: BTreeMap<u64, Sealed>,
     /// Delivered segments that are kept, oldest first.
@@ -212,6 +216,8 @@ impl<S: Store> Log<S> {
             limits,
             next_seq: 0,
             last_segment: 0,
+            next_saved: (0, 0),
+            leap: segment::random_leap(),
             sealed: BTreeMap::new(),
             kept: BTreeMap::new(),
             ledger: Ledger::default(),
@@ -350,7 +356,12 @@ impl<S: Store> Log<S> {
         if rows.is_empty() {
             return Ok(());
         }
+        let next = (self.next_seq, self.last_segment);
+        if next != self.next_saved {
+            rows.push(state::next_row(next.0, next.1));
+        }
         self.store.put_state(&rows)?;
+        self.next_saved = next;
         self.ledger.saved();
         Ok(())
     }
@@ -424,7 +435,7 @@ impl<S: Store> Log<S> {
 
     /// Writes what closing a segment writes: its row, and the positions that it covers.
     pub(super) fn put_sealed(&mut self, row: &SegmentRow) -> Result<(), StoreError> {
-        let mut rows = vec![state::segment_row(row), state::next_row(self.next_seq, row.id)];
+        let mut rows = vec![state::segment_row(row)];
         rows.extend(self.forget_positions());
         let unsaved = self
             .positions

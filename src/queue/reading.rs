@@ -166,27 +166,26 @@ impl<S: Store> Log<S> {
         Ok(())
     }
 
-    /// Counts the records of a segment that are missing between its blocks, and tells the ledger.
+    /// Counts `missing` records that a segment has lost since it was read last, by the gaps between
+    /// its blocks, and tells the ledger of those that were not delivered.
     fn note_missing(&mut self, row: &SegmentRow, index: &Index, missing: u64) {
-        let gaps = index.gaps(row);
-        let (delivered, lost): (Vec<&Gap>, Vec<&Gap>) = gaps
-            .iter()
-            .partition(|gap| (gap.batches.0..=gap.batches.1).all(|b| row.is_delivered(b)));
-        let records = |gap: &Gap| {
-            (gap.to - gap.from + 1).saturating_sub(self.ledger.known_in(gap.from, gap.to))
+        let is_lost = |gap: &Gap| !(gap.batches.0..=gap.batches.1).all(|b| row.is_delivered(b));
+        let gaps = index.gaps(row).into_iter().filter(is_lost);
+        let unknown = |gap: Gap| {
+            let known = self.ledger.known_in(gap.from, gap.to);
+            ((gap.from, gap.to), (gap.to - gap.from + 1).saturating_sub(known))
         };
-        let harmless: u64 = delivered.into_iter().map(records).sum();
-        let missing = missing.saturating_sub(harmless);
-        let mut losses: Vec<((u64, u64), u64)> =
-            lost.iter().map(|gap| ((gap.from, gap.to), records(gap))).collect();
-        if losses.iter().map(|(_, records)| records).sum::<u64>() != missing {
-            // Thinning had taken some of them: the range is known, and how many, but not which.
-            let from = lost.first().map_or(row.first_seq, |gap| gap.from);
-            let to = lost.last().map_or(row.end_seq.saturating_sub(1), |gap| gap.to);
-            losses = vec![((from, to), missing)];
+        let mut losses: Vec<((u64, u64), u64)> = gaps.map(unknown).collect();
+        let counted = losses.iter().map(|(_, records)| records).sum::<u64>();
+        if (row.thinned > 0 || counted > missing)
+            && let (Some(first), Some(last)) = (losses.first(), losses.last())
+        {
+            // The range is known, and how many, but not which: thinning had taken some of them.
+            losses = vec![((first.0.0, last.0.1), missing)];
         }
+        let lost: u64 = losses.iter().map(|(_, records)| records).sum();
         if let Some(sealed) = self.sealed.get_mut(&row.id) {
-            sealed.row.corrupt += harmless;
+            sealed.row.corrupt += missing.saturating_sub(lost);
         }
         for (range, records) in losses.into_iter().filter(|(_, records)| *records > 0) {
             self.note_corrupt(row.id, range, records);

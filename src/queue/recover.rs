@@ -110,10 +110,14 @@ impl<S: Store> Log<S> {
                 Some(Row::Kept(kept)) => {
                     self.kept.insert(kept.row.id, Kept::new(kept));
                 }
-                Some(Row::Loss(loss)) => self.ledger.insert(loss),
+                Some(Row::Loss(loss)) => {
+                    self.next_seq = self.next_seq.max(loss.to.saturating_add(1));
+                    self.ledger.insert(loss);
+                }
                 Some(Row::Next(seq, segment)) => {
-                    self.next_seq = seq;
-                    self.last_segment = segment;
+                    self.next_saved = (seq, segment);
+                    self.next_seq = self.next_seq.max(seq);
+                    self.last_segment = self.last_segment.max(segment);
                 }
                 None => tracing::warn!(?key, "an unknown row in the queue's state is left alone"),
             }
@@ -273,7 +277,6 @@ impl<S: Store> Log<S> {
         if changes.is_empty() {
             return;
         }
-        changes.push(state::next_row(self.next_seq, self.last_segment));
         changes.extend(self.positions.iter().map(|(name, at)| state::position_row(name, at)));
         if let Err(error) = self.put(changes) {
             tracing::warn!(%error, "the queue's state cannot be written yet");

@@ -3,17 +3,27 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     block::FrameHead,
     salvage::{Found, Scan},
 };
 
-/// The number after `last`: it follows the clock, and leaves room for the numbers of the segments
-/// that this one is merged into.
-pub fn next_id(last: u64, now_ms: i64) -> u64 {
+/// The number after `last`, and `leap` further: it follows the clock, and leaves room for the
+/// numbers of the segments that this one is merged into.
+pub fn next_id(last: u64, now_ms: i64, leap: u64) -> u64 {
     let after = (last >> GENERATION_BITS) + 1;
-    after.max(u64::try_from(now_ms).unwrap_or(0) & (u64::MAX >> GENERATION_BITS)) << GENERATION_BITS
+    let clock = u64::try_from(now_ms).unwrap_or(0);
+    (after.max(clock).saturating_add(leap) & (u64::MAX >> GENERATION_BITS)) << GENERATION_BITS
+}
+
+/// How far the first segment of a process keeps from the last that it knows of, in milliseconds.
+/// What an earlier process sent from memory, and what a power cut took back, left no trace; on a
+/// host whose clock starts again, its numbers would otherwise be given again, and with them its
+/// batch ids.
+pub fn random_leap() -> u64 {
+    Uuid::new_v4().as_u64_pair().1 & LEAP_MAX
 }
 
 /// The number of the segment that begins with `first` and is merged from segments of which
@@ -31,6 +41,8 @@ pub fn generation(id: u64) -> u64 {
 /// The low bits of a segment's number, which count how often it was merged.
 const GENERATION_BITS: u32 = 8;
 const GENERATION_MAX: u64 = (1 << GENERATION_BITS) - 1;
+/// 4.7 hours: long enough for no number to be met twice, and short enough to follow the clock.
+const LEAP_MAX: u64 = (1 << 24) - 1;
 
 /// A closed segment as the state database keeps it. Small on purpose: a state row above 1 KiB or so
 /// would make the database leave its log for blob files.

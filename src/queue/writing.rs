@@ -152,7 +152,7 @@ impl<S: Store> Log<S> {
             self.make_room();
         }
         let now_ms = self.now_ms;
-        let id = segment::next_id(self.last_segment, now_ms);
+        let id = segment::next_id(self.last_segment, now_ms, std::mem::take(&mut self.leap));
         self.last_segment = id;
         let writer = self.try_disk(now_ms, |store| store.create(id));
         let row = SegmentRow::empty(id, first_seq, now_ms);

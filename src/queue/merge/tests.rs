@@ -76,6 +76,7 @@ fn ids_and_records_stay() {
     let disk = MemoryDisk::new();
     let copy = disk.copy();
     let (mut plain, mut merged) = (open(&disk, LIMITS), open(&copy, LIMITS));
+    merged.leap = plain.leap;
     fill(&mut plain, 0..300);
     fill(&mut merged, 0..300);
     tend(&mut merged);

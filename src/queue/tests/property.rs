@@ -111,28 +111,97 @@ fn act(run: &mut Run, step: &Step, excuses: &mut Excuses) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+/// C20, Q1 to Q7: whatever happens, what was acknowledged as being on disk is delivered or in the
+/// ledger, nothing arrives twice, nothing else arrives, and the queue stays within its budget.
+fn check(limits: LogLimits, history: &[Step]) {
+    let mut run = Run::new(limits);
+    let mut excuses = Excuses::default();
+    for step in history {
+        act(&mut run, step, &mut excuses);
+        let cap = limits.budget.bytes_max.saturating_add(limits.segment_bytes_max);
+        assert!(run.log.usage() <= cap, "{} bytes after {step:?}", run.log.usage());
+    }
+    run.drain();
+    if limits.budget == Budget::UNBOUNDED && !excuses.damage {
+        assert_eq!(run.missing(), BTreeSet::new());
+    }
+    run.assert_accounted("the end");
+    if limits.budget.on_full != OnFull::Thin && !excuses.doubt && !excuses.damage {
+        run.model.assert_once("the end");
+    }
+    run.model.assert_known();
+}
 
-    /// C20, Q1 to Q7: whatever happens, what was acknowledged as being on disk is delivered or in the
-    /// ledger, nothing arrives twice, nothing else arrives, and the queue stays within its budget.
+proptest! {
+    // `PROPTEST_CASES` sets how many; 1,024 without it.
+    #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
+
     #[test]
     fn the_log_behaves_like_a_list(limits in limits(), history in histories()) {
-        let mut run = Run::new(limits);
-        let mut excuses = Excuses::default();
-        for step in &history {
-            act(&mut run, step, &mut excuses);
-            let cap = limits.budget.bytes_max.saturating_add(limits.segment_bytes_max);
-            prop_assert!(run.log.usage() <= cap, "{} bytes after {step:?}", run.log.usage());
-        }
-        run.drain();
-        if limits.budget == Budget::UNBOUNDED && !excuses.damage {
-            prop_assert_eq!(run.missing(), BTreeSet::new());
-        }
-        run.assert_accounted("the end");
-        if limits.budget.on_full != OnFull::Thin && !excuses.doubt && !excuses.damage {
-            run.model.assert_once("the end");
-        }
-        run.model.assert_known();
+        check(limits, &history);
     }
+}
+
+/// What only a process had sent, from memory, was sent by the next under the same batch id: after
+/// the clock was put back, both gave their segments the same number.
+#[test]
+fn a_number_that_only_memory_knew_is_not_given_again() {
+    let history = [
+        Step::Append(2),
+        Step::ClockJump(-69),
+        Step::DiskFull(0),
+        Step::Append(1),
+        Step::Seal,
+        Step::Append(1),
+        Step::Replay,
+        Step::Kill,
+        Step::Append(1),
+    ];
+    check(LIMITS, &history);
+}
+
+/// A full disk kept the state from knowing the last sequence number, and thinning removed the only
+/// record that had it.
+#[test]
+fn the_state_knows_of_numbers_before_their_segments_go() {
+    let limits = LogLimits { segment_bytes_max: 16 << 10, ..LIMITS };
+    let bytes_max = limits.reserve_bytes() + (32 << 10);
+    let budget = Budget { bytes_max, on_full: OnFull::Thin, ..Budget::UNBOUNDED };
+    let history = [
+        Step::DiskFull(0),
+        Step::Append(1),
+        Step::FlipBit(0),
+        Step::DiskFull(3),
+        Step::Append(3),
+        Step::Kill,
+        Step::DiskBack,
+        Step::Tend,
+    ];
+    check(LogLimits { budget, ..limits }, &history);
+}
+
+/// Damage to a batch that was delivered was taken off what a later damage had cost.
+#[test]
+fn harmless_damage_does_not_hide_another() {
+    let history = [
+        Step::Append(2),
+        Step::ClockJump(-800_770),
+        Step::Kill,
+        Step::Append(5),
+        Step::Tend,
+        Step::Append(12),
+        Step::Append(24),
+        Step::Kill,
+        Step::Deliver(1, false),
+        Step::Deliver(2, false),
+        Step::FlipBit(12_992_810_604_822_802_950),
+        Step::FlipBit(14_718_156_056_706_061_778),
+        Step::SyncFails(2, 0),
+        Step::Append(1),
+        Step::Append(1),
+        Step::LoseAnswer,
+        Step::Kill,
+        Step::FlipBit(1_057_114_798_517_605_422),
+    ];
+    check(LogLimits { segment_bytes_max: 16 << 10, ..LIMITS }, &history);
 }
