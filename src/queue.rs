@@ -14,7 +14,8 @@
 //!   `commit_interval` (default 100 ms), or those that wait already when one is in haste. Every
 //!   acknowledged record is delivered, queued, in the dead letters or in the ledger, never missing.
 //! - **Q2 Data before state, state before delete.** A crash between any two steps is harmless:
-//!   the worst is a batch sent again under the same id. Removing what is gone is no error.
+//!   the worst is a batch sent again under the same id: deliveries are noted together, within
+//!   `commit_interval` or when their segment is done. Removing what is gone is no error.
 //! - **Q3 A damaged byte costs at most its block.** Frames carry checksums of header and payload
 //!   and are found by their magic number. Opening deletes nothing but empty segments and segments
 //!   whose records are elsewhere or delivered. What can be read of a damaged segment is delivered,
@@ -400,6 +401,10 @@ async fn serve<S: Store>(
                 let (groups, replies, other) = gather(&mut commands, (group, reply), linger).await;
                 held = other;
                 commit(&mut log, groups, replies);
+                sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
+            }
+            Some(command @ Command::Delivered(..)) => {
+                execute(&mut log, command);
                 sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
             }
             Some(Command::Close(reply)) => {

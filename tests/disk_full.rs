@@ -61,7 +61,7 @@ async fn a_full_disk_loses_nothing() {
 }
 
 /// Q7: the file system turns read-only under a running agent, as one does after an error. What is
-/// on it and what comes is delivered; repaired and mounted again, it is used as if nothing had been.
+/// on it and what comes is delivered; repaired and mounted again, it is used as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_file_system_stops_nothing() {
     let Some(mut disk) = Disk::new(128) else { return };

@@ -73,6 +73,8 @@ pub struct Log<S: Store> {
     pub(super) leap: u64,
     /// Closed segments with something left to deliver, oldest first.
     pub(super) sealed: BTreeMap<u64, Sealed>,
+    /// Those of them whose latest deliveries are not in the state yet.
+    pub(super) unnoted: BTreeSet<u64>,
     /// Delivered segments that are kept, oldest first.
     pub(super) kept: BTreeMap<u64, Kept>,
     pub(super) ledger: Ledger,
@@ -219,6 +221,7 @@ impl<S: Store> Log<S> {
             next_saved: (0, 0),
             leap: segment::random_leap(),
             sealed: BTreeMap::new(),
+            unnoted: BTreeSet::new(),
             kept: BTreeMap::new(),
             ledger: Ledger::default(),
             positions: BTreeMap::new(),
@@ -335,6 +338,10 @@ impl<S: Store> Log<S> {
         // When closing the segment could not write its row, nothing but the segment says which
         // numbers were given and how far the collectors had read.
         let unsaved = key.segment > self.positions_saved;
+        if !done && !unsaved && refused.is_empty() {
+            self.unnoted.insert(key.segment);
+            return Ok(());
+        }
         let put =
             if unsaved { self.put_sealed(&row) } else { self.put(vec![state::segment_row(&row)]) };
         if done && put.is_err() && unsaved {
@@ -352,6 +359,10 @@ impl<S: Store> Log<S> {
 
     /// Writes state rows, and with them what the ledger has not written yet.
     pub(super) fn put(&mut self, mut rows: Vec<StateChange>) -> Result<(), StoreError> {
+        // First: `rows` may say that one of these segments is gone.
+        let unnoted = self.unnoted.iter().filter_map(|id| self.sealed.get(id));
+        let unnoted: Vec<_> = unnoted.map(|sealed| state::segment_row(&sealed.row)).collect();
+        rows.splice(0..0, unnoted);
         rows.extend(self.ledger.unsaved());
         if rows.is_empty() {
             return Ok(());
@@ -363,7 +374,18 @@ impl<S: Store> Log<S> {
         self.store.put_state(&rows)?;
         self.next_saved = next;
         self.ledger.saved();
+        self.unnoted.clear();
         Ok(())
+    }
+
+    /// Notes the deliveries that are not noted yet.
+    pub(super) fn note_deliveries(&mut self) {
+        if self.unnoted.is_empty() {
+            return;
+        }
+        if let Err(error) = self.put(Vec::new()) {
+            tracing::warn!(%error, "deliveries are not noted yet; a crash would repeat them");
+        }
     }
 
     /// Writes what the ledger has not written yet; a disk that does not take it is asked again with
@@ -486,6 +508,7 @@ impl<S: Store> Log<S> {
 
     pub(super) fn forget(&mut self, id: u64) {
         self.sealed.remove(&id);
+        self.unnoted.remove(&id);
         self.ring.remove(id);
         if self.index.as_ref().is_some_and(|index| index.segment == id) {
             self.index = None;

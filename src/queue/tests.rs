@@ -130,6 +130,32 @@ fn restarts_keep_records_ids_and_numbers() {
     assert_eq!(log.append(vec![group(55..56)], 60).first_seq, 55);
 }
 
+/// Q2: deliveries are noted with the next sync, and at an end in good order; before that, a kill
+/// repeats them under the same id.
+#[test]
+fn deliveries_are_noted_with_the_next_sync() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..60)], 10);
+    log.seal(20);
+    let ids: Vec<Uuid> = log.batches().unwrap().iter().map(|batch| batch.id).collect();
+    let deliver = |log: &mut Log<MemoryStore>| {
+        let batch = log.next_batch(i64::MAX).unwrap();
+        log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+        batch.id
+    };
+    assert_eq!(deliver(&mut log), ids[0]);
+    let mut log = open(&disk);
+    assert_eq!(deliver(&mut log), ids[0], "killed before it was noted");
+    assert_eq!(deliver(&mut log), ids[1]);
+    log.sync(30);
+    let mut log = open(&disk);
+    assert_eq!(deliver(&mut log), ids[2]);
+    assert_eq!(deliver(&mut log), ids[3]);
+    log.close(40);
+    assert_eq!(deliver(&mut open(&disk)), ids[4]);
+}
+
 /// A process that was killed leaves a segment with its reservation; the next one gives it back.
 #[test]
 fn the_reservation_of_a_killed_process_is_given_back() {

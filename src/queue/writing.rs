@@ -89,10 +89,11 @@ impl<S: Store> Log<S> {
         }
     }
 
-    /// Syncs what was acknowledged before it was synced (`durability = "interval"`). What a failed
-    /// sync leaves in doubt is written again, elsewhere.
+    /// Syncs what was acknowledged before it was synced (`durability = "interval"`), and notes what
+    /// was delivered. What a failed sync leaves in doubt is written again, elsewhere.
     pub fn sync(&mut self, now_ms: i64) {
         self.now_ms = now_ms;
+        self.note_deliveries();
         let Some(active) = self.active.as_mut() else { return };
         if active.unsynced.is_empty() {
             return;
