@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use jiff::Timestamp;
-use pganalytics::backend::store::{MetricQuery, Page, Role, StoredMetric};
+use pganalytics::backend::store::{Page, Role, StoredMetric};
 use pganalytics::clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,29 +21,12 @@ fn broken() -> Value {
     json!({"type": "sysstat", "timestamp": "2026-01-01T00:00:00Z", "cpu": {"user": 101}})
 }
 
-async fn stored(served: &Served) -> Vec<StoredMetric> {
-    let store = served.running().store();
-    let mut all = Vec::new();
-    for server in store.servers(Page::first(1000)).await.expect("servers").rows {
-        let query = MetricQuery {
-            server_id: server.id,
-            kind: None,
-            start: Timestamp::MIN,
-            end: Timestamp::MAX,
-            step: None,
-            limit: 1_000_000,
-        };
-        all.extend(store.metrics(query).await.expect("metrics"));
-    }
-    all
-}
-
 async fn stored_numbers(served: &Served) -> Vec<u64> {
     let number = |metric: StoredMetric| {
         let document: Value = serde_json::from_str(&metric.document).expect("JSON");
         document["n"].as_u64().expect("a number")
     };
-    let mut numbers: Vec<u64> = stored(served).await.into_iter().map(number).collect();
+    let mut numbers: Vec<u64> = served.stored(None).await.into_iter().map(number).collect();
     numbers.sort_unstable();
     numbers
 }
@@ -73,7 +55,7 @@ async fn a_push_stores_what_it_says_it_stored() {
     assert_eq!(answer.get("duplicate"), None);
     assert_eq!(answer.get("rejected"), None);
     assert!(answer["next_check_in_seconds"].as_u64() > Some(0));
-    let stored = stored(&served).await;
+    let stored = served.stored(None).await;
     let documents: Vec<Value> =
         stored.iter().map(|m| serde_json::from_str(&m.document).expect("JSON")).collect();
     assert_eq!(json!(documents), metrics);
@@ -360,7 +342,7 @@ async fn nested_databases_become_rows_of_their_own() {
     });
     let reply = host.push(json!([nested])).await;
     assert_eq!(reply.json()["metrics_inserted"], 2, "{reply:?}");
-    let stored = stored(&served).await;
+    let stored = served.stored(None).await;
     let databases: Vec<_> = stored.iter().map(|m| m.database.as_deref()).collect();
     assert_eq!(databases, [Some("a"), Some("b")]);
 }

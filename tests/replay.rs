@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pganalytics::backend::store::{MetricQuery, Page, StoredMetric};
+use pganalytics::backend::store::StoredMetric;
 use pganalytics::clock;
 use serde_json::Value;
 
@@ -84,24 +84,6 @@ async fn left_by_a_dead_host(records: u64) -> (Site, PathBuf, u64) {
     fs_err::rename(site.queue(), &dir).expect("move the queue");
     site.proxy.set(Network::Up);
     (site, dir, records)
-}
-
-/// The metrics that the backend has of one host.
-async fn stored_of(site: &Site, hostname: &str) -> Vec<StoredMetric> {
-    let store = site.served.running().store();
-    let servers = store.servers(Page::first(100)).await.expect("servers").rows;
-    let Some(server) = servers.iter().find(|server| server.hostname == hostname) else {
-        return Vec::new();
-    };
-    let query = MetricQuery {
-        server_id: server.id,
-        kind: None,
-        start: Timestamp::MIN,
-        end: Timestamp::MAX,
-        step: None,
-        limit: 1_000_000,
-    };
-    store.metrics(query).await.expect("metrics")
 }
 
 /// Q4: a backend that has lost everything is refilled with exactly that; one that has it stays as
@@ -249,7 +231,7 @@ async fn a_dead_hosts_queue_arrives_under_its_name() {
     assert!(site.stored().await.is_empty(), "a dry run sends nothing");
 
     says(&replay(&site, &asked), 0, &["delivered "]);
-    let stored = stored_of(&site, "dead.example.com").await;
+    let stored = site.served.stored(Some("dead.example.com")).await;
     assert_eq!(stored.len() as u64, records);
     assert_distinct(&stored);
     assert_eq!(files(&dir), before, "it is only read");
@@ -263,11 +245,11 @@ async fn a_dead_hosts_queue_arrives_under_its_name() {
     // This host's own metrics are not mixed with them.
     let agent = site.run();
     until_async("own metrics", LIMIT, || async {
-        !stored_of(&site, "db1.example.com").await.is_empty()
+        !site.served.stored(Some("db1.example.com")).await.is_empty()
     })
     .await;
     agent.stop();
-    assert_eq!(stored_of(&site, "dead.example.com").await.len() as u64, records);
+    assert_eq!(site.served.stored(Some("dead.example.com")).await.len() as u64, records);
 }
 
 /// A disk that cannot be written, as one of a dead host should be mounted.

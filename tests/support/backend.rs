@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pganalytics::backend::store::Role;
+use jiff::Timestamp;
+use pganalytics::backend::store::{MetricQuery, Page, Role, StoredMetric};
 use pganalytics::backend::{self, Backend, BackendConfig, Running, UserRequest};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -85,6 +86,26 @@ impl Served {
 
     pub fn running(&self) -> &Running {
         self.running.as_ref().expect("the backend runs")
+    }
+
+    /// Every metric that is stored, of one host or of all.
+    pub async fn stored(&self, hostname: Option<&str>) -> Vec<StoredMetric> {
+        let store = self.running().store();
+        let mut servers = store.servers(Page::first(1000)).await.expect("servers").rows;
+        servers.retain(|server| hostname.is_none_or(|name| server.hostname == name));
+        let mut all = Vec::new();
+        for server in servers {
+            let query = MetricQuery {
+                server_id: server.id,
+                kind: None,
+                start: Timestamp::MIN,
+                end: Timestamp::MAX,
+                step: None,
+                limit: 1_000_000,
+            };
+            all.extend(store.metrics(query).await.expect("metrics"));
+        }
+        all
     }
 
     /// Stops the backend; its port stays its own.

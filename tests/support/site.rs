@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use pganalytics::backend::store::{MetricQuery, Page, StoredMetric};
+use pganalytics::backend::store::StoredMetric;
 use serde_json::Value;
 
 use super::backend::Served;
@@ -157,20 +156,7 @@ impl Site {
 
     /// Every metric that the backend has stored.
     pub async fn stored(&self) -> Vec<StoredMetric> {
-        let store = self.served.running().store();
-        let mut all = Vec::new();
-        for server in store.servers(Page::first(100)).await.expect("servers").rows {
-            let query = MetricQuery {
-                server_id: server.id,
-                kind: None,
-                start: Timestamp::MIN,
-                end: Timestamp::MAX,
-                step: None,
-                limit: 1_000_000,
-            };
-            all.extend(store.metrics(query).await.expect("metrics"));
-        }
-        all
+        self.served.stored(None).await
     }
 
     /// Waits until the backend has at least `count` metrics.
