@@ -146,7 +146,7 @@ pub fn validate(metric: &Value, now: Timestamp) -> Result<MetricType, Invalid> {
 /// collector, which [`split_compat`] splits, is sound when its parts are.
 ///
 /// Sound text costs no memory. Text that is not sound becomes a value, so that its place can be
-/// told, unless it holds more than [`VALUES_MAX`] values: these could take a hundred times the
+/// told, unless it holds more than `VALUES_MAX` values: these could take a hundred times the
 /// memory of their text.
 pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
     if let Some(sound) = quick::look(text, now) {

@@ -24,7 +24,7 @@ struct Numbered {
 impl<S: Store> Log<S> {
     /// Takes groups and makes them durable with one sync. When the disk does not take them they
     /// stay in memory, are delivered from there, and are written when the disk is back. With
-    /// `on_full = "block"`, [`Log::has_room`] is asked first.
+    /// `on_full = "block"`, `has_room` is asked first.
     pub fn append(&mut self, groups: Vec<Group>, now_ms: i64) -> Appended {
         self.now_ms = now_ms;
         self.save_unsaved(now_ms);
