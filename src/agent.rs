@@ -5,6 +5,7 @@
 
 mod door;
 mod intake;
+mod letter;
 pub mod replay;
 mod seams;
 

@@ -1,14 +1,16 @@
 //! Stage 3: batches leave. One at a time, oldest first; what fails stays where it was.
 //!
 //! The forwarder knows neither where batches are kept ([`Source`]) nor how they travel ([`Wire`]).
-//! After a failure of the backend or the network everything waits ([`pace`]); a batch that the
-//! backend refuses waits by itself and the others go on. Nothing is given up.
+//! After a failure of the backend or the network everything waits ([`pace`]). A batch that the
+//! backend refuses is taken apart until the records are found that it refuses by themselves; those
+//! go to the dead letters ([`split`]). Nothing is given up.
 
 pub mod batch; // envelope + compression
 pub mod pace; // how long to wait
+pub mod split; // which part of a refused batch is sent next
 pub mod verdict; // what an answer means
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -16,13 +18,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use self::split::Refused;
 use self::{
     pace::Pace,
+    split::{Refusing, Split},
     verdict::{Refusal, Verdict},
 };
 use crate::{
     clock,
-    metric::envelope::{AgentInfo, EnvelopeHead, PushResponse, Rejected},
+    metric::envelope::{AgentInfo, EnvelopeHead, PushResponse},
     units,
 };
 
@@ -34,11 +38,11 @@ pub trait Source: Send + Sync {
     /// The oldest batch that is due; it counts as being sent until one of the two below.
     fn next(&self) -> impl Future<Output = Result<Option<Outgoing<Self::Key>>, String>> + Send;
 
-    /// The backend has the batch, apart from what it rejected.
+    /// The backend has the batch, apart from what it refused.
     fn delivered(
         &self,
         batch: &Outgoing<Self::Key>,
-        rejected: &[Rejected],
+        refused: &[Refused],
     ) -> impl Future<Output = Result<(), String>> + Send;
 
     /// The batch stays, and is due again at `next_at`.
@@ -79,6 +83,22 @@ pub struct Outgoing<K> {
     pub records: Vec<(u64, i64)>,
     /// The records' JSON.
     pub metrics: Vec<Bytes>,
+}
+
+impl<K: Copy> Outgoing<K> {
+    /// Some of the records as a batch of their own. Its id is a function of the batch's and of the
+    /// records' numbers; all of them are the batch itself.
+    fn part(&self, records: Range<usize>) -> Self {
+        if records == (0..self.metrics.len()) {
+            return self.clone();
+        }
+        let metrics = self.metrics[records.clone()].to_vec();
+        let records = self.records[records].to_vec();
+        let number = |record: Option<&(u64, i64)>| record.map_or(0, |(seq, _)| *seq);
+        let name = format!("{}..{}", number(records.first()), number(records.last()));
+        let id = Uuid::new_v5(&self.id, name.as_bytes());
+        Self { key: self.key, id, records, metrics }
+    }
 }
 
 /// What the backend said.
@@ -124,6 +144,9 @@ pub struct ForwardStatus {
     pub duplicate_batches: u64,
     /// Records that the backend refused.
     pub rejected_records: u64,
+    /// Batches that were refused and taken apart.
+    #[serde(default)]
+    pub split_batches: u64,
     /// Bytes that were sent and taken, compressed.
     pub sent_bytes: u64,
     /// The same before compression.
@@ -161,7 +184,18 @@ pub struct Forwarder<S, W> {
     config: ForwardConfig,
     pace: Pace,
     troubled: bool,
+    /// The batch that was being taken apart when everything had to wait.
+    apart: Option<(Uuid, Split)>,
     status: watch::Sender<ForwardStatus>,
+}
+
+/// What has come of a request.
+enum Tried {
+    /// The backend has the records, apart from those that its answer names.
+    Taken(u16, Option<PushResponse>),
+    Refused(Refusing),
+    /// Everything has to wait.
+    Wait(String, Duration),
 }
 
 impl<S: Source, W: Wire> Forwarder<S, W> {
@@ -173,7 +207,7 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
     ) -> (Self, watch::Receiver<ForwardStatus>) {
         let (status, shown) = watch::channel(ForwardStatus::default());
         let pace = Pace::new(config.backoff.0, config.backoff.1);
-        (Self { source, wire, config, pace, troubled: false, status }, shown)
+        (Self { source, wire, config, pace, troubled: false, apart: None, status }, shown)
     }
 
     /// Sends what is due until nothing is left or everything has to wait.
@@ -196,16 +230,49 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         }
     }
 
-    /// Sends one batch. `Some` when everything has to wait.
+    /// Sends one batch, whole or in parts. `Some` when everything has to wait.
     async fn send(&mut self, batch: &Outgoing<S::Key>) -> Option<Duration> {
+        let begun = self.apart.take().filter(|(id, _)| *id == batch.id);
+        let mut split = begun.map_or_else(|| Split::of(batch.metrics.len()), |(_, split)| split);
+        while let Some(part) = split.next_part() {
+            match self.push(&batch.part(part)).await {
+                Tried::Taken(status, response) => {
+                    let rejected = response.map_or_else(Vec::new, |response| response.rejected);
+                    split.taken(rejected, status, clock::now());
+                }
+                Tried::Refused(answer) => {
+                    if split.is_whole() {
+                        self.taking_apart(batch, &answer);
+                    }
+                    split.refused(&answer);
+                }
+                Tried::Wait(answer, wait) => {
+                    self.apart = Some((batch.id, split));
+                    self.failed(batch, answer, wait).await;
+                    return Some(wait);
+                }
+            }
+        }
+        let refused = split.into_refused();
+        self.delivered(batch, &refused).await;
+        // A backend that takes nothing at all is more likely wrong than every record is.
+        let nothing = refused.len() > 1 && refused.len() == batch.metrics.len();
+        (nothing && refused.iter().all(|record| record.status >= 400)).then(|| {
+            let wait = self.pace.at_cap(fastrand::f64());
+            let (wait_shown, hint) = (units::show_duration(wait), "is backend.url right?");
+            tracing::error!(wait = wait_shown, hint, "the backend refuses every record");
+            wait
+        })
+    }
+
+    /// Sends some records as a batch of their own.
+    async fn push(&mut self, batch: &Outgoing<S::Key>) -> Tried {
         let (body, agent) = self.encode(batch).await;
         let sent = (body.raw_bytes, body.bytes.len() as u64);
         let answer = match self.wire.push(body.bytes, batch.id).await {
             Ok(answer) => answer,
             Err(error) => {
-                let wait = self.pace.after_failure(fastrand::f64(), None);
-                self.failed(batch, error.message, wait).await;
-                return Some(wait);
+                return Tried::Wait(error.message, self.pace.after_failure(fastrand::f64(), None));
             }
         };
         if let (200..300, Some(agent)) = (answer.status, &agent) {
@@ -214,29 +281,34 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         let shown = show_answer(&answer);
         let known_batch = answer.status == 409 && names_known_batch(&answer.body);
         match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
-            Verdict::Delivered => self.delivered(batch, &answer, sent).await,
+            Verdict::Delivered => Tried::Taken(answer.status, self.taken(&answer, sent)),
             Verdict::BackOff(at_least) => {
-                let wait = self.pace.after_failure(fastrand::f64(), at_least);
-                self.failed(batch, shown, wait).await;
-                Some(wait)
+                Tried::Wait(shown, self.pace.after_failure(fastrand::f64(), at_least))
             }
             Verdict::Pause(trouble) => {
-                let wait = self.pace.at_cap(fastrand::f64());
                 let text = format!("{shown}\n  hint: {}", trouble.hint());
-                self.failed(batch, text, wait).await;
-                Some(wait)
+                Tried::Wait(text, self.pace.at_cap(fastrand::f64()))
             }
             Verdict::Refused(refusal) => {
-                let wait = self.pace.at_cap(fastrand::f64());
-                let what = match refusal {
-                    Refusal::TooLarge => "the backend finds a batch too large; it stays",
-                    Refusal::Invalid => "the backend refuses a batch; it stays",
-                };
-                tracing::error!(batch = %batch.id, answer = shown, "{what}, the others go on");
-                self.failed(batch, shown, wait).await;
-                None
+                self.pace.reset();
+                let status = answer.status;
+                Tried::Refused(Refusing { refusal, status, message: shown, at: clock::now() })
             }
         }
+    }
+
+    fn taking_apart(&self, batch: &Outgoing<S::Key>, answer: &Refusing) {
+        let what = match answer.refusal {
+            Refusal::TooLarge => "the backend finds a batch too large; it is sent in halves",
+            Refusal::Invalid => "the backend refuses a batch; it is sent in parts",
+        };
+        let (batch, answer) = (batch.id, &answer.message);
+        tracing::warn!(%batch, answer, "{what}");
+        self.status.send_modify(|status| {
+            status.split_batches += 1;
+            status.last_answer = Some(answer.clone());
+            status.last_answer_at = Some(clock::now());
+        });
     }
 
     async fn encode(&self, batch: &Outgoing<S::Key>) -> (batch::Body, Option<AgentInfo>) {
@@ -256,48 +328,52 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         tokio::task::spawn_blocking(encode).await.expect("compression does not panic")
     }
 
-    async fn delivered(
-        &mut self,
-        batch: &Outgoing<S::Key>,
-        answer: &WireAnswer,
-        (raw, sent): (u64, u64),
-    ) -> Option<Duration> {
+    /// Counts what the backend has taken with one request.
+    fn taken(&mut self, answer: &WireAnswer, (raw, sent): (u64, u64)) -> Option<PushResponse> {
         let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
-        let rejected = response.as_ref().map_or(&[][..], |response| &response.rejected);
-        if let Err(error) = self.source.delivered(batch, rejected).await {
-            // The batch may come again, under the same id, and the backend will know it.
-            tracing::warn!(%error, "a delivery could not be noted in the queue");
-        }
-        if !rejected.is_empty() {
-            tracing::error!(
-                batch = %batch.id,
-                records = rejected.len(),
-                first = rejected.first().map(|first| format!("{}: {}", first.path, first.message)),
-                "the backend refused records; they are in the dead letters"
-            );
-        }
         if std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
         }
         self.pace.reset();
-        let now = clock::now();
         let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
         self.status.send_modify(|status| {
-            status.delivered_batches += 1;
-            status.delivered_records += (batch.metrics.len() - rejected.len()) as u64;
             status.duplicate_batches += u64::from(duplicate);
-            status.rejected_records += rejected.len() as u64;
             status.sent_bytes += sent;
             status.raw_bytes += raw;
             status.last_batch_bytes = (raw, sent);
             status.last_answer = Some(show_answer(answer));
-            status.last_answer_at = Some(now);
-            status.last_delivery_at = Some(now);
+            status.last_answer_at = Some(clock::now());
             if let Some(response) = &response {
                 status.next_config_version = Some(response.next_config_version);
             }
         });
-        None
+        response
+    }
+
+    /// Every record of a batch is taken or refused.
+    async fn delivered(&self, batch: &Outgoing<S::Key>, refused: &[Refused]) {
+        if let Err(error) = self.source.delivered(batch, refused).await {
+            // The batch may come again, under the same id, and the backend will know it.
+            tracing::warn!(%error, "a delivery could not be noted in the queue");
+        }
+        if let Some(first) = refused.first() {
+            tracing::error!(
+                batch = %batch.id,
+                records = refused.len(),
+                of = batch.metrics.len(),
+                first = format!("{}: {}", first.path, first.message),
+                "the backend refused records; they are in the dead letters"
+            );
+        }
+        let taken = batch.metrics.len().saturating_sub(refused.len()) as u64;
+        self.status.send_modify(|status| {
+            status.delivered_batches += u64::from(taken > 0);
+            status.delivered_records += taken;
+            status.rejected_records += refused.len() as u64;
+            if taken > 0 {
+                status.last_delivery_at = Some(clock::now());
+            }
+        });
     }
 
     async fn failed(&mut self, batch: &Outgoing<S::Key>, answer: String, wait: Duration) {

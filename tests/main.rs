@@ -37,6 +37,7 @@ mod link_register; // enrolment: what is sent and kept, and what a failure leave
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger
+mod refused; // what the backend does not take is found, and put aside by itself
 mod replay; // what is sent again: refilling, dead hosts, dead letters, kills in the middle
 mod replay_dead; // dead letters get another chance
 mod scrape; // what a Prometheus scraper finds at the control socket

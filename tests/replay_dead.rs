@@ -62,12 +62,12 @@ async fn dead_letters_are_sent_again_until_they_are_taken() {
     says(&host.ask(&["replay", "--dead"]), 2, &["delivered 1 of 1", "1 record: refused"]);
     let [left] = &letters(&host)[..] else { panic!("{:?}", letters(&host)) };
     assert_eq!((&left["seq"], &left["metric"]), (&before[1]["seq"], &before[1]["metric"]));
-    assert_eq!((left["attempts"].as_u64(), &left["message"]), (Some(1), &json!("out of fashion")));
+    assert_eq!((left["attempts"].as_u64(), &left["message"]), (Some(2), &json!("out of fashion")));
 
     // Refused alone, it stays and nothing is delivered.
     host.stub.reply([refusing(&[0])]);
     says(&host.ask(&["replay", "--dead"]), 1, &["1 record: refused"]);
-    assert_eq!(letters(&host)[0]["attempts"].as_u64(), Some(2));
+    assert_eq!(letters(&host)[0]["attempts"].as_u64(), Some(3));
 
     // The backend takes it now. Each try had an id of its own: a backend answers one that it knows
     // from its memory.

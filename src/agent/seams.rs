@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
+use super::letter;
 use crate::{
-    clock,
-    forward::{Outgoing, Source, Wire, WireAnswer, WireError},
+    forward::{Outgoing, Refused, Source, Wire, WireAnswer, WireError},
     link::{Link, Push},
-    metric::envelope::{AgentInfo, Backlog, LostRange, Rejected},
-    queue::{Batch, BatchKey, DeadLetter, Loss, Queue},
+    metric::envelope::{AgentInfo, Backlog, LostRange},
+    queue::{Batch, BatchKey, Loss, Queue},
 };
 
 /// Batches come from the queue.
@@ -28,16 +27,6 @@ pub struct QueueSource {
 #[derive(Debug)]
 pub struct LinkWire(pub Arc<Link>);
 
-#[derive(serde::Serialize)]
-struct Letter<'a> {
-    at: Timestamp,
-    batch: Uuid,
-    seq: u64,
-    path: &'a str,
-    message: &'a str,
-    metric: &'a RawValue,
-}
-
 impl Source for QueueSource {
     type Key = BatchKey;
 
@@ -52,9 +41,9 @@ impl Source for QueueSource {
     async fn delivered(
         &self,
         batch: &Outgoing<BatchKey>,
-        rejected: &[Rejected],
+        refused: &[Refused],
     ) -> Result<(), String> {
-        let letters = letters(batch, rejected);
+        let letters = letter::letters(batch, refused);
         let records = batch.metrics.len() as u64;
         let noted = self.queue.delivered(batch.key, records, letters).await;
         noted.map_err(|error| error.to_string())
@@ -126,26 +115,4 @@ pub(super) fn outgoing<K>(batch: Batch, key: K) -> Outgoing<K> {
         records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
         metrics: batch.records.into_iter().map(|record| record.payload).collect(),
     }
-}
-
-/// What the backend has rejected of a batch, for the dead letters.
-pub(super) fn letters<K>(batch: &Outgoing<K>, rejected: &[Rejected]) -> Vec<DeadLetter> {
-    rejected.iter().filter_map(|rejected| letter(batch, rejected)).collect()
-}
-
-fn letter<K>(batch: &Outgoing<K>, rejected: &Rejected) -> Option<DeadLetter> {
-    let payload = batch.metrics.get(rejected.index)?;
-    let (seq, at_ms) = *batch.records.get(rejected.index)?;
-    // What the backend found no JSON is kept as the text that it is.
-    let raw = serde_json::from_slice::<&RawValue>(payload).map(ToOwned::to_owned);
-    let metric = raw.or_else(|_| to_raw_value(&String::from_utf8_lossy(payload))).ok()?;
-    let letter = Letter {
-        at: clock::now(),
-        batch: batch.id,
-        seq,
-        path: &rejected.path,
-        message: &rejected.message,
-        metric: &metric,
-    };
-    Some(DeadLetter { seq, at_ms, line: serde_json::to_string(&letter).ok()? })
 }

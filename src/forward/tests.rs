@@ -34,14 +34,14 @@ impl Source for Queued {
         let batch = |key| Outgoing {
             key,
             id: Uuid::from_u128(u128::from(key)),
-            records: vec![(0, 0); 3],
+            records: vec![(0, 0), (1, 0), (2, 0)],
             metrics: vec![Bytes::from_static(b"{}"); 3],
         };
         Ok(key.map(batch))
     }
 
-    async fn delivered(&self, batch: &Outgoing<u64>, rejected: &[Rejected]) -> Result<(), String> {
-        self.0.lock().unwrap().delivered.push((batch.key, rejected.len()));
+    async fn delivered(&self, batch: &Outgoing<u64>, refused: &[Refused]) -> Result<(), String> {
+        self.0.lock().unwrap().delivered.push((batch.key, refused.len()));
         Ok(())
     }
 
@@ -65,11 +65,23 @@ impl Source for Queued {
     }
 }
 
-struct Script(Mutex<VecDeque<Result<WireAnswer, WireError>>>);
+type Answers = VecDeque<Result<WireAnswer, WireError>>;
+
+/// Answers, and the batch ids that were sent.
+#[derive(Debug, Clone, Default)]
+struct Script(Arc<Mutex<(Answers, Vec<Uuid>)>>);
+
+impl Script {
+    fn of(answers: Vec<Result<WireAnswer, WireError>>) -> Self {
+        Self(Arc::new(Mutex::new((answers.into(), Vec::new()))))
+    }
+}
 
 impl Wire for Script {
-    async fn push(&self, _body: Bytes, _id: Uuid) -> Result<WireAnswer, WireError> {
-        self.0.lock().unwrap().pop_front().expect("one answer per push")
+    async fn push(&self, _body: Bytes, id: Uuid) -> Result<WireAnswer, WireError> {
+        let mut script = self.0.lock().unwrap();
+        script.1.push(id);
+        script.0.pop_front().expect("one answer per push")
     }
 }
 
@@ -88,17 +100,21 @@ async fn drain(
     answers: Vec<Result<WireAnswer, WireError>>,
 ) -> (Drained, Queued, ForwardStatus) {
     let queued = Queued::with(batches);
-    let config = ForwardConfig {
+    let script = Script::of(answers);
+    let (mut forwarder, status) = Forwarder::new(queued.clone(), script.clone(), config());
+    let drained = forwarder.drain().await;
+    let status = status.borrow().clone();
+    assert!(script.0.lock().unwrap().0.is_empty(), "every answer was asked for");
+    (drained, queued, status)
+}
+
+fn config() -> ForwardConfig {
+    ForwardConfig {
         collector_id: "c".to_owned(),
         hostname: "h".to_owned(),
         gzip_level: 6,
         backoff: (pace::FIRST, pace::CAP),
-    };
-    let script = Script(Mutex::new(answers.into()));
-    let (mut forwarder, status) = Forwarder::new(queued.clone(), script, config);
-    let drained = forwarder.drain().await;
-    let status = status.borrow().clone();
-    (drained, queued, status)
+    }
 }
 
 /// C19, C32
@@ -137,22 +153,63 @@ async fn what_the_agent_says_is_heard_with_a_2xx() {
     }
     check(answer(200, r#"{"duplicate":true}"#), 1).await;
     let known = r#"{"code":409,"error":"duplicate_batch","message":""}"#;
-    for not in [answer(409, known), answer(503, ""), answer(400, ""), unreachable()] {
+    for not in [answer(409, known), answer(503, ""), answer(403, ""), unreachable()] {
         check(not, 0).await;
     }
 }
 
-/// C35: a refused batch waits by itself; it is neither dropped nor in the way of the others.
+/// C35: of three records the last is bad. The others are delivered, and so is the next batch.
 #[tokio::test]
-async fn a_refused_batch_does_not_hold_up_the_others() {
-    for status in [400, 413, 422] {
-        let answers = vec![answer(status, r#"{"message":"no"}"#), answer(200, "")];
-        let (drained, queued, _) = drain(2, answers).await;
+async fn a_refused_batch_is_taken_apart() {
+    let ok = || answer(200, "");
+    for status in [400, 415, 422, 418, 409] {
+        let no = || answer(status, r#"{"message":"no"}"#);
+        // The whole, the first, the second (for the last two must hold it), the last, the next.
+        let answers = vec![no(), ok(), ok(), no(), ok()];
+        let (drained, queued, status) = drain(2, answers).await;
         assert_eq!(drained, Drained::Empty);
         let held = queued.0.lock().unwrap();
-        assert_eq!(held.put_back, [(0, format!("{status} no"))]);
-        assert_eq!(held.delivered, [(1, 0)]);
+        assert_eq!((&held.delivered[..], held.put_back.len()), (&[(0, 1), (1, 0)][..], 0));
+        assert_eq!((status.delivered_records, status.rejected_records), (5, 1));
+        assert_eq!((status.delivered_batches, status.split_batches), (2, 1));
     }
+}
+
+/// A backend that refuses every record gets the next batch after a long pause.
+#[tokio::test]
+async fn a_backend_that_takes_nothing_is_left_alone() {
+    let no = || answer(400, "");
+    let (drained, queued, _) = drain(2, vec![no(), no(), no(), no(), no()]).await;
+    assert!(matches!(drained, Drained::Waiting(wait) if wait >= pace::CAP / 2), "{drained:?}");
+    let held = queued.0.lock().unwrap();
+    assert_eq!((&held.delivered[..], held.waiting.len()), (&[(0, 3)][..], 1));
+}
+
+/// Halves may be small enough where the whole was not: each is sent.
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_halved() {
+    let (ok, large) = (|| answer(200, ""), || answer(413, ""));
+    let (_, queued, status) = drain(1, vec![large(), ok(), large(), ok(), ok()]).await;
+    assert_eq!(queued.0.lock().unwrap().delivered, [(0, 0)]);
+    assert_eq!((status.delivered_records, status.delivered_batches), (3, 1));
+}
+
+/// What was found out before everything had to wait is not asked again; the ids are the same.
+#[tokio::test]
+async fn taking_apart_goes_on_where_it_was() {
+    let (ok, no) = (|| answer(200, ""), || answer(422, ""));
+    let script = Script::of(vec![no(), ok(), unreachable(), ok(), no()]);
+    let queued = Queued::with(1);
+    let (mut forwarder, _) = Forwarder::new(queued.clone(), script.clone(), config());
+    assert!(matches!(forwarder.drain().await, Drained::Waiting(_)));
+    assert_eq!(queued.0.lock().unwrap().put_back.len(), 1);
+    queued.0.lock().unwrap().waiting.push_back(0);
+    assert_eq!(forwarder.drain().await, Drained::Empty);
+    assert_eq!(queued.0.lock().unwrap().delivered, [(0, 1)]);
+    let ids = script.0.lock().unwrap().1.clone();
+    assert_eq!((ids.len(), ids[2]), (5, ids[3]));
+    let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+    assert_eq!(distinct.len(), 4, "every part has an id of its own");
 }
 
 #[tokio::test]

@@ -8,33 +8,14 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{control::Amount, metric::envelope::Rejected, queue::DeadChanges};
-
-/// A refused record as its line tells it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Letter<'a> {
-    at: Timestamp,
-    batch: Uuid,
-    seq: u64,
-    #[serde(borrow)]
-    path: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    message: std::borrow::Cow<'a, str>,
-    /// How often it has been sent again and refused.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    attempts: u32,
-    #[serde(borrow)]
-    metric: &'a RawValue,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_zero(attempts: &u32) -> bool {
-    *attempts == 0
-}
+use crate::{
+    agent::letter::{Letter, read, refused_again},
+    control::Amount,
+    forward::Refused,
+    queue::DeadChanges,
+};
 
 /// Dead letters that are sent as one batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,12 +113,12 @@ impl Group {
         self.newest().map(|(_, letter)| Bytes::from(letter.metric.get().to_owned())).collect()
     }
 
-    /// What becomes of the lines when the backend has taken all but `rejected`: those stay, with
+    /// What becomes of the lines when the backend has taken all but `refused`: those stay, with
     /// the new reason and one more attempt.
-    pub fn settled(&self, rejected: &[Rejected]) -> DeadChanges {
+    pub fn settled(&self, refused: &[Refused]) -> DeadChanges {
         let mut changes = DeadChanges::new();
         for (index, lines) in self.letters.values().enumerate() {
-            let again = rejected.iter().find(|rejected| rejected.index == index);
+            let again = refused.iter().find(|refused| refused.index == index);
             let kept = again.and_then(|again| refused_again(&newest_of(lines)?, again));
             // Of a record that stands there twice, one line is enough.
             for (n, line) in lines.iter().enumerate() {
@@ -154,24 +135,6 @@ impl Group {
 
 fn newest_of(lines: &[String]) -> Option<Letter<'_>> {
     lines.iter().filter_map(|line| read(line)).max_by_key(|letter| letter.attempts)
-}
-
-/// The line of a record that has been refused again.
-fn refused_again(letter: &Letter<'_>, again: &Rejected) -> Option<String> {
-    let letter = Letter {
-        at: letter.at,
-        batch: letter.batch,
-        seq: letter.seq,
-        metric: letter.metric,
-        path: again.path.as_str().into(),
-        message: again.message.as_str().into(),
-        attempts: letter.attempts.saturating_add(1),
-    };
-    serde_json::to_string(&letter).ok()
-}
-
-fn read(line: &str) -> Option<Letter<'_>> {
-    serde_json::from_str(line).ok()
 }
 
 /// Calls `each` with every line that is not empty, without its end. One that is no text is given as
@@ -205,7 +168,7 @@ mod tests {
         let at = Timestamp::from_second(at_s).unwrap();
         let (batch, x) = (Uuid::nil(), "x".repeat(filler));
         format!(
-            r#"{{"at":"{at}","batch":"{batch}","seq":{seq},"path":"p","message":"m","metric":{{"n":{seq},"x":"{x}"}}}}"#
+            r#"{{"at":"{at}","first_at":"{at}","attempts":1,"batch":"{batch}","seq":{seq},"status":200,"path":"p","message":"m","metric":{{"n":{seq},"x":"{x}"}}}}"#
         )
     }
 
@@ -257,7 +220,15 @@ mod tests {
     fn a_record_that_is_refused_again_stays_with_its_attempts_and_gets_another_id() {
         let file = file(&[line(1, 1, 0), line(2, 1, 0), line(2, 3, 0)]);
         let group = next_group(file.path(), 0, at(5)).unwrap().unwrap();
-        let again = Rejected { index: 1, path: "cpu".to_owned(), message: "no".to_owned() };
+        let again = Refused {
+            index: 1,
+            path: "cpu".to_owned(),
+            message: "no".to_owned(),
+            status: 422,
+            attempts: 3,
+            first_at: at(4),
+            at: at(4),
+        };
         let changes = group.settled(&[again]);
         assert_eq!(changes[&line(1, 1, 0)], None);
         let kept: Vec<_> = changes.values().flatten().collect();
@@ -265,8 +236,9 @@ mod tests {
         let letter = read(kept).unwrap();
         assert_eq!(
             (letter.seq, letter.attempts, &*letter.path, &*letter.message),
-            (2, 1, "cpu", "no")
+            (2, 4, "cpu", "no")
         );
+        assert_eq!((letter.first_at, letter.at, letter.status), (at(3), at(4), 422));
         let mut second = Group::default();
         second.add(2, kept);
         let mut first = Group::default();

@@ -16,11 +16,11 @@ use super::{
     rate::Rate,
 };
 use crate::{
-    agent::seams,
+    agent::{letter, seams},
     clock,
     control::ReplayProgress,
-    forward::{ForwardStatus, Outgoing, Source},
-    metric::envelope::{AgentInfo, Rejected},
+    forward::{ForwardStatus, Outgoing, Refused, Source},
+    metric::envelope::AgentInfo,
     queue::{Batch, BatchInfo, Queue, QueueError},
 };
 
@@ -239,16 +239,16 @@ impl ReplaySource {
         &self,
         out: &Out,
         batch: &Outgoing<()>,
-        rejected: &[Rejected],
+        refused: &[Refused],
     ) -> Result<(), String> {
         let (queue, origin) = (&self.0.queue, self.0.origin);
         let noted = match out {
             Out::Batch(item) if origin == Origin::Own && item.standing == Standing::Waits => {
                 let records = batch.metrics.len() as u64;
-                queue.delivered(item.key, records, seams::letters(batch, rejected)).await
+                queue.delivered(item.key, records, letter::letters(batch, refused)).await
             }
             Out::Dead(group) if origin == Origin::Own => {
-                queue.change_dead(group.settled(rejected)).await
+                queue.change_dead(group.settled(refused)).await
             }
             Out::Batch(_) | Out::Dead(_) => Ok(()),
         };
@@ -300,9 +300,9 @@ impl Source for ReplaySource {
         Ok(next)
     }
 
-    async fn delivered(&self, batch: &Outgoing<()>, rejected: &[Rejected]) -> Result<(), String> {
+    async fn delivered(&self, batch: &Outgoing<()>, refused: &[Refused]) -> Result<(), String> {
         let Some(out) = self.state().out.take() else { return Ok(()) };
-        let noted = self.note(&out, batch, rejected).await;
+        let noted = self.note(&out, batch, refused).await;
         {
             let mut state = self.state();
             let state = &mut *state;
@@ -312,10 +312,10 @@ impl Source for ReplaySource {
             let json: u64 = batch.metrics.iter().map(|json| json.len() as u64).sum();
             let bytes = if let Out::Batch(item) = &out { item.bytes } else { json };
             let progress = &mut state.job.progress;
-            let records = batch.metrics.len().saturating_sub(rejected.len()) as u64;
+            let records = batch.metrics.len().saturating_sub(refused.len()) as u64;
             progress.done.add(records, bytes);
             progress.total.batches = progress.total.batches.max(progress.done.batches);
-            progress.refused += rejected.len() as u64;
+            progress.refused += refused.len() as u64;
             progress.failing_since = None;
             state.job.pass(out.end_seq());
         }
