@@ -159,7 +159,7 @@ pub struct ForwardStatus {
     pub last_answer: Option<String>,
     /// When it came.
     pub last_answer_at: Option<Timestamp>,
-    /// When the backend took a batch last.
+    /// When the backend took records last: the time of the last answer, if it was that.
     pub last_delivery_at: Option<Timestamp>,
     /// When the next try is due, while everything waits.
     pub next_try_at: Option<Timestamp>,
@@ -336,13 +336,15 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         }
         self.pace.reset();
         let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
+        let now = clock::now();
         self.status.send_modify(|status| {
             status.duplicate_batches += u64::from(duplicate);
             status.sent_bytes += sent;
             status.raw_bytes += raw;
             status.last_batch_bytes = (raw, sent);
             status.last_answer = Some(show_answer(answer));
-            status.last_answer_at = Some(clock::now());
+            status.last_answer_at = Some(now);
+            status.last_delivery_at = Some(now);
             if let Some(response) = &response {
                 status.next_config_version = Some(response.next_config_version);
             }
@@ -370,9 +372,6 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
             status.delivered_batches += u64::from(taken > 0);
             status.delivered_records += taken;
             status.rejected_records += refused.len() as u64;
-            if taken > 0 {
-                status.last_delivery_at = Some(clock::now());
-            }
         });
     }
 

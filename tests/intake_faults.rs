@@ -184,29 +184,29 @@ async fn bodies_in_the_works_are_bounded_together() {
         connection.send(&padded(n)[..50 << 10]).expect("sent");
         connection
     };
+    let until_in = |bodies: u64| {
+        until("so many bodies are in", LIMIT, || {
+            let status: Value =
+                serde_json::from_str(&site.command(&["status", "--json"]).stdout).expect("JSON");
+            status["intake"]["body_bytes"] == json!(bodies * (50 << 10))
+        });
+    };
     let mut begun: Vec<_> = (0..5).map(begin_push).collect();
+    until_in(5);
     // Five times 50 KiB is in; the sixth would be over four times 64 KiB.
-    let mut refused = None;
-    until("the sixth is refused", LIMIT, || {
-        let answer = place.push(&[], &padded(9)).expect("an answer");
-        refused = (answer.status != 200).then_some(answer);
-        refused.is_some()
-    });
-    let refused = refused.expect("refused");
+    let refused = place.push(&[], &padded(9)).expect("an answer");
     assert_eq!((refused.status, refused.error()), (429, "busy"), "{refused:?}");
     assert_eq!(refused.header("retry-after"), Some("1"));
     begun.pop();
+    until_in(4);
     let small = [&push_of(&[metric(8)])[..], &vec![b' '; 20 << 10]].concat();
-    until("the place of the one that has gone is free", LIMIT, || {
-        place.push(&[], &small).is_ok_and(|answer| answer.status == 200)
-    });
+    assert_eq!(place.push(&[], &small).expect("an answer").inserted(), 1);
+    until_in(4);
     for (n, mut connection) in (0..).zip(begun) {
         connection.send(&padded(n)[50 << 10..]).expect("sent");
         assert_eq!(connection.answer().expect("an answer").inserted(), 1);
     }
-    until("there is room again", LIMIT, || {
-        place.push(&[], &padded(9)).is_ok_and(|answer| answer.status == 200)
-    });
+    until_in(0);
 }
 
 /// Clients that send a byte now and then, that stop in their body, that never read: each is shown

@@ -139,6 +139,7 @@ impl Shown {
             metrics: counts.metrics,
             rejects: counts.rejects,
             duplicates: counts.duplicates,
+            body_bytes: counts.body_bytes,
         })
     }
 

@@ -60,6 +60,8 @@ pub struct IntakeStatus {
     pub rejects: u64,
     /// Requests that had been taken before.
     pub duplicates: u64,
+    /// Memory for bodies that are being read or taken, bytes.
+    pub body_bytes: u64,
 }
 
 /// How forwarding goes. Times are the host's.

@@ -126,6 +126,8 @@ async fn delivers_until_nothing_is_left() {
     assert_eq!(queued.0.lock().unwrap().delivered, [(0, 0), (1, 0), (2, 0)]);
     assert_eq!((status.delivered_batches, status.delivered_records), (3, 9));
     assert_eq!(status.last_answer.as_deref(), Some("200 fine"));
+    assert!(status.last_delivery_at.is_some());
+    assert_eq!(status.last_delivery_at, status.last_answer_at);
 }
 
 /// C34, C36: one failure and everything waits; the batch is back where it was.

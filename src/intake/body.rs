@@ -32,8 +32,9 @@ pub(super) struct Share {
 }
 
 impl Room {
-    pub(super) fn new(bytes_max: u64) -> Self {
-        Self { used: Arc::default(), bytes_max }
+    /// Room for so many bytes, counted in `used`.
+    pub(super) fn new(bytes_max: u64, used: Arc<AtomicU64>) -> Self {
+        Self { used, bytes_max }
     }
 
     pub(super) fn share(&self) -> Share {
@@ -127,7 +128,7 @@ mod tests {
 
     #[test]
     fn room_is_shared_and_given_back() {
-        let room = Room::new(10);
+        let room = Room::new(10, Arc::default());
         let mut first = room.share();
         first.grow_to(6).unwrap();
         first.grow_to(4).unwrap();

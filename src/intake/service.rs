@@ -52,7 +52,7 @@ struct Received {
 
 impl<S: Sink> Service<S> {
     pub(super) fn new(sink: S, config: IntakeConfig, view: IntakeView) -> Self {
-        let room = Room::new(config.body_bytes_max * BODIES_AT_ONCE);
+        let room = Room::new(config.body_bytes_max * BODIES_AT_ONCE, view.body_bytes());
         let (heavy, in_doubt) = (Semaphore::new(1), AtomicBool::new(false));
         Self { sink, config, view, room, keys: Keys::default(), heavy, in_doubt }
     }

@@ -19,6 +19,7 @@ struct Tally {
     metrics: AtomicU64,
     rejects: AtomicU64,
     duplicates: AtomicU64,
+    body_bytes: Arc<AtomicU64>,
     place: Mutex<Place>,
 }
 
@@ -47,6 +48,8 @@ pub struct IntakeCounts {
     pub rejects: u64,
     /// Requests whose idempotency key was known: nothing was taken.
     pub duplicates: u64,
+    /// Memory for bodies that are being read or taken, bytes.
+    pub body_bytes: u64,
 }
 
 /// One open connection, as long as the value lives.
@@ -68,6 +71,7 @@ impl IntakeView {
             metrics: number(&tally.metrics),
             rejects: number(&tally.rejects),
             duplicates: number(&tally.duplicates),
+            body_bytes: number(&tally.body_bytes),
         }
     }
 
@@ -77,6 +81,11 @@ impl IntakeView {
             Err(error) => (None, Some(error)),
         };
         *self.0.place.lock().unwrap_or_else(PoisonError::into_inner) = Place { listen, error };
+    }
+
+    /// Where the memory for bodies is counted.
+    pub(super) fn body_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.body_bytes)
     }
 
     pub(super) fn connected(&self) -> Connected {
