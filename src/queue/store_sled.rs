@@ -12,6 +12,7 @@ use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use fs_err::{self as fs, File};
@@ -429,12 +430,27 @@ fn open_state_database(dir: &Path) -> Result<sled::Db, StoreError> {
         .cache_capacity(1 << 20)
         .flush_every_ms(None)
         .use_compression(false);
-    let db = guarded("open", dir, || config.open())?;
+    let db = once_released(|| guarded("open", dir, || config.open()))?;
     for path in [dir.join("conf"), dir.join("db"), dir.to_owned()] {
         sync_file(&path)?;
     }
     sync_file(dir.parent().unwrap_or(dir))?;
     Ok(db)
+}
+
+/// Waits for a handle of this process that has been dropped: sled's threads may still be at work on
+/// it, and hold its lock until they are done. No other process gets as far as that lock.
+fn once_released<T>(open: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    const TRIES: u32 = 1_000;
+    for _ in 0..TRIES {
+        match open() {
+            Err(error) if error.source.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 /// Calls into sled; a panic becomes an error.
@@ -486,6 +502,30 @@ fn is_damage(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// sled's threads hold the lock of a database for a while after it was closed. A state that is
+    /// not opened for that would be taken for one that is lost.
+    #[test]
+    fn a_state_that_is_still_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
+        store.put_state(&[(vec![1], Some(vec![2]))]).unwrap();
+        drop(store);
+        let held = once_released(|| {
+            let file = File::open(dir.path().join("state/db")).map_err(at("open", dir.path()))?;
+            rustix::fs::flock(file.file(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
+                .map_err(|error| StoreError::new("lock", dir.path(), error))?;
+            Ok(file)
+        });
+        let held = held.unwrap();
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        let rows = SledStore::open(dir.path(), 1 << 20).unwrap().state().unwrap();
+        assert_eq!(rows, [(vec![1], vec![2])]);
+        release.join().unwrap();
+    }
 
     /// After a failed sync the system may claim to have written what it has not: the rows move to
     /// a new database, and nothing of the old one stays.
