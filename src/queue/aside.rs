@@ -1,5 +1,5 @@
 //! What lies beside the log in a queue's directory: dead letters, and what was put into quarantine.
-//! Only read, from any process: the agent adds to both and changes nothing that is there.
+//! Read from any process.
 
 use std::{
     io::{self, BufRead, BufReader, Seek, SeekFrom},
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     block::{self, Codec},
+    dead::dead_letters,
     files::{allocated_bytes, at, if_absent, read_frames, read_identity, scan_segment},
     group,
     index::same_block,
@@ -98,7 +99,7 @@ impl Aside {
     /// The dead letters that begin at byte `from` of their file, `limit` of them. A last line that
     /// is still being written is left for the next page.
     pub fn dead(&self, from: u64, limit: usize) -> Result<DeadPage, StoreError> {
-        let path = self.dir.join("dead.ndjson");
+        let path = dead_letters(&self.dir);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) => return if_absent(DeadPage::default())(error).map_err(at("open", &path)),
@@ -108,7 +109,7 @@ impl Aside {
 
     /// How many dead letters there are. Reads their file.
     pub fn dead_count(&self) -> Result<DeadCount, StoreError> {
-        let path = self.dir.join("dead.ndjson");
+        let path = dead_letters(&self.dir);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) => return if_absent(DeadCount::default())(error).map_err(at("open", &path)),
@@ -188,6 +189,24 @@ impl Aside {
         }
         Ok(readable)
     }
+}
+
+/// Bytes of what lies beside the log in `dir`.
+pub(super) fn bytes(dir: &Path) -> u64 {
+    let dead = fs::symlink_metadata(dead_letters(dir)).map_or(0, |data| data.blocks() * 512);
+    let quarantine = Aside::of(dir).quarantine().unwrap_or_default();
+    dead + quarantine.iter().map(|entry| entry.disk_bytes).sum::<u64>()
+}
+
+/// Removes what the agent put into quarantine first; `false` when there is nothing of that.
+pub(super) fn drop_oldest_quarantined(dir: &Path) -> Result<bool, StoreError> {
+    let entries = Aside::of(dir).quarantine()?;
+    let own = entries.iter().filter(|entry| entry.kind != QuarantinedKind::Other);
+    let Some(oldest) = own.min_by_key(|entry| (entry.at, &entry.name)) else { return Ok(false) };
+    let path = dir.join("quarantine").join(&oldest.name);
+    fs::remove_dir_all(&path).map_err(at("remove", &path))?;
+    tracing::error!(path = %path.display(), "removed from quarantine: the queue needs the room");
+    Ok(true)
 }
 
 fn quarantined(entry: &fs::DirEntry) -> Quarantined {

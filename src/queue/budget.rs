@@ -32,7 +32,8 @@ pub enum OnFull {
 /// How much the queue may keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Bytes on disk of all segments, what is set aside for the one being written included.
+    /// Bytes on disk of all segments, what is set aside for the one being written, dead letters and
+    /// quarantine included.
     pub bytes_max: u64,
     /// Older segments are evicted.
     pub age_max: Option<Duration>,
@@ -74,6 +75,11 @@ impl Budget {
         disk_free_min_percent: 0,
         on_full: OnFull::EvictOldest,
     };
+
+    /// Bytes of dead letters; the oldest go when there are more.
+    pub fn dead_bytes_max(&self) -> u64 {
+        self.bytes_max / 8
+    }
 
     /// Whether `space` is below `disk_free_min_percent`.
     pub fn is_low(&self, space: DiskSpace) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -28,6 +28,35 @@ pub(super) fn change(dir: &Path, changes: &DeadChanges) -> Result<(), StoreError
     copy(&path, &next, changes).map_err(at("write", &next))?;
     fs::rename(&next, &path).map_err(at("rename", &next))?;
     sync_file(dir)
+}
+
+/// Leaves about half of `bytes_max` when the letters take more than that: the newest. After a crash
+/// the file is the old or the new one.
+pub(super) fn shorten(dir: &Path, bytes_max: u64) -> Result<(), StoreError> {
+    let (path, next) = (dead_letters(dir), dir.join("dead.ndjson.new"));
+    let length = match fs::metadata(&path) {
+        Ok(data) => data.len(),
+        Err(error) => return if_absent(())(error).map_err(at("open", &path)),
+    };
+    if length <= bytes_max {
+        return Ok(());
+    }
+    let left = copy_end(&path, &next, length - bytes_max / 2).map_err(at("write", &next))?;
+    fs::rename(&next, &path).map_err(at("rename", &next))?;
+    sync_file(dir)?;
+    tracing::error!(bytes = length - left, "the oldest dead letters are removed to make room");
+    Ok(())
+}
+
+/// Copies the whole lines that begin after byte `after`; their length.
+fn copy_end(from: &Path, to: &Path, after: u64) -> io::Result<u64> {
+    let mut reader = BufReader::new(File::open(from)?);
+    reader.seek(SeekFrom::Start(after))?;
+    reader.skip_until(b'\n')?;
+    let mut out = File::create(to)?;
+    let copied = io::copy(&mut reader, &mut out)?;
+    out.sync_all()?;
+    Ok(copied)
 }
 
 fn copy(from: &Path, to: &Path, changes: &DeadChanges) -> io::Result<()> {
@@ -64,6 +93,21 @@ mod tests {
             [change_to("two", None), change_to("three", Some("3")), change_to("four", Some("4"))];
         change(dir.path(), &changes.into()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one\n\xff\xfe\n3\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn the_oldest_letters_go_when_there_are_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dead_letters(dir.path());
+        shorten(dir.path(), 10).unwrap();
+        let all: Vec<String> = (0..10).map(|n| format!("line {n}\n")).collect();
+        let lines = |from: usize| all[from..].concat();
+        fs::write(&path, lines(0)).unwrap();
+        shorten(dir.path(), 70).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines(0), "there is room for all");
+        shorten(dir.path(), 69).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines(6));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 

@@ -29,7 +29,7 @@ impl<S: Store> Log<S> {
         }
         let wanted = self.usage().saturating_add(self.reserve_bytes);
         let mut over = wanted > self.limits.budget.bytes_max || self.is_low();
-        while over && self.drop_oldest_kept() {
+        while over && self.drop_not_waiting() {
             let wanted = self.usage().saturating_add(self.reserve_bytes);
             over = wanted > self.limits.budget.bytes_max || self.is_low();
         }
@@ -40,7 +40,7 @@ impl<S: Store> Log<S> {
     pub fn usage(&self) -> u64 {
         let sealed: u64 = self.sealed.values().map(|sealed| self.sealed_disk_bytes(sealed)).sum();
         let active = self.active.as_ref().map_or(0, |active| self.store.disk_bytes(active.row.id));
-        sealed + active + self.kept_bytes()
+        sealed + active + self.kept_bytes() + self.store.aside_bytes()
     }
 
     /// Evicts until a new segment fits, as far as there is something to evict.
@@ -113,11 +113,11 @@ impl<S: Store> Log<S> {
         pending.map(loss).collect()
     }
 
-    /// Evicts one segment: those that are delivered and kept first, then the oldest of which
-    /// nothing is being sent. Returns the bytes freed; 0 when there is none.
+    /// Evicts one segment: what waits for nobody first, then the oldest of which nothing is being
+    /// sent. Returns the bytes freed; 0 when there is none.
     fn evict_oldest(&mut self) -> u64 {
         let before = self.usage();
-        if self.drop_oldest_kept() {
+        if self.drop_not_waiting() {
             return before.saturating_sub(self.usage()).max(1);
         }
         let idle =
@@ -131,8 +131,14 @@ impl<S: Store> Log<S> {
         before.saturating_sub(self.usage()).max(1)
     }
 
-    fn drop_oldest_kept(&mut self) -> bool {
+    /// Drops the oldest of what is delivered and kept, else of the quarantine, whose losses have
+    /// been counted and whose readable rest has been sent.
+    fn drop_not_waiting(&mut self) -> bool {
         self.kept.keys().next().copied().is_some_and(|id| self.drop_kept(id))
+            || self.store.drop_quarantined().unwrap_or_else(|error| {
+                tracing::warn!(%error, "nothing can be removed from quarantine now");
+                false
+            })
     }
 
     /// The ledger's entries and the row that says "nothing left to deliver" become durable

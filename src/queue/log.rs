@@ -310,6 +310,10 @@ impl<S: Store> Log<S> {
                 self.put_back(key, error.to_string(), next_at_ms);
                 return Err(error);
             }
+            let dead_bytes_max = self.limits.budget.dead_bytes_max();
+            if let Err(error) = self.store.shorten_dead(dead_bytes_max) {
+                tracing::warn!(%error, "the dead letters cannot be shortened now");
+            }
             self.counts.refused_records += refused.len() as u64;
             for letter in refused {
                 self.note_loss(NewLoss {

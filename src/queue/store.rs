@@ -60,6 +60,9 @@ pub trait Store: Send {
     /// Puts a segment aside, for a person to look at, instead of removing it.
     fn quarantine(&mut self, id: u64) -> Result<(), StoreError>;
 
+    /// Removes what was put aside first; `false` when there is nothing.
+    fn drop_quarantined(&mut self) -> Result<bool, StoreError>;
+
     /// Moves a segment to those that are delivered and kept. Moving it again is no error.
     fn keep(&mut self, id: u64) -> Result<(), StoreError>;
 
@@ -74,6 +77,13 @@ pub trait Store: Send {
 
     /// Changes lines of the dead letters, all or none; durable when this returns.
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError>;
+
+    /// Removes the oldest dead letters when all of them take more than `bytes_max`: about half of
+    /// that is left, so that it is not done for each new one.
+    fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError>;
+
+    /// Bytes of the dead letters and of what was put aside.
+    fn aside_bytes(&self) -> u64;
 
     /// All state rows.
     fn state(&mut self) -> Result<Rows, StoreError>;

@@ -230,6 +230,10 @@ impl Disk {
         ids
     }
 
+    fn dead_bytes(&self) -> u64 {
+        self.dead.iter().map(|letter| letter.line.len() as u64 + 1).sum()
+    }
+
     fn bytes(&self, id: u64) -> Result<&[u8], StoreError> {
         if self.faults.powerless || self.faults.unreadable {
             return Err(StoreError::new("read", "memory", io::Error::other("input/output error")));
@@ -358,6 +362,13 @@ impl Store for MemoryStore {
         self.0.relocate(id, Place::Segments, Place::Quarantine)
     }
 
+    fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
+        let oldest = self.0.lock().ids(Place::Quarantine).first().copied();
+        let Some(id) = oldest else { return Ok(false) };
+        self.0.relocate(id, Place::Quarantine, Place::Nowhere)?;
+        Ok(true)
+    }
+
     fn keep(&mut self, id: u64) -> Result<(), StoreError> {
         self.0.relocate(id, Place::Segments, Place::Kept)
     }
@@ -391,6 +402,26 @@ impl Store for MemoryStore {
             }
         });
         disk.sync("sync", |disk, _| disk.dead_synced = disk.dead.len())
+    }
+
+    fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
+        if self.0.lock().dead_bytes() <= bytes_max {
+            return Ok(());
+        }
+        let mut disk = self.0.change("shorten")?;
+        while disk.dead_bytes() > bytes_max / 2 {
+            disk.dead.remove(0);
+        }
+        disk.sync("sync", |disk, _| disk.dead_synced = disk.dead.len())
+    }
+
+    fn aside_bytes(&self) -> u64 {
+        let mut disk = self.0.lock();
+        let quarantined = disk.ids(Place::Quarantine);
+        let mut bytes =
+            |id| disk.node(id, Place::Quarantine).map_or(0, |node| node.bytes().len() as u64);
+        let quarantined: u64 = quarantined.into_iter().map(&mut bytes).sum();
+        quarantined + disk.dead_bytes()
     }
 
     fn state(&mut self) -> Result<Rows, StoreError> {

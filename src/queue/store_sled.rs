@@ -20,7 +20,7 @@ use rustix::fs::FallocateFlags;
 use uuid::Uuid;
 
 use super::{
-    DeadLetter,
+    DeadLetter, aside,
     budget::DiskSpace,
     dead::{self, DeadChanges},
     files::{
@@ -231,6 +231,10 @@ impl Store for SledStore {
         move_dir(&segment_dir(&self.dir, id), &aside)
     }
 
+    fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
+        aside::drop_oldest_quarantined(&self.dir)
+    }
+
     fn keep(&mut self, id: u64) -> Result<(), StoreError> {
         let kept = kept_dir(&self.dir, id);
         move_dir(&segment_dir(&self.dir, id), &kept)?;
@@ -260,6 +264,14 @@ impl Store for SledStore {
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
         dead::change(&self.dir, changes)
+    }
+
+    fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
+        dead::shorten(&self.dir, bytes_max)
+    }
+
+    fn aside_bytes(&self) -> u64 {
+        aside::bytes(&self.dir)
     }
 
     fn state(&mut self) -> Result<Rows, StoreError> {

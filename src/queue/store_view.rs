@@ -8,7 +8,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    DeadLetter,
+    DeadLetter, aside,
     budget::DiskSpace,
     dead::DeadChanges,
     files,
@@ -89,6 +89,10 @@ impl Store for SledView {
         Ok(())
     }
 
+    fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     fn keep(&mut self, _id: u64) -> Result<(), StoreError> {
         Ok(())
     }
@@ -107,6 +111,14 @@ impl Store for SledView {
 
     fn change_dead(&mut self, _changes: &DeadChanges) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn shorten_dead(&mut self, _bytes_max: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn aside_bytes(&self) -> u64 {
+        aside::bytes(&self.dir)
     }
 
     /// From a copy: opening a database writes to it.

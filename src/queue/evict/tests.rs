@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 
 use crate::queue::{
-    Appended, BatchLimits, Budget, Durability, Group, Home, Log, LogLimits, LossReason, MemoryDisk,
-    MemoryStore, NewRecord, OnFull, Position, Retain,
+    Appended, BatchLimits, Budget, DeadLetter, Durability, Group, Home, Log, LogLimits, LossReason,
+    MemoryDisk, MemoryStore, NewRecord, OnFull, Position, Retain, SledStore,
 };
 
 const CAP: u64 = 60_000;
@@ -229,4 +229,56 @@ fn rejects_are_numbered() {
     let losses = log.losses();
     assert_eq!((losses[0].from, losses[0].to, losses[0].reason), (3, 4, LossReason::Reject));
     assert_eq!((losses.len(), log.counts().corrupt_records), (1, 0));
+}
+
+/// What the backend refuses is bounded too: the oldest letters go, and stay in the ledger.
+#[test]
+fn dead_letters_have_a_share_of_the_budget() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk, LIMITS);
+    for n in 0..100 {
+        append(&mut log, n);
+        let batch = log.next_batch(i64::MAX).unwrap();
+        let letter = |record: &crate::queue::Record| DeadLetter {
+            seq: record.seq,
+            at_ms: record.at_ms,
+            line: "x".repeat(300),
+        };
+        let letters: Vec<DeadLetter> = batch.records.iter().map(letter).collect();
+        log.delivered(batch.key, 3, &letters).unwrap();
+        assert!(log.usage() <= CAP / 8 + 4_000, "{} bytes", log.usage());
+    }
+    let dead: BTreeSet<u64> = disk.dead().iter().map(|letter| letter.seq).collect();
+    assert!(dead.len() >= 10, "{} letters", dead.len());
+    assert_eq!(dead, (300 - dead.len() as u64..300).collect(), "the newest are kept");
+    let losses = log.losses();
+    assert!(losses.iter().all(|loss| loss.reason == LossReason::Refuse));
+    assert_eq!(losses.iter().map(|loss| loss.records).sum::<u64>(), 300);
+}
+
+/// What was put aside for a person to look at gives way to what has not been delivered.
+#[test]
+fn quarantine_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let put_aside = |name: &str| {
+        let path = dir.path().join("quarantine").join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("db"), vec![7; 40 << 10]).unwrap();
+    };
+    put_aside("00000000000000000007");
+    put_aside("notes of somebody");
+    let fresh = SledStore::open(dir.path(), 4_000).unwrap();
+    let budget = Budget { bytes_max: 16 << 20, ..LIMITS.budget };
+    let mut log = Log::open(fresh, LogLimits { budget, ..LIMITS }).unwrap();
+    log.reserve_bytes = 4_000;
+    let aside = log.usage();
+    assert!(aside >= 80 << 10, "{aside} bytes");
+    log.append(vec![window(0)], 0);
+    let left = || std::fs::read_dir(dir.path().join("quarantine")).unwrap().count();
+    assert_eq!(left(), 2, "there is room for it");
+    log.seal(999);
+    log.limits.budget.bytes_max = log.usage();
+    log.append(vec![window(1)], 1_000);
+    assert_eq!((left(), log.losses().len()), (1, 0));
+    assert!(dir.path().join("quarantine/notes of somebody").exists(), "it is not ours");
 }
