@@ -1,5 +1,8 @@
 //! How long to wait after a failure: 1 s, doubling, at most 300 s, with full jitter drawn after the
-//! cap, for ever.
+//! cap, for ever; and after what the backend asked for, when it did.
+//!
+//! A backend that names a time names the same one to all of its agents. So what it asks for is not
+//! only a lower bound: the jitter comes on top, over at least as long as was asked, within the cap.
 //!
 //! The `backoff` crate gives the growing ceiling and nothing else; it is unmaintained, and this is
 //! the only file that names it.
@@ -39,13 +42,15 @@ impl Pace {
         Self { ceilings, cap }
     }
 
-    /// The pause after one more failure: `draw` (from 0 to 1) of the ceiling, and at least
-    /// `at_least`, which is what the backend asked for.
+    /// The pause after one more failure: `at_least`, which is what the backend asked for, and `draw`
+    /// (from 0 to 1) of the ceiling, or of what was asked when that is longer, up to the cap.
     pub fn after_failure(&mut self, draw: f64, at_least: Option<Duration>) -> Duration {
         // The crate adds up to a nanosecond at random, even without its jitter.
         let ceiling = self.ceilings.next_backoff().unwrap_or(self.cap).min(self.cap);
         let ceiling = Duration::from_millis(u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX));
-        ceiling.mul_f64(draw.clamp(0.0, 1.0)).max(at_least.unwrap_or_default())
+        let asked = at_least.unwrap_or_default();
+        let spread = ceiling.max(asked.min(self.cap));
+        asked.saturating_add(spread.mul_f64(draw.clamp(0.0, 1.0)))
     }
 
     /// A pause in the upper half of the cap, for what only a person can change.
@@ -84,12 +89,25 @@ mod tests {
         assert_eq!((pace.at_cap(0.0), pace.at_cap(1.0)), (CAP / 2, CAP));
     }
 
+    /// C36: 10,000 agents that were told the same time do not come in the same second.
     #[test]
-    fn what_the_backend_asks_for_is_a_lower_bound() {
-        let mut pace = Pace::default();
-        let asked = Some(Duration::from_secs(60));
-        assert_eq!(pace.after_failure(1.0, asked), Duration::from_secs(60));
-        let mut pace = Pace::new(CAP, CAP);
-        assert_eq!(pace.after_failure(1.0, asked), CAP);
+    fn what_the_backend_asks_for_is_a_lower_bound_and_spreads_the_rest() {
+        let check = |first, asked, expected: [u64; 2]| {
+            let pause = |draw| {
+                let mut pace = Pace::new(Duration::from_secs(first), CAP);
+                pace.after_failure(draw, Some(Duration::from_secs(asked)))
+            };
+            assert_eq!([pause(0.0), pause(1.0)], expected.map(Duration::from_secs), "{asked} s");
+        };
+        check(1, 0, [0, 1]);
+        check(1, 60, [60, 120]);
+        check(128, 60, [60, 188]);
+        check(1, 3600, [3600, 3900]);
+        check(300, 3600, [3600, 3900]);
+    }
+
+    #[test]
+    fn a_time_without_end_is_no_overflow() {
+        assert_eq!(Pace::default().after_failure(1.0, Some(Duration::MAX)), Duration::MAX);
     }
 }

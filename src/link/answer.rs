@@ -36,13 +36,14 @@ impl Answer {
     }
 }
 
-/// Reads `Retry-After`, in seconds or as an HTTP date that is compared with `server_now`.
+/// Reads `Retry-After`, in seconds or as an HTTP date. The date is compared with the answer's own
+/// `Date`, and with `server_now` when it has none: this host's clock has no say.
 pub fn retry_after(headers: &HeaderMap, server_now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if let Ok(seconds) = text.parse() {
         Duration::from_secs(seconds)
     } else {
-        let until = http_date(text)?.duration_since(server_now);
+        let until = http_date(text)?.duration_since(date(headers).unwrap_or(server_now));
         Duration::try_from(until).unwrap_or_default()
     };
     Some(wait.min(RETRY_AFTER_MAX))
@@ -115,6 +116,18 @@ mod tests {
         check("-5", None);
         check("1.5", None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn retry_after_as_a_date_is_compared_with_the_answers_own_date() {
+        let mut headers = HeaderMap::new();
+        let mut set = |name, text| headers.insert(name, HeaderValue::from_static(text));
+        set(header::DATE, "Sun, 06 Nov 1994 08:49:37 GMT");
+        set(header::RETRY_AFTER, "Sun, 06 Nov 1994 08:50:37 GMT");
+        for host_now in ["1994-11-06T08:49:37Z", "2024-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
+            let host_now = host_now.parse().expect("a time");
+            assert_eq!(retry_after(&headers, host_now), Some(Duration::from_secs(60)));
+        }
     }
 
     #[test]
