@@ -8,6 +8,7 @@ mod intake;
 mod letter;
 pub mod replay;
 mod seams;
+pub mod windows;
 
 use std::{sync::Arc, time::Duration};
 
@@ -97,7 +98,10 @@ impl Agent {
         let link = Arc::new(Link::new(&config.link, identity)?);
         let (queue, queue_thread) = config.queue.start()?;
         // The queue's thread has just been started: it answers.
-        let queue_id = queue.status().await.map_or(Uuid::nil(), |status| status.queue_id);
+        let (queue_id, found) = queue
+            .status()
+            .await
+            .map_or((Uuid::nil(), 0), |status| (status.queue_id, status.records));
         let (trigger, shutdown) = shutdown::channel();
         let collections = Collections::default();
         let signals = Signals::default();
@@ -112,7 +116,7 @@ impl Agent {
         });
         stages.spawn(end_windows(
             queue.clone(),
-            windows(config.agent.push_interval, queue_id),
+            windows::windows(config.agent.push_interval, queue_id),
             Arc::clone(&signals.wake),
             shutdown.clone(),
         ));
@@ -123,8 +127,10 @@ impl Agent {
         let (replay, lane) = replay::lane(replayer);
         stages.spawn(lane.run(shutdown));
         let (finish, finishing) = watch::channel(false);
-        let forwarder =
-            tokio::spawn(forward_batches(forwarder, queue.clone(), signals.clone(), finishing));
+        let found_pause = || windows::found_pause(config.agent.push_interval, fastrand::f64());
+        let found = (found > 0).then(found_pause);
+        let batches = forward_batches(forwarder, queue.clone(), signals.clone(), finishing, found);
+        let forwarder = tokio::spawn(batches);
         let view = AgentView { queue, collections, intake, forward, link, replay, signals };
         Ok(Self { view, trigger, stages, forwarder, finish, queue_thread })
     }
@@ -200,14 +206,6 @@ async fn start_collectors(
     }
 }
 
-/// When push windows end: some time after the collectors' common tick, so that what they have just
-/// read goes with the window, and at another time on each host, so that a backend is not asked by
-/// all of them at once.
-fn windows(interval: Duration, queue_id: Uuid) -> Schedule {
-    let spread = f64::from(u16::try_from(queue_id.as_u128() % 1_000).unwrap_or(0)) / 1_000.0;
-    Schedule::new(interval, interval.mul_f64(0.05 + 0.45 * spread))
-}
-
 /// Seals at the end of each push window and wakes the forwarder.
 async fn end_windows(
     queue: Queue,
@@ -229,15 +227,17 @@ async fn end_windows(
     }
 }
 
-/// Drains when woken, and again after a failure's pause; when told to finish, once more.
+/// Drains when woken, and again after a failure's pause; when told to finish, once more. What a
+/// start has found waits for `found`.
 async fn forward_batches(
     mut forwarder: Forwarder<QueueSource, LinkWire>,
     queue: Queue,
     signals: Signals,
     mut finishing: watch::Receiver<bool>,
+    found: Option<Duration>,
 ) {
+    let mut drained = found.map_or(Drained::Empty, Drained::Waiting);
     loop {
-        let drained = forwarder.drain().await;
         let pause = async {
             match drained {
                 Drained::Empty => signals.wake.notified().await,
@@ -256,6 +256,7 @@ async fn forward_batches(
             () = signals.now.notified() => {}
             () = pause => {}
         }
+        drained = forwarder.drain().await;
     }
 }
 
