@@ -286,7 +286,8 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
                 Tried::Wait(shown, self.pace.after_failure(fastrand::f64(), at_least))
             }
             Verdict::Pause(trouble) => {
-                let text = format!("{shown}\n  hint: {}", trouble.hint());
+                let hint = trouble.hint(slug(&answer.body).as_deref());
+                let text = format!("{shown}\n  hint: {hint}");
                 Tried::Wait(text, self.pace.at_cap(fastrand::f64()))
             }
             Verdict::Refused(refusal) => {
@@ -403,10 +404,15 @@ fn show_answer(answer: &WireAnswer) -> String {
 
 /// Whether a 409 is about the batch id and not about something else.
 fn names_known_batch(body: &[u8]) -> bool {
-    let body: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    body.as_ref()
-        .and_then(|body| body.get("error")?.as_str())
-        .is_some_and(|slug| matches!(slug, "duplicate_batch" | "batch_exists" | "already_exists"))
+    slug(body).is_some_and(|slug| {
+        matches!(slug.as_str(), "duplicate_batch" | "batch_exists" | "already_exists")
+    })
+}
+
+/// The short name of the error in an error body.
+fn slug(body: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(body.get("error")?.as_str()?.to_owned())
 }
 
 #[cfg(test)]

@@ -165,12 +165,17 @@ impl Link {
 
     /// Asks for the backend's version, without a token: the cheapest sign of life, for probes.
     pub async fn probe(&self) -> Result<Answer, SendError> {
-        self.client.send(Outgoing::new(Method::GET, "/version")).await
+        self.client.send(Outgoing::probe("/version")).await
     }
 
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
     pub fn clock_offset_ms(&self) -> i64 {
         self.client.clock_offset_ms()
+    }
+
+    /// Why the latest request failed, by its name in metrics; `None` when it went well.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.client.trouble()
     }
 
     /// Host and port of the backend, for messages and status.
@@ -233,6 +238,11 @@ impl Link {
         }
         Ok(token)
     }
+}
+
+/// The values of `reason` in [`crate::telemetry::counter::SEND_FAILURES`].
+pub fn failure_reasons() -> impl Iterator<Item = &'static str> {
+    client::reasons()
 }
 
 /// Where registration leaves the identity below `state_dir`.

@@ -51,6 +51,10 @@ pub mod counter {
     pub const INTAKE_REJECTED: &str = "agent_intake_metrics_rejected_total";
     /// Requests to the intake with an idempotency key that was known.
     pub const INTAKE_DUPLICATES: &str = "agent_intake_duplicates_total";
+    /// Requests to the backend that were not answered as wanted, by `reason`.
+    pub const SEND_FAILURES: &str = "agent_send_failures_total";
+    /// Answers of the backend, by `status`.
+    pub const ANSWERS: &str = "agent_answers_total";
     /// Ticks that went by because a collection took too long, by `collector`.
     pub const MISSED: &str = "agent_collections_missed_total";
 }

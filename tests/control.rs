@@ -36,6 +36,7 @@ impl Subject for Still {
             backend: BackendStatus {
                 url: "https://backend.example".to_owned(),
                 verified: true,
+                reason: None,
                 forwarding: Forwarding::Flowing,
                 last_answer: None,
                 last_answer_at: None,

@@ -4,8 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pganalytics::link::client::{Client, Outgoing};
+use pganalytics::link::endpoint::Endpoint;
 use pganalytics::link::tls::{Fingerprint, Pin, Trust, client_config};
 use pganalytics::link::{Identity, Link, LinkConfig, Push, SendError, SendErrorKind, TlsConfig};
+use rcgen::{SerialNumber, date_time_ymd};
 use secrecy::SecretString;
 use tempfile::TempDir;
 
@@ -156,6 +159,42 @@ async fn refused_client_certificate_is_named() {
     }
 }
 
+/// C39: a server that wants a certificate and gets none, finds it expired, or revoked, says so, and
+/// each is told apart from a certificate of an unknown CA.
+#[tokio::test]
+async fn what_a_server_has_against_a_client_certificate_is_told_apart() {
+    let authority = Authority::new("test CA");
+    let server = authority.server(Flaw::None);
+    let serial = SerialNumber::from(4711);
+    let revoked = authority.client_with(|params| params.serial_number = Some(serial.clone()));
+    let expired = authority.client_with(|params| params.not_after = date_time_ymd(2020, 1, 1));
+    let check = async |client: &Pair, clients: Clients<'_>, kind, parts: &[&str]| {
+        let folder = directory();
+        let stub = Stub::https(&server, clients).await;
+        let tls = client.install(folder.path(), &authority);
+        let error = link(&stub.link_config(tls)).push(push()).await.expect_err("refused");
+        says(&error, kind, parts);
+        assert_eq!(stub.requests().len(), 0);
+    };
+    let kind = SendErrorKind::TlsClientCertExpired;
+    check(&expired, Clients::Of(&authority), kind, &["it has expired", "agent register"]).await;
+    let kind = SendErrorKind::TlsClientCertRevoked;
+    let clients = Clients::Except(&authority, serial.clone());
+    check(&revoked, clients, kind, &["it is revoked", "agent register"]).await;
+
+    let stub = Stub::https(&server, Clients::Of(&authority)).await;
+    let tls = client_config(Trust::Only(vec![authority.der()]), None).expect("a client");
+    let client =
+        Client::new(endpoint(&stub.url()), &stub.link_config(TlsConfig::default()), Some(tls));
+    let error = client.send(Outgoing::new(http::Method::GET, "/version")).await;
+    let parts = ["it wants one and got none", "tls.cert_file"];
+    says(&error.expect_err("no certificate"), SendErrorKind::TlsNoClientCert, &parts);
+}
+
+fn endpoint(url: &str) -> Endpoint {
+    Endpoint::parse(url, false).expect("a URL")
+}
+
 /// C39: TLS 1.2 is not spoken: neither with a server that refuses 1.3, nor with one that picks 1.2.
 #[tokio::test]
 async fn servers_without_tls_1_3_are_refused() {
@@ -242,10 +281,8 @@ async fn fingerprint_is_trusted_and_no_other() {
         let pin = Pin::new(wanted);
         let tls = client_config(Trust::Pinned(pin.clone()), None).expect("a client");
         let settings = stub.link_config(TlsConfig::default());
-        let endpoint = pganalytics::link::endpoint::Endpoint::parse(&settings.url, false);
-        let endpoint = endpoint.expect("a URL");
-        let client = pganalytics::link::client::Client::new(endpoint, &settings, Some(tls));
-        let request = pganalytics::link::client::Outgoing::new(http::Method::GET, "/version");
+        let client = Client::new(endpoint(&settings.url), &settings, Some(tls));
+        let request = Outgoing::new(http::Method::GET, "/version");
         let result = client.send(request).await.map(|answer| answer.status);
         (result, pin.seen())
     };

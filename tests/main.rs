@@ -34,6 +34,7 @@ mod intake_documents; // the examples of docs/INTAKE.md, run
 mod intake_faults; // the intake with kills, full disks, slow and hostile clients
 mod link_cli; // `agent register` and its exit codes
 mod link_push; // pushes: headers, tokens, answers
+mod link_reasons; // why nothing is delivered: in status, log and metrics
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent

@@ -25,8 +25,13 @@ pub struct Host {
 
 impl Host {
     pub async fn new(push_interval: &str) -> Self {
+        Self::with(push_interval, Flaw::None).await
+    }
+
+    /// A host whose backend has something wrong with its certificate.
+    pub async fn with(push_interval: &str, flaw: Flaw) -> Self {
         let authority = Authority::new("test CA");
-        let stub = Stub::https(&authority.server(Flaw::None), Clients::Of(&authority)).await;
+        let stub = Stub::https(&authority.server(flaw), Clients::Of(&authority)).await;
         let folder = directory();
         let tls = authority.client().install(folder.path(), &authority);
         let identity: Identity = identity();

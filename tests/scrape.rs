@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::support::proxy::Network;
@@ -11,9 +12,12 @@ use crate::support::until;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The text, without the head of the answer.
 fn scrape(site: &Site) -> String {
-    let path = site.directory.path().join("state/control.sock");
+    scrape_socket(&site.directory.path().join("state/control.sock"))
+}
+
+/// The text, without the head of the answer.
+pub fn scrape_socket(path: &Path) -> String {
     let mut stream = UnixStream::connect(path).expect("connect");
     let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     stream.write_all(request).expect("ask");

@@ -98,6 +98,7 @@ impl Subject for Shown {
                 url: facts.url,
                 verified: facts.verified,
                 forwarding: forwarding(&forward),
+                reason: self.view.link.trouble().map(str::to_owned),
                 last_answer: forward.last_answer,
                 last_answer_at: forward.last_answer_at,
                 last_delivery_at: forward.last_delivery_at,

@@ -125,7 +125,10 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
         Forwarding::BackingOff => "backing off",
         Forwarding::Paused => "paused",
     };
-    let mut parts = vec![doing.to_owned()];
+    let mut parts = vec![match &backend.reason {
+        Some(reason) => format!("{doing} ({reason})"),
+        None => doing.to_owned(),
+    }];
     parts.extend(backend.next_try_at.map(|at| match screen.until(at).as_str() {
         "now" => "next try now".to_owned(),
         wait => format!("next try in {wait}"),
@@ -242,6 +245,7 @@ pub(super) mod tests {
             url: "https://backend.example.com:8080".to_owned(),
             verified: true,
             forwarding: Forwarding::Flowing,
+            reason: None,
             last_answer: Some("200".to_owned()),
             last_answer_at: Some(at("2026-11-21T11:59:30Z")),
             last_delivery_at: Some(at("2026-11-21T11:59:30Z")),
@@ -295,6 +299,7 @@ pub(super) mod tests {
         let mut status = healthy();
         let backend = &mut status.agent.backend;
         backend.forwarding = Forwarding::Paused;
+        backend.reason = Some("certificate_mismatch".to_owned());
         backend.verified = false;
         backend.last_answer = Some("403 certificate does not match the token's collector".into());
         backend.last_delivery_at = None;

@@ -8,6 +8,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::status::AgentStatus;
 use crate::queue::{Loss, QueueStatus, SegmentInfo, SegmentState};
+use crate::telemetry::counter as telemetry;
 
 /// What the numbers are made from.
 #[derive(Debug)]
@@ -80,6 +81,8 @@ impl Gauges {
 }
 
 const COUNTERS: &[(&str, &str)] = &[
+    (telemetry::SEND_FAILURES, "Requests to the backend that failed or were refused, by reason."),
+    (telemetry::ANSWERS, "Answers of the backend, by status."),
     ("agent_queue_appended_records_total", "Records taken since the start."),
     ("agent_queue_delivered_records_total", "Records delivered since the start."),
     ("agent_queue_delivered_batches_total", "Batches delivered since the start."),

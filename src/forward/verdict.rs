@@ -55,14 +55,28 @@ impl Verdict {
 }
 
 impl Trouble {
-    /// What a person can do.
-    pub fn hint(self) -> &'static str {
-        match self {
-            Self::Unauthorised => "register the agent again: `agent register`",
-            Self::Forbidden => {
+    /// What a person can do; `slug` is the short name of the error in the answer's body.
+    pub fn hint(self, slug: Option<&str>) -> &'static str {
+        match (self, slug) {
+            (Self::Unauthorised, _) => {
+                "is this still its backend, and was the collector deleted there? register again: \
+                 `agent register --force`"
+            }
+            (Self::Forbidden, Some("certificate_mismatch")) => {
+                "the certificate in tls.cert_file was replaced at the backend by a newer one, or \
+                 is another host's: put the registered one back, or `agent register --force`"
+            }
+            (Self::Forbidden, Some("certificate_required")) => {
+                "something on the way ends TLS and drops the client certificate: let it pass TLS \
+                 through, or connect to the backend itself"
+            }
+            (Self::Forbidden, Some("collector_mismatch")) => {
+                "token and envelope are of two collectors: is backend.token_file another agent's?"
+            }
+            (Self::Forbidden, _) => {
                 "the backend knows this agent under another id or certificate, or has removed it"
             }
-            Self::WrongBackend => "check backend.url",
+            (Self::WrongBackend, _) => "check backend.url",
         }
     }
 }
@@ -87,6 +101,9 @@ mod tests {
         check(&[413], Verdict::Refused(Refusal::TooLarge));
         check(&[400, 409, 415, 418, 422], Verdict::Refused(Refusal::Invalid));
         assert_eq!(Verdict::on_status(409, None, true), Verdict::Delivered);
+        let slugs = ["certificate_mismatch", "certificate_required", "collector_mismatch", "other"];
+        let hints = slugs.map(|slug| Trouble::Forbidden.hint(Some(slug)));
+        assert_eq!(std::collections::BTreeSet::from(hints).len(), slugs.len());
         let wait = Some(Duration::from_secs(7));
         assert_eq!(Verdict::on_status(429, wait, false), Verdict::BackOff(wait));
         assert_eq!(Verdict::on_status(503, wait, false), Verdict::BackOff(wait));

@@ -1,6 +1,7 @@
 //! One kept HTTP connection (HTTP/1.1, or HTTP/2 by ALPN) with limits on time and size.
 
 mod connect;
+mod tally;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,15 +20,28 @@ use super::error::Circumstances;
 use super::{LinkConfig, SendError, SendErrorKind, tls};
 use crate::clock;
 use connect::{Connector, Hosts, Refusal};
+use tally::Tally;
+
+pub(super) use tally::reasons;
 
 /// A connection that has been quiet for longer is closed by this side: proxies forget theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 /// How often an HTTP/2 connection is checked while a request is under way.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Whether a request is about this host's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is: what comes of it says how the agent does.
+    Work,
+    /// It asks for a sign of life only.
+    Probe,
+}
+
 /// A request without the parts that are the same for all.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
+    purpose: Purpose,
     method: Method,
     path: String,
     headers: HeaderMap,
@@ -39,7 +53,13 @@ impl Outgoing {
     /// A request for `path`, below the backend's URL.
     pub fn new(method: Method, path: &str) -> Self {
         let (headers, body) = (HeaderMap::new(), Bytes::new());
-        Self { method, path: path.to_owned(), headers, body, invalid: None }
+        let (purpose, path) = (Purpose::Work, path.to_owned());
+        Self { purpose, method, path, headers, body, invalid: None }
+    }
+
+    /// A request for a sign of life.
+    pub fn probe(path: &str) -> Self {
+        Self { purpose: Purpose::Probe, ..Self::new(Method::GET, path) }
     }
 
     /// Sets a header.
@@ -82,6 +102,7 @@ pub struct Client {
     endpoint: Endpoint,
     settings: LinkConfig,
     clock_offset_ms: AtomicI64,
+    tally: Tally,
 }
 
 impl std::fmt::Debug for Client {
@@ -105,16 +126,24 @@ impl Client {
             .http2_keep_alive_timeout(settings.connect_timeout)
             .build(connector);
         let clock_offset_ms = AtomicI64::new(0);
-        Self { http, refusal, endpoint, settings: settings.clone(), clock_offset_ms }
+        let (settings, tally) = (settings.clone(), Tally::new());
+        Self { http, refusal, endpoint, settings, clock_offset_ms, tally }
     }
 
     /// Sends a request and reads its whole answer, within the limits of time and size.
     pub async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
-        let limit = self.settings.request_timeout;
-        match tokio::time::timeout(limit, self.exchange(request)).await {
+        let (limit, purpose) = (self.settings.request_timeout, request.purpose);
+        let outcome = match tokio::time::timeout(limit, self.exchange(request)).await {
             Ok(result) => result,
             Err(_) => Err(SendError::timeout(self.circumstances())),
-        }
+        };
+        self.tally.count(purpose, &outcome);
+        outcome
+    }
+
+    /// Why the latest request failed, by its name in metrics; `None` when it went well.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.tally.reason()
     }
 
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.

@@ -78,7 +78,13 @@ pub enum SendErrorKind {
     TlsExpired,
     /// The server's certificate is not valid yet.
     TlsNotYetValid,
-    /// The server refused this host's certificate, or wanted one and got none.
+    /// The server wants a certificate of this host and got none.
+    TlsNoClientCert,
+    /// The server finds this host's certificate expired.
+    TlsClientCertExpired,
+    /// The server finds this host's certificate revoked.
+    TlsClientCertRevoked,
+    /// The server refused this host's certificate for another reason: an unknown CA, mostly.
     TlsClientCert,
     /// The server does not speak TLS 1.3.
     TlsVersion,
@@ -89,6 +95,30 @@ pub enum SendErrorKind {
 }
 
 impl SendErrorKind {
+    /// Every class.
+    pub const ALL: [Self; 20] = [
+        Self::Timeout,
+        Self::ConnectTimeout,
+        Self::Connect,
+        Self::Dns,
+        Self::Reset,
+        Self::Partial,
+        Self::Protocol,
+        Self::AnswerTooLarge,
+        Self::TlsUnknownIssuer,
+        Self::TlsSelfSigned,
+        Self::TlsWrongName,
+        Self::TlsExpired,
+        Self::TlsNotYetValid,
+        Self::TlsNoClientCert,
+        Self::TlsClientCertExpired,
+        Self::TlsClientCertRevoked,
+        Self::TlsClientCert,
+        Self::TlsVersion,
+        Self::TlsOther,
+        Self::Token,
+    ];
+
     /// The name in metrics and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -105,6 +135,9 @@ impl SendErrorKind {
             Self::TlsWrongName => "tls_wrong_name",
             Self::TlsExpired => "tls_expired",
             Self::TlsNotYetValid => "tls_not_yet_valid",
+            Self::TlsNoClientCert => "tls_no_client_certificate",
+            Self::TlsClientCertExpired => "tls_client_certificate_expired",
+            Self::TlsClientCertRevoked => "tls_client_certificate_revoked",
             Self::TlsClientCert => "tls_client_certificate",
             Self::TlsVersion => "tls_version",
             Self::TlsOther => "tls_other",

@@ -16,12 +16,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pganalytics::link::{LinkConfig, TlsConfig};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -54,7 +59,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a CA") }
     }
@@ -92,12 +97,37 @@ impl Authority {
 
     /// A certificate for a collector.
     pub fn client(&self) -> Pair {
+        self.client_with(|_| ())
+    }
+
+    /// A certificate for a collector, with something about it changed.
+    pub fn client_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "collector");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
         Pair { chain: vec![cert.der().clone()], cert_pem: cert.pem(), key }
+    }
+
+    /// A list that revokes the certificate with this serial number.
+    pub fn revokes(&self, serial: SerialNumber) -> CertificateRevocationListDer<'static> {
+        let revoked = RevokedCertParams {
+            serial_number: serial,
+            revocation_time: date_time_ymd(2021, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2021, 1, 1),
+            next_update: date_time_ymd(2200, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).expect("a list").into()
     }
 
     /// Signs a request as a backend does at registration.
@@ -207,6 +237,8 @@ pub struct Stub {
 pub enum Clients<'a> {
     Anyone,
     Of(&'a Authority),
+    /// Those of an authority, apart from the one with this serial number, which is revoked.
+    Except(&'a Authority, SerialNumber),
 }
 
 impl Stub {
@@ -223,13 +255,11 @@ impl Stub {
         let builder = match clients {
             Clients::Anyone => builder.with_no_client_auth(),
             Clients::Of(authority) => {
-                let mut roots = rustls::RootCertStore::empty();
-                roots.add(authority.der()).expect("a root");
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                        .build()
-                        .expect("a verifier");
-                builder.with_client_cert_verifier(verifier)
+                builder.with_client_cert_verifier(verifier(authority, Vec::new(), provider))
+            }
+            Clients::Except(authority, serial) => {
+                let lists = vec![authority.revokes(serial)];
+                builder.with_client_cert_verifier(verifier(authority, lists, provider))
             }
         };
         let mut config = builder
@@ -285,6 +315,19 @@ impl Stub {
             ..LinkConfig::default()
         }
     }
+}
+
+fn verifier(
+    authority: &Authority,
+    revoked: Vec<CertificateRevocationListDer<'static>>,
+    provider: Arc<CryptoProvider>,
+) -> Arc<dyn ClientCertVerifier> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der()).expect("a root");
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .with_crls(revoked)
+        .build()
+        .expect("a verifier")
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, script: Arc<Mutex<Script>>) {

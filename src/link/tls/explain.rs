@@ -127,23 +127,31 @@ fn our_time() -> String {
 
 fn explain_alert(alert: AlertDescription, authority: &str) -> SendError {
     use AlertDescription as A;
-    let refused = |why: &str, hint: &str| {
+    let refused = |kind, why: &str, hint: &str| {
         let what = format!("client certificate refused by {authority}: {why}");
-        SendError::new(SendErrorKind::TlsClientCert, &what, hint)
+        SendError::new(kind, &what, hint)
     };
     let again = "register again with `agent register --force`";
     match alert {
         A::CertificateRequired | A::NoCertificate => {
-            refused("it wants one and got none", "set tls.cert_file and tls.key_file")
+            let hint = "set tls.cert_file and tls.key_file";
+            refused(SendErrorKind::TlsNoClientCert, "it wants one and got none", hint)
         }
-        A::UnknownCA => refused("it does not know the CA that signed it", again),
-        A::CertificateExpired => refused("it has expired", again),
-        A::CertificateRevoked => refused("it is revoked", again),
+        A::UnknownCA => {
+            let why = "it does not know the CA that signed it";
+            refused(SendErrorKind::TlsClientCert, why, again)
+        }
+        A::CertificateExpired => {
+            refused(SendErrorKind::TlsClientCertExpired, "it has expired", again)
+        }
+        A::CertificateRevoked => {
+            refused(SendErrorKind::TlsClientCertRevoked, "it is revoked", again)
+        }
         A::BadCertificate
         | A::UnsupportedCertificate
         | A::CertificateUnknown
         | A::AccessDenied
-        | A::DecryptError => refused(&format!("{alert:?}"), again),
+        | A::DecryptError => refused(SendErrorKind::TlsClientCert, &format!("{alert:?}"), again),
         A::ProtocolVersion | A::InsufficientSecurity => too_old(authority),
         A::HandshakeFailure => SendError::new(
             SendErrorKind::TlsVersion,

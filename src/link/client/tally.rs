@@ -1,0 +1,87 @@
+//! What requests come to: counted, and the latest trouble remembered for `agent status`.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::Purpose;
+use crate::link::answer::Trouble;
+use crate::link::{Answer, SendError, SendErrorKind};
+use crate::telemetry::counter;
+
+/// Why the newest request failed that was about this host's data.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    reason: Mutex<Option<&'static str>>,
+}
+
+impl Tally {
+    /// Shows every reason at 0, so that the first failure is a step that an alert can see.
+    pub(super) fn new() -> Self {
+        for reason in reasons() {
+            metrics::counter!(counter::SEND_FAILURES, "reason" => reason).increment(0);
+        }
+        Self::default()
+    }
+
+    /// Counts what has come of a request.
+    pub(super) fn count(&self, purpose: Purpose, outcome: &Result<Answer, SendError>) {
+        let reason = match outcome {
+            Ok(answer) => {
+                // A status has three digits, so the series are few whatever a backend answers.
+                let status = answer.status.to_string();
+                metrics::counter!(counter::ANSWERS, "status" => status).increment(1);
+                answer.trouble().map(Trouble::as_str)
+            }
+            Err(error) => Some(error.kind.as_str()),
+        };
+        if let Some(reason) = reason {
+            metrics::counter!(counter::SEND_FAILURES, "reason" => reason).increment(1);
+        }
+        if reason.is_some() || purpose == Purpose::Work {
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        }
+    }
+
+    /// The reason of the latest failure; `None` when the latest request about data went well.
+    pub(super) fn reason(&self) -> Option<&'static str> {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every reason there is.
+pub(crate) fn reasons() -> impl Iterator<Item = &'static str> {
+    let errors = SendErrorKind::ALL.into_iter().map(SendErrorKind::as_str);
+    errors.chain(Trouble::ALL.into_iter().map(Trouble::as_str))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+    use http::HeaderMap;
+
+    use super::*;
+
+    fn answer(status: u16) -> Answer {
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        Answer { status, retry_after: None, headers, body }
+    }
+
+    #[test]
+    fn reasons_are_distinct() {
+        assert_eq!(reasons().collect::<BTreeSet<_>>().len(), reasons().count());
+    }
+
+    #[test]
+    fn a_sign_of_life_does_not_hide_what_is_wrong_with_the_data() {
+        let tally = Tally::new();
+        let check = |purpose, outcome, expected| {
+            tally.count(purpose, &Ok(outcome));
+            assert_eq!(tally.reason(), expected);
+        };
+        check(Purpose::Work, answer(403), Some("forbidden"));
+        check(Purpose::Probe, answer(200), Some("forbidden"));
+        check(Purpose::Probe, answer(502), Some("unavailable"));
+        check(Purpose::Work, answer(200), None);
+    }
+}
