@@ -22,7 +22,7 @@ use crate::{
         sysstat::SysstatConfig,
     },
     intake::{IntakeConfig, Listen},
-    link::{LinkConfig, TlsConfig, endpoint::Endpoint},
+    link::{LinkConfig, TlsConfig, endpoint::Endpoint, proxy::ProxySetting},
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
 };
@@ -126,7 +126,8 @@ impl Config {
         let mut document = Document::parse(path, text)?;
         let (agent, interval) = agent(&mut document.section("collector"));
         let tls = tls(&mut document.section("tls"));
-        let link = link(&mut document.section("backend"), tls);
+        let mut link = link(&mut document.section("backend"), tls);
+        link.proxy = proxy(&mut document.section("forward"));
         let postgres = postgres(&mut document.section("postgres"));
         let config = Self {
             collectors: collectors(&mut document, interval, &postgres),
@@ -187,6 +188,15 @@ fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig {
         section.reject("url", &error.what, &error.hint);
     }
     config
+}
+
+/// The way to the backend; the value may hold a password.
+fn proxy(section: &mut Section<'_, '_>) -> ProxySetting {
+    let text = section.secret("proxy");
+    ProxySetting::parse(text.expose_secret()).unwrap_or_else(|error| {
+        section.reject_secret("proxy", &error.what, &error.hint);
+        ProxySetting::Off
+    })
 }
 
 /// The connection and the databases to visit.

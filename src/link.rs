@@ -10,6 +10,7 @@ pub mod endpoint; // backend.url, checked
 pub mod error; // why nothing came back
 pub mod files; // files that others must not read, replaced atomically
 pub mod identity; // <state_dir>/identity.json
+pub mod proxy; // forward.proxy, or what the environment says
 pub mod register; // enrolment: key, request, certificate, identity
 pub mod tls; // trust, the client certificate, what each TLS failure means
 pub mod token; // minted, renewed or read from a file
@@ -29,6 +30,7 @@ pub use identity::Identity;
 
 use crate::clock;
 use client::{Client, Outgoing};
+use proxy::ProxySetting;
 use token::{Token, TokenError, TokenSource};
 
 /// Where a push goes, under `backend.url`.
@@ -40,7 +42,9 @@ const REFRESH_PATH: &str = "/api/v1/collectors/refresh-token";
 pub struct LinkConfig {
     /// `backend.url`: scheme, host, port, and a path prefix if a proxy adds one.
     pub url: String,
-    /// Limit for name lookup, TCP and TLS together.
+    /// `forward.proxy`: the way to the backend.
+    pub proxy: ProxySetting,
+    /// Limit for name lookup, TCP, a proxy's `CONNECT` and TLS together.
     pub connect_timeout: Duration,
     /// Limit for a whole request, from connecting to the last byte of the answer.
     pub request_timeout: Duration,
@@ -60,6 +64,7 @@ impl Default for LinkConfig {
     fn default() -> Self {
         Self {
             url: "https://localhost:8080".to_owned(),
+            proxy: ProxySetting::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             allow_plaintext: false,
@@ -130,7 +135,7 @@ impl Link {
             let own = tls::ClientCertificate::read(&config.tls.cert_file, &config.tls.key_file)?;
             Some(tls::client_config(trust, Some(own))?)
         };
-        let client = Client::new(endpoint, config, tls);
+        let client = Client::new(endpoint, config, tls)?;
         Ok(Self { client, tokens: Mutex::new(tokens), state: Mutex::new(identity) })
     }
 
@@ -171,6 +176,11 @@ impl Link {
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
     pub fn clock_offset_ms(&self) -> i64 {
         self.client.clock_offset_ms()
+    }
+
+    /// The proxy on the way to the backend, without user and password.
+    pub fn proxy(&self) -> Option<String> {
+        self.client.proxy()
     }
 
     /// Why the latest request failed, by its name in metrics; `None` when it went well.

@@ -36,6 +36,7 @@ impl Subject for Still {
             backend: BackendStatus {
                 url: "https://backend.example".to_owned(),
                 verified: true,
+                proxy: None,
                 reason: None,
                 forwarding: Forwarding::Flowing,
                 last_answer: None,

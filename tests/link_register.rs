@@ -22,14 +22,14 @@ use crate::support::directory;
 const COLLECTOR: &str = "0b0e8f4c-0000-4000-8000-000000000001";
 
 /// A backend that registers, and an empty host.
-struct World {
+pub struct World {
     authority: Arc<Authority>,
-    stub: Stub,
+    pub stub: Stub,
     folder: TempDir,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let authority = Arc::new(Authority::new("test CA"));
         let stub = Stub::https(&authority.server(Flaw::None), Clients::Anyone).await;
         Self { authority, stub, folder: directory() }
@@ -40,7 +40,7 @@ impl World {
     }
 
     /// The CA is known by its fingerprint, and no file exists yet.
-    fn registration(&self) -> Registration {
+    pub fn registration(&self) -> Registration {
         let tls = TlsConfig {
             verify: true,
             cert_file: self.path("tls/collector.crt"),
@@ -58,7 +58,7 @@ impl World {
     }
 
     /// The next registration is answered with a certificate for the request's key and `extra`.
-    fn accepts(&self, extra: &Value) {
+    pub fn accepts(&self, extra: &Value) {
         let (authority, extra) = (Arc::clone(&self.authority), extra.clone());
         self.stub.reply([Reply::Made(Arc::new(move |request: &Recorded| {
             let sent: Value = serde_json::from_slice(&request.body).expect("JSON");

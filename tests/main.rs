@@ -33,6 +33,7 @@ mod intake; // other programs: what is taken, refused, and durable before it is 
 mod intake_documents; // the examples of docs/INTAKE.md, run
 mod intake_faults; // the intake with kills, full disks, slow and hostile clients
 mod link_cli; // `agent register` and its exit codes
+mod link_proxy; // through an HTTP proxy, and what its refusals say
 mod link_push; // pushes: headers, tokens, answers
 mod link_reasons; // why nothing is delivered: in status, log and metrics
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves

@@ -96,6 +96,7 @@ impl Subject for Shown {
             hostname: facts.hostname,
             backend: BackendStatus {
                 url: facts.url,
+                proxy: self.view.link.proxy(),
                 verified: facts.verified,
                 forwarding: forwarding(&forward),
                 reason: self.view.link.trouble().map(str::to_owned),

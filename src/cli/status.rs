@@ -138,7 +138,8 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
         None => "no delivery yet".to_owned(),
     });
     parts.push(format!("{} sent", units::show_size(backend.sent_bytes)));
-    let mut text = format!("backend    {}\n           {}\n", backend.url, parts.join(", "));
+    let proxy = backend.proxy.iter().map(|proxy| format!(" through {proxy}")).collect::<String>();
+    let mut text = format!("backend    {}{proxy}\n           {}\n", backend.url, parts.join(", "));
     if let Some(answer) = &backend.last_answer {
         let when = backend.last_answer_at.map(|at| format!(" ({} ago)", screen.age(at)));
         let when = when.unwrap_or_default();
@@ -243,6 +244,7 @@ pub(super) mod tests {
         };
         let backend = BackendStatus {
             url: "https://backend.example.com:8080".to_owned(),
+            proxy: None,
             verified: true,
             forwarding: Forwarding::Flowing,
             reason: None,
@@ -301,6 +303,7 @@ pub(super) mod tests {
         backend.forwarding = Forwarding::Paused;
         backend.reason = Some("certificate_mismatch".to_owned());
         backend.verified = false;
+        backend.proxy = Some("http://proxy.example.com:3128".to_owned());
         backend.last_answer = Some("403 certificate does not match the token's collector".into());
         backend.last_delivery_at = None;
         backend.next_try_at = Some(at("2026-11-21T12:04:00Z"));

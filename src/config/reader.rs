@@ -305,6 +305,11 @@ impl<'t> Section<'_, 't> {
         self.problem(key, shown.as_deref(), message, hint);
     }
 
+    /// [`Section::reject`] for a key whose value is not shown.
+    pub fn reject_secret(&mut self, key: &'static str, message: &str, hint: &str) {
+        self.problem(key, None, message, hint);
+    }
+
     fn know(&mut self, name: &'static str, default: String) {
         self.document.keys.push(Key { section: self.name, name, default });
     }

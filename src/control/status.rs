@@ -69,6 +69,9 @@ pub struct IntakeStatus {
 pub struct BackendStatus {
     /// `backend.url`.
     pub url: String,
+    /// The proxy on the way to it, without user and password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
     /// `tls.verify`: whether the server's certificate is checked.
     pub verified: bool,
     /// What the forwarder is doing.

@@ -2,7 +2,9 @@
 
 mod connect;
 mod tally;
+mod tunnel;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -17,12 +19,15 @@ use rustls::ClientConfig;
 use super::answer::{self, Answer, Exchange};
 use super::endpoint::Endpoint;
 use super::error::Circumstances;
-use super::{LinkConfig, SendError, SendErrorKind, tls};
+use super::proxy::Proxy;
+use super::{LinkConfig, LinkError, SendError, SendErrorKind, tls};
 use crate::clock;
 use connect::{Connector, Hosts, Refusal};
 use tally::Tally;
+use tunnel::Through;
 
 pub(super) use tally::reasons;
+pub(super) use tunnel::{Credentials, ProxyFailed, What as ProxyAnswer};
 
 /// A connection that has been quiet for longer is closed by this side: proxies forget theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
@@ -100,6 +105,7 @@ pub struct Client {
     http: legacy::Client<Connector, Full<Bytes>>,
     refusal: Refusal,
     endpoint: Endpoint,
+    proxy: Option<Proxy>,
     settings: LinkConfig,
     clock_offset_ms: AtomicI64,
     tally: Tally,
@@ -113,9 +119,20 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// A client for this backend; `tls` is not needed for plain HTTP to loopback.
-    pub fn new(endpoint: Endpoint, settings: &LinkConfig, tls: Option<ClientConfig>) -> Self {
+    ///
+    /// Errors: a proxy that cannot be used.
+    pub fn new(
+        endpoint: Endpoint,
+        settings: &LinkConfig,
+        tls: Option<ClientConfig>,
+    ) -> Result<Self, LinkError> {
         let hosts = if endpoint.is_plaintext() { Hosts::LoopbackOnly } else { Hosts::All };
-        let connector = Connector::new(hosts, settings.connect_timeout, tls);
+        let proxy = settings.proxy.choose(&endpoint)?;
+        if let Some(proxy) = &proxy {
+            tracing::info!(backend = endpoint.authority(), %proxy, "a proxy is on the way");
+        }
+        let through = proxy.clone().map(|proxy| through(proxy, settings)).transpose()?;
+        let connector = Connector::new(hosts, settings.connect_timeout, tls, through);
         let refusal = connector.refusal();
         let http = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -127,7 +144,7 @@ impl Client {
             .build(connector);
         let clock_offset_ms = AtomicI64::new(0);
         let (settings, tally) = (settings.clone(), Tally::new());
-        Self { http, refusal, endpoint, settings, clock_offset_ms, tally }
+        Ok(Self { http, refusal, endpoint, proxy, settings, clock_offset_ms, tally })
     }
 
     /// Sends a request and reads its whole answer, within the limits of time and size.
@@ -154,6 +171,11 @@ impl Client {
     /// Host and port of the backend.
     pub fn authority(&self) -> &str {
         self.endpoint.authority()
+    }
+
+    /// The proxy on the way, without user and password.
+    pub fn proxy(&self) -> Option<String> {
+        self.proxy.as_ref().map(ToString::to_string)
     }
 
     async fn exchange(&self, request: Outgoing) -> Result<Answer, SendError> {
@@ -221,8 +243,20 @@ impl Client {
     fn circumstances(&self) -> Circumstances<'_> {
         Circumstances {
             authority: self.endpoint.authority(),
+            proxy: self.proxy.as_ref(),
             connect_timeout: self.settings.connect_timeout,
             request_timeout: self.settings.request_timeout,
         }
     }
+}
+
+/// What a proxy needs beyond its name. It never sees this host's certificate.
+fn through(proxy: Proxy, settings: &LinkConfig) -> Result<Arc<Through>, LinkError> {
+    let tls = if proxy.is_tls() {
+        let trust = tls::Trust::for_proxies(&settings.tls)?;
+        Some(Arc::new(tls::client_config(trust, None)?))
+    } else {
+        None
+    };
+    Ok(Arc::new(Through { proxy, tls }))
 }

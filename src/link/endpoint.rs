@@ -11,6 +11,8 @@ use super::LinkError;
 pub struct Endpoint {
     base: String,
     authority: String,
+    port: u16,
+    place: Place,
     scheme: Scheme,
 }
 
@@ -18,6 +20,12 @@ pub struct Endpoint {
 enum Scheme {
     Https,
     Plain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Loopback,
+    Elsewhere,
 }
 
 impl Endpoint {
@@ -39,9 +47,11 @@ impl Endpoint {
         if uri.query().is_some() {
             return refuse("must not have a query", example);
         }
+        let loopback = is_loopback(authority.host());
+        let place = if loopback { Place::Loopback } else { Place::Elsewhere };
         let scheme = match scheme {
             "https" => Scheme::Https,
-            "http" if !is_loopback(authority.host()) => {
+            "http" if place == Place::Elsewhere => {
                 return refuse(
                     "is plain HTTP to another host",
                     "use https; plain HTTP is for loopback only",
@@ -61,7 +71,9 @@ impl Endpoint {
             if scheme == Scheme::Plain { "http" } else { "https" },
             uri.path().trim_end_matches('/')
         );
-        Ok(Self { base, authority: authority.to_string(), scheme })
+        let usual = if scheme == Scheme::Plain { 80 } else { 443 };
+        let port = authority.port_u16().unwrap_or(usual);
+        Ok(Self { base, authority: authority.to_string(), port, place, scheme })
     }
 
     /// The URL of `path`, which starts with `/`.
@@ -77,6 +89,16 @@ impl Endpoint {
     /// Host and port.
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// The port, which may be the scheme's usual one.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether the host is this one, by its name or address.
+    pub fn is_loopback(&self) -> bool {
+        self.place == Place::Loopback
     }
 
     /// Plain HTTP, on loopback.

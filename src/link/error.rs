@@ -5,6 +5,10 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use http::StatusCode;
+
+use super::client::{Credentials, ProxyAnswer, ProxyFailed};
+use super::proxy::Proxy;
 use super::tls;
 use super::token::TokenError;
 
@@ -90,13 +94,21 @@ pub enum SendErrorKind {
     TlsVersion,
     /// Any other TLS failure.
     TlsOther,
+    /// No connection to the proxy.
+    ProxyConnect,
+    /// No TLS with the proxy.
+    ProxyTls,
+    /// The proxy wants a user and a password, or others than it got.
+    ProxyAuth,
+    /// The proxy does not open the way, or does not answer as a proxy does.
+    ProxyRefused,
     /// There is no usable token.
     Token,
 }
 
 impl SendErrorKind {
     /// Every class.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Timeout,
         Self::ConnectTimeout,
         Self::Connect,
@@ -116,6 +128,10 @@ impl SendErrorKind {
         Self::TlsClientCert,
         Self::TlsVersion,
         Self::TlsOther,
+        Self::ProxyConnect,
+        Self::ProxyTls,
+        Self::ProxyAuth,
+        Self::ProxyRefused,
         Self::Token,
     ];
 
@@ -141,6 +157,10 @@ impl SendErrorKind {
             Self::TlsClientCert => "tls_client_certificate",
             Self::TlsVersion => "tls_version",
             Self::TlsOther => "tls_other",
+            Self::ProxyConnect => "proxy_connect",
+            Self::ProxyTls => "proxy_tls",
+            Self::ProxyAuth => "proxy_authentication",
+            Self::ProxyRefused => "proxy_refused",
             Self::Token => "token",
         }
     }
@@ -184,6 +204,7 @@ impl Error for LookupFailed {}
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances<'a> {
     pub(super) authority: &'a str,
+    pub(super) proxy: Option<&'a Proxy>,
     pub(super) connect_timeout: Duration,
     pub(super) request_timeout: Duration,
 }
@@ -231,6 +252,9 @@ impl From<TokenError> for SendError {
 fn explain(error: &(dyn Error + 'static), at: Circumstances<'_>) -> Option<SendError> {
     if let Some(tls) = error.downcast_ref::<rustls::Error>() {
         return Some(tls::explain(tls, at.authority));
+    }
+    if let Some(failed) = error.downcast_ref() {
+        return Some(explain_proxy(failed, at));
     }
     if error.is::<ConnectTimedOut>() {
         return Some(connect_timed_out(at));
@@ -291,11 +315,70 @@ fn explain_io(error: &io::Error, at: Circumstances<'_>) -> Option<SendError> {
 
 fn connect_timed_out(at: Circumstances<'_>) -> SendError {
     let limit = crate::units::show_duration(at.connect_timeout);
+    if let Some(proxy) = at.proxy {
+        return SendError::new(
+            SendErrorKind::ConnectTimeout,
+            &format!("no connection to {} through the proxy {proxy} within {limit}", at.authority),
+            "is the proxy up, and can it reach the backend?",
+        );
+    }
     SendError::new(
         SendErrorKind::ConnectTimeout,
         &format!("no connection to {} within {limit}", at.authority),
         "is the backend up, and does a firewall let this host through?",
     )
+}
+
+/// What a proxy did in place of opening the way.
+fn explain_proxy(failed: &ProxyFailed, at: Circumstances<'_>) -> SendError {
+    let ProxyFailed { proxy, what } = failed;
+    let to = at.authority;
+    match what {
+        ProxyAnswer::Unreachable(error) => SendError::new(
+            SendErrorKind::ProxyConnect,
+            &format!("no connection to the proxy {proxy}: {}", chain(error.as_ref())),
+            "check forward.proxy or the variable HTTPS_PROXY, and whether the proxy runs",
+        ),
+        ProxyAnswer::Tls(error) => SendError::new(
+            SendErrorKind::ProxyTls,
+            &format!("no TLS with the proxy {proxy}: {error}"),
+            "write http:// if the proxy does not speak TLS itself; else its certificate must be of \
+             a CA of this system or of tls.ca_file",
+        ),
+        ProxyAnswer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED, credentials) => {
+            let (why, hint) = match credentials {
+                Credentials::None => {
+                    ("wants a user and a password", "write them as http://user:password@proxy:3128")
+                }
+                Credentials::Sent => (
+                    "does not accept this user and password",
+                    "check both; characters such as @ in them are written %40; only the scheme \
+                     Basic is supported",
+                ),
+            };
+            SendError::new(
+                SendErrorKind::ProxyAuth,
+                &format!("the proxy {proxy} {why} (407)"),
+                &format!("{hint}, in forward.proxy or HTTPS_PROXY"),
+            )
+        }
+        ProxyAnswer::Refused(status, _) => {
+            let hint = match status.as_u16() {
+                502..=504 => {
+                    "the proxy cannot reach the backend: is that up, and backend.url right?"
+                }
+                400..=499 => "its rules must let this host CONNECT to that host and port",
+                _ => "is it a proxy for CONNECT?",
+            };
+            let what = format!("the proxy {proxy} answers {} for {to}", status.as_u16());
+            SendError::new(SendErrorKind::ProxyRefused, &what, hint)
+        }
+        ProxyAnswer::Broken(error) => SendError::new(
+            SendErrorKind::ProxyRefused,
+            &format!("the proxy {proxy} does not answer CONNECT: {}", chain(error.as_ref())),
+            "check host, port and scheme (http or https) of forward.proxy or HTTPS_PROXY",
+        ),
+    }
 }
 
 fn explain_http(error: &hyper::Error, at: Circumstances<'_>) -> Option<SendError> {

@@ -121,7 +121,7 @@ async fn enrol(
     let base = endpoint.base().to_owned();
     let witness = Witness::of(trust.as_ref());
     let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
-    let client = Client::new(endpoint, &registration.link, tls);
+    let client = Client::new(endpoint, &registration.link, tls)?;
     let response = client
         .send(request(registration, &key.csr)?)
         .await
@@ -293,7 +293,7 @@ impl Witness {
         match trust {
             Some(Trust::Only(certificates)) => Self::Certificates(certificates.clone()),
             Some(Trust::Pinned(pin)) => Self::Pin(pin.clone()),
-            Some(Trust::System | Trust::Anything) | None => Self::Unnamed,
+            Some(Trust::System | Trust::SystemAnd(_) | Trust::Anything) | None => Self::Unnamed,
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Trust {
     System,
     /// These CA certificates and no others.
     Only(Vec<CertificateDer<'static>>),
+    /// The roots of the operating system, and these CA certificates.
+    SystemAnd(Vec<CertificateDer<'static>>),
     /// The one certificate with this fingerprint: a CA above the server's certificate, or that
     /// certificate itself.
     Pinned(Pin),
@@ -47,6 +49,18 @@ impl Trust {
         }
         match tls.ca_file.as_deref().or(learned_ca) {
             Some(file) => Ok(Self::Only(read_certificates(file, "tls.ca_file")?)),
+            None => Ok(Self::System),
+        }
+    }
+
+    /// What is trusted of an `https` proxy: the system's roots, and `tls.ca_file` if it exists: a
+    /// registration may be about to write it.
+    pub fn for_proxies(tls: &TlsConfig) -> Result<Self, LinkError> {
+        if !tls.verify {
+            return Ok(Self::Anything);
+        }
+        match tls.ca_file.as_deref().filter(|file| file.exists()) {
+            Some(file) => Ok(Self::SystemAnd(read_certificates(file, "tls.ca_file")?)),
             None => Ok(Self::System),
         }
     }
@@ -187,6 +201,11 @@ fn verifier(
 ) -> Result<Arc<dyn ServerCertVerifier>, LinkError> {
     Ok(match trust {
         Trust::System => verify::Explaining::new(system_roots()?, provider)?,
+        Trust::SystemAnd(certificates) => {
+            let mut store = roots(&certificates)?;
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            verify::Explaining::new(store, provider)?
+        }
         Trust::Only(certificates) => verify::Explaining::new(roots(&certificates)?, provider)?,
         Trust::Pinned(pin) => Arc::new(verify::Pinned::new(pin, provider)),
         Trust::Anything => Arc::new(verify::Unverified::new(provider)),

@@ -72,11 +72,11 @@ impl Authority {
         self.issuer.der().clone()
     }
 
-    /// A certificate for 127.0.0.1 and localhost; its chain includes the CA.
+    /// A certificate for 127.0.0.1, localhost and backend.example; its chain includes the CA.
     pub fn server(&self, flaw: Flaw) -> Pair {
         let names = match flaw {
             Flaw::OtherName => vec!["other.example".to_owned()],
-            _ => vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            _ => ["localhost", "127.0.0.1", "backend.example"].map(str::to_owned).to_vec(),
         };
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name.push(DnType::CommonName, "test backend");
@@ -138,7 +138,7 @@ impl Authority {
 }
 
 impl Pair {
-    fn private_key(&self) -> PrivateKeyDer<'static> {
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
     }
 

@@ -1,4 +1,4 @@
-//! Name lookup, TCP and TLS for the client, and why a TLS connection ended.
+//! Name lookup, TCP, proxy and TLS for the client, and why a TLS connection ended.
 
 use std::future::Future;
 use std::io;
@@ -14,12 +14,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use tokio::net::TcpStream;
 use tower::{BoxError, Service};
 
 use super::super::error::{ConnectTimedOut, LookupFailed};
+use super::tunnel::{Road, Through, Way};
 
 /// How often a quiet TCP connection is checked by the kernel.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -33,7 +32,7 @@ pub(super) enum Hosts {
 
 /// Looks names up like the system does, and says when that is what failed.
 #[derive(Debug, Clone, Copy)]
-struct Resolver {
+pub(super) struct Resolver {
     hosts: Hosts,
 }
 
@@ -62,28 +61,34 @@ impl Service<Name> for Resolver {
     }
 }
 
-/// TCP and TLS within one limit.
+/// TCP, a proxy's `CONNECT`, and TLS within one limit.
 #[derive(Clone)]
 pub(super) struct Connector {
-    inner: HttpsConnector<HttpConnector<Resolver>>,
+    inner: HttpsConnector<Way>,
     limit: Duration,
     refusal: Refusal,
 }
 
 impl Connector {
-    pub(super) fn new(hosts: Hosts, limit: Duration, tls: Option<ClientConfig>) -> Self {
+    pub(super) fn new(
+        hosts: Hosts,
+        limit: Duration,
+        tls: Option<ClientConfig>,
+        through: Option<Arc<Through>>,
+    ) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver { hosts });
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(KEEP_ALIVE));
         tcp.set_connect_timeout(Some(limit));
+        let way = Way::new(tcp, through);
         let inner = match tls {
             Some(tls) => HttpsConnectorBuilder::new()
                 .with_tls_config(tls)
                 .https_only()
                 .enable_all_versions()
-                .wrap_connector(tcp),
-            None => HttpsConnector::from((tcp, no_tls())),
+                .wrap_connector(way),
+            None => HttpsConnector::from((way, no_tls())),
         };
         Self { inner, limit, refusal: Refusal::default() }
     }
@@ -158,7 +163,7 @@ impl Refusal {
 
 /// A connection whose TLS failures are noted.
 pub(super) struct Watched {
-    stream: MaybeHttpsStream<TokioIo<TcpStream>>,
+    stream: MaybeHttpsStream<Road>,
     refusal: Refusal,
 }
 
