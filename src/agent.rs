@@ -36,7 +36,7 @@ use crate::{
     config::{Collectors, Config, ForwardSettings},
     forward::{Drained, ForwardConfig, ForwardStatus, Forwarder},
     intake::{Intake, IntakeView},
-    link::{Identity, Link, LinkError},
+    link::{Identity, Link, LinkError, renew},
     queue::{Queue, QueueThread, StoreError},
     shutdown::{self, Shutdown, Trigger},
 };
@@ -125,7 +125,8 @@ impl Agent {
         let (forwarder, forward) = Forwarder::new(source, LinkWire(Arc::clone(&link)), settings);
         let replayer = Replayer::of_host(config, queue.clone(), Arc::clone(&link), collector_id);
         let (replay, lane) = replay::lane(replayer);
-        stages.spawn(lane.run(shutdown));
+        stages.spawn(lane.run(shutdown.clone()));
+        stages.spawn(renew::run(Arc::clone(&link), shutdown));
         let (finish, finishing) = watch::channel(false);
         let found_pause = || windows::found_pause(config.agent.push_interval, fastrand::f64());
         let found = (found > 0).then(found_pause);

@@ -39,5 +39,6 @@ pub use replay::{
 };
 pub use server::{Server, Sources, Subject};
 pub use status::{
-    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, Replay, Status,
+    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, Forwarding, IntakeStatus,
+    Replay, Status,
 };

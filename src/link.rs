@@ -10,18 +10,22 @@ pub mod endpoint; // backend.url, checked
 pub mod error; // why nothing came back
 pub mod files; // files that others must not read, replaced atomically
 pub mod identity; // <state_dir>/identity.json
+mod key; // a key pair made on this host
 pub mod proxy; // forward.proxy, or what the environment says
 pub mod register; // enrolment: key, request, certificate, identity
+pub mod renew; // the certificate, before its end
 pub mod tls; // trust, the client certificate, what each TLS failure means
 pub mod token; // minted, renewed or read from a file
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, header};
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock, watch};
 use uuid::Uuid;
 
 pub use answer::Answer;
@@ -31,6 +35,7 @@ pub use identity::Identity;
 use crate::clock;
 use client::{Client, Outgoing};
 use proxy::ProxySetting;
+use tls::{ClientCertificate, OwnCertificate, Validity};
 use token::{Token, TokenError, TokenSource};
 
 /// Where a push goes, under `backend.url`.
@@ -118,6 +123,46 @@ pub struct Link {
     client: Client,
     tokens: Mutex<TokenSource>,
     state: Mutex<Identity>,
+    own: Option<Own>,
+    /// Held for reading by requests, for writing while the certificate changes: one that is under
+    /// way with the old certificate must not arrive after one with the new.
+    passage: RwLock<()>,
+    certificate: watch::Sender<Option<CertificateState>>,
+    token_ends: watch::Sender<Option<Timestamp>>,
+}
+
+/// The certificate that this host shows, and where it is kept.
+#[derive(Debug)]
+struct Own {
+    shown: Arc<OwnCertificate>,
+    files: OwnFiles,
+}
+
+#[derive(Debug, Clone)]
+struct OwnFiles {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// The client certificate and its renewal. Times are the server's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateState {
+    /// When it is good.
+    pub validity: Validity,
+    /// When the backend is asked for a new one.
+    pub renew_at: Option<Timestamp>,
+    /// When it was renewed, if that was since the start.
+    pub renewed_at: Option<Timestamp>,
+    /// Why it is not renewed by itself.
+    pub by_hand: Option<String>,
+    /// Why the last try to renew it failed, with a hint.
+    pub error: Option<String>,
+}
+
+impl CertificateState {
+    fn new(validity: Validity) -> Self {
+        Self { validity, renew_at: None, renewed_at: None, by_hand: None, error: None }
+    }
 }
 
 impl Link {
@@ -128,15 +173,30 @@ impl Link {
     pub fn new(config: &LinkConfig, identity: Identity) -> Result<Self, LinkError> {
         let tokens = TokenSource::choose(config.token_file.as_deref(), &identity)?;
         let endpoint = endpoint::Endpoint::parse(&config.url, config.allow_plaintext)?;
-        let tls = if endpoint.is_plaintext() {
-            None
+        let (tls, own) = if endpoint.is_plaintext() {
+            (None, None)
         } else {
             let trust = tls::Trust::for_pushes(&config.tls, identity.ca_file.as_deref())?;
-            let own = tls::ClientCertificate::read(&config.tls.cert_file, &config.tls.key_file)?;
-            Some(tls::client_config(trust, Some(own))?)
+            let own = Own::read(&config.tls)?;
+            let tls = tls::client_config(trust, Some(Arc::clone(&own.shown)))?;
+            (Some(tls), Some(own))
         };
         let client = Client::new(endpoint, config, tls)?;
-        Ok(Self { client, tokens: Mutex::new(tokens), state: Mutex::new(identity) })
+        let token_ends = match &tokens {
+            TokenSource::Renewed(token) => Some(token.expires_at()),
+            TokenSource::Minted(_) | TokenSource::File(_) => None,
+        };
+        let leaf = own.as_ref().and_then(|own| own.shown.leaf());
+        let validity = leaf.and_then(|leaf| Validity::of(&leaf));
+        Ok(Self {
+            client,
+            tokens: Mutex::new(tokens),
+            state: Mutex::new(identity),
+            own,
+            passage: RwLock::new(()),
+            certificate: watch::Sender::new(validity.map(CertificateState::new)),
+            token_ends: watch::Sender::new(token_ends),
+        })
     }
 
     /// Sends one push. A 401 renews the token and sends once more; what comes back then is
@@ -170,6 +230,7 @@ impl Link {
 
     /// Asks for the backend's version, without a token: the cheapest sign of life, for probes.
     pub async fn probe(&self) -> Result<Answer, SendError> {
+        let _passage = self.passage.read().await;
         self.client.send(Outgoing::probe("/version")).await
     }
 
@@ -188,12 +249,53 @@ impl Link {
         self.client.trouble()
     }
 
+    /// The client certificate and its renewal; `None` without TLS.
+    pub fn certificate(&self) -> Option<CertificateState> {
+        self.certificate.borrow().clone()
+    }
+
+    /// The end of the token that the backend gave, by its clock; `None` when the agent mints its own
+    /// or reads it from a file.
+    pub fn token_expires_at(&self) -> Option<Timestamp> {
+        *self.token_ends.borrow()
+    }
+
+    /// The server's time, as far as it is known.
+    pub fn server_now(&self) -> Timestamp {
+        answer::shift(clock::now(), self.clock_offset_ms())
+    }
+
     /// Host and port of the backend, for messages and status.
     pub fn authority(&self) -> &str {
         self.client.authority()
     }
 
+    /// Whether an answer has told the server's time.
+    fn knows_server_time(&self) -> bool {
+        self.client.knows_server_time()
+    }
+
+    fn note_certificate(&self, change: impl FnOnce(&mut CertificateState)) {
+        self.certificate.send_modify(|state| {
+            if let Some(state) = state {
+                change(state);
+            }
+        });
+    }
+
+    /// Shows another certificate from now on. Requests under way end first, and no connection that
+    /// has shown the old one is used again.
+    async fn show_certificate(&self, pair: ClientCertificate) -> Result<(), LinkError> {
+        let _passage = self.passage.write().await;
+        if let Some(own) = &self.own {
+            own.shown.replace(pair)?;
+        }
+        self.client.reconnect();
+        Ok(())
+    }
+
     async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
+        let _passage = self.passage.read().await;
         let token = self.token(None).await?;
         let answer = self.client.send(request.clone().bearer(&token)).await?;
         if answer.status != 401 {
@@ -215,7 +317,7 @@ impl Link {
     /// A token that is good for more than a minute of the server's time, and is not `refused`.
     async fn token(&self, refused: Option<&Token>) -> Result<Token, SendError> {
         let mut tokens = self.tokens.lock().await;
-        let now = answer::shift(clock::now(), self.clock_offset_ms());
+        let now = self.server_now();
         match &mut *tokens {
             TokenSource::Minted(minter) => minter.token(now, refused).map_err(SendError::from),
             TokenSource::File(file) => {
@@ -243,6 +345,7 @@ impl Link {
         let token = Token::from_refresh(&answer)?;
         let mut identity = self.state.lock().await;
         identity.token = Some(token.clone());
+        self.token_ends.send_replace(Some(token.expires_at()));
         if let Err(error) = identity.save() {
             tracing::warn!(%error, "the renewed token could not be kept for the next start");
         }
@@ -253,6 +356,15 @@ impl Link {
 /// The values of `reason` in [`crate::telemetry::counter::SEND_FAILURES`].
 pub fn failure_reasons() -> impl Iterator<Item = &'static str> {
     client::reasons()
+}
+
+impl Own {
+    fn read(tls: &TlsConfig) -> Result<Self, LinkError> {
+        let (cert, key) = (tls.cert_file.clone(), tls.key_file.clone());
+        let pair = ClientCertificate::read(&cert, &key)?;
+        let shown = Arc::new(OwnCertificate::new(pair)?);
+        Ok(Self { shown, files: OwnFiles { cert, key } })
+    }
 }
 
 /// Where registration leaves the identity below `state_dir`.

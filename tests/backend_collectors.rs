@@ -182,10 +182,15 @@ async fn the_certificate_must_be_the_registered_one() {
         (Method::POST, "/api/v1/metrics/push".to_owned()),
         (Method::GET, format!("/api/v1/config/{}", host.id)),
         (Method::POST, "/api/v1/collectors/refresh-token".to_owned()),
+        (Method::POST, "/api/v1/collectors/renew-certificate".to_owned()),
     ];
     for (method, path) in ways {
+        let (_, csr) = key_and_request();
         let ask = || {
             let ask = Ask::new(method.clone(), &path).bearer(&host.token);
+            if path.ends_with("renew-certificate") {
+                return ask.json(&json!({"csr": csr}));
+            }
             if path.ends_with("push") { ask.json(&host.envelope(json!([]))) } else { ask }
         };
         assert_eq!(host.client.send(ask()).await.status, 200, "{path}");
@@ -201,6 +206,54 @@ async fn the_certificate_must_be_the_registered_one() {
     let client = served.client(text("certificate"), text("private_key"));
     let reply = client.try_send(host.ask(json!([]))).await;
     assert!(reply.is_err(), "{reply:?}");
+}
+
+/// C39: a renewed certificate is for the request's key and counts beside the old one until it is
+/// used; from then on it alone does.
+#[tokio::test]
+async fn a_certificate_is_renewed() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let renew = |csr: &str| {
+        let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);
+        host.client.send(ask.json(&json!({"csr": csr})))
+    };
+    let renewed = async || {
+        let (key, csr) = key_and_request();
+        let answer = renew(&csr).await.json();
+        let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{key}: {answer}"));
+        assert_eq!(text("ca_certificate"), served.running().ca_certificate());
+        let end: jiff::Timestamp = text("certificate_expires_at").parse().expect("RFC 3339");
+        assert!(end > clock::now());
+        served.client(text("certificate"), &key.serialize_pem())
+    };
+    let works = async |client: &Client| push_with(client, &host, &host.token).await.status;
+    // The host crashed before it had written the first one.
+    let (lost, new) = (renewed().await, renewed().await);
+    assert_eq!((works(&host.client).await, works(&lost).await), (200, 403));
+    assert_eq!((works(&host.client).await, works(&new).await), (200, 200));
+    let old = push_with(&host.client, &host, &host.token).await;
+    assert_eq!(old.refused(403), "certificate_mismatch");
+    assert_eq!(works(&new).await, 200);
+    renew(&key_and_request().1).await.refused(403);
+    let audits = served.running().store().audits(Page::first(10)).await.expect("audits");
+    let actions: Vec<_> = audits.rows.iter().map(|row| row.action.as_str()).collect();
+    let (given, used) = ("collector.renew_certificate", "collector.replace_certificate");
+    assert_eq!(actions, [used, given, given, "collector.register"]);
+    // What is no request, or comes without a certificate, changes nothing.
+    let ask = |body: Value| {
+        let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);
+        new.send(ask.json(&body))
+    };
+    ask(json!({"csr": "no request"})).await.refused(400);
+    ask(json!({})).await.refused(400);
+    assert_eq!(works(&new).await, 200);
+}
+
+fn key_and_request() -> (rcgen::KeyPair, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+    (key, csr.pem().expect("PEM"))
 }
 
 /// C39: TLS 1.2 is refused, TLS 1.3 is spoken.
@@ -357,6 +410,9 @@ async fn plain_http_needs_no_certificate() {
     old["exp"] = json!(clock::now().as_second() - 3600);
     let renew = Ask::post("/api/v1/collectors/refresh-token").bearer(&minted(&host, &old));
     plain.send(renew).await.refused(401);
+    let csr = json!({"csr": key_and_request().1});
+    let renew = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);
+    assert_eq!(plain.send(renew.json(&csr)).await.refused(403), "certificate_required");
 }
 
 /// C37: a request that is never completed is answered when its time is over.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
     self, Audit, Enrolment, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push,
-    Pushed, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
+    Pushed, Renewal, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,6 +51,7 @@ for_each_store!(
     metrics_are_found_by_range_type_and_step,
     the_first_host_keeps_its_name,
     a_deregistered_collector_has_no_credentials,
+    a_renewed_certificate_replaces_the_old_one_when_it_is_used,
     configurations_are_numbered,
     a_session_lives_until_it_ends,
     a_used_refresh_token_ends_the_session,
@@ -435,6 +436,45 @@ async fn a_deregistered_collector_has_no_credentials(opened: Opened) {
     assert!(!store.servers(Page::first(1)).await.expect("servers").rows[0].is_active);
     store.enrol(enrolment(1, "collector-1", "db1")).await.expect("enrol again");
     assert!(store.credentials(id).await.expect("credentials").is_some());
+}
+
+/// S6
+async fn a_renewed_certificate_replaces_the_old_one_when_it_is_used(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let renewal = |letters: &str| Renewal {
+        id,
+        thumbprint: letters.repeat(32),
+        certificate_expires_at: after(2000),
+        audit: audit("renew"),
+    };
+    let held = async || {
+        let held = store.credentials(id).await.expect("credentials").expect("there");
+        (held.thumbprint.expect("one"), held.next_thumbprint)
+    };
+    let replace =
+        async |print: String| store.replace_certificate(id, &print, audit("replace")).await;
+    let (old, lost, new) = ("ab".repeat(32), "cd".repeat(32), "ef".repeat(32));
+    assert!(store.renew_certificate(renewal("cd")).await.expect("renew"));
+    assert_eq!(held().await, (old.clone(), Some(lost.clone())));
+    // The answer was lost: the host asks again.
+    assert!(store.renew_certificate(renewal("ef")).await.expect("renew"));
+    assert!(!replace(lost).await.expect("replace"), "it waits no more");
+    assert_eq!(held().await, (old, Some(new.clone())));
+    assert!(replace(new.clone()).await.expect("replace"));
+    assert!(!replace(new.clone()).await.expect("replace"), "it is done");
+    assert_eq!(held().await, (new, None));
+    let collector = store.collector(id, now()).await.expect("collector").expect("there");
+    assert_eq!(collector.certificate_expires_at, Some(after(2000)));
+    let audits = store.audits(Page::first(10)).await.expect("audits").rows;
+    let actions: Vec<_> = audits.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["replace", "renew", "renew", "collector.register"]);
+    // Registering again ends what waits; a collector that was removed gets none.
+    assert!(store.renew_certificate(renewal("cd")).await.expect("renew"));
+    enrolled(store, 1).await;
+    assert_eq!(held().await.1, None);
+    assert!(store.deregister(id, audit("out")).await.expect("deregister"));
+    assert!(!store.renew_certificate(renewal("cd")).await.expect("renew"));
 }
 
 /// C50: versions.

@@ -45,6 +45,8 @@ impl Subject for Still {
                 next_try_at: None,
                 clock_offset_ms: 0,
                 sent_bytes: 0,
+                certificate: None,
+                token_expires_at: None,
             },
             collectors: Vec::new(),
             intake: None,

@@ -65,6 +65,9 @@ async fn a_scraper_finds_the_queue() {
             && now["agent_queue_fill_ratio"] > 0.0
     });
     let text = scrape(&site);
+    let end = text.lines().find_map(|line| line.strip_prefix("agent_certificate_expires_seconds "));
+    let days = end.and_then(|left| left.parse::<f64>().ok()).expect("a certificate") / 86_400.0;
+    assert!((364.0..366.0).contains(&days), "{days}");
     let named = |line: &str| line.split([' ', '{']).next().map(str::to_owned);
     let found: BTreeSet<String> = series(&text).keys().filter_map(|name| named(name)).collect();
     for name in &found {

@@ -10,6 +10,7 @@ mod configs;
 mod drain;
 mod error;
 mod push;
+mod renewals;
 mod request;
 mod servers;
 mod sessions;
@@ -101,6 +102,7 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/auth/logout", post(sessions::logout))
         .route("/collectors/register", post(collectors::register))
         .route("/collectors/refresh-token", post(collectors::refresh_token))
+        .route("/collectors/renew-certificate", post(renewals::renew_certificate))
         .route("/collectors", get(collectors::list))
         .route("/collectors/{id}", get(collectors::one).delete(collectors::delete))
         .route("/metrics/push", post(push::push))

@@ -15,7 +15,8 @@ use time::OffsetDateTime;
 
 use super::auth::random;
 
-/// How far behind a host's clock may be and still find the certificates begun.
+/// How far behind a host's clock may be and still find the certificates begun. That of a client is
+/// backdated by a tenth of its life at most: agents renew by the part of it that has passed.
 const BACKDATE: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The authority outlives the hosts that trust it: changing it means visiting each.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(20 * 365 * 24);
@@ -119,7 +120,8 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial());
-        params.not_before = moment(now.saturating_sub(BACKDATE).unwrap_or(now));
+        let tenth = SignedDuration::try_from(life / 10).unwrap_or(BACKDATE);
+        params.not_before = moment(now.saturating_sub(tenth.min(BACKDATE)).unwrap_or(now));
         params.not_after = moment(expires_at);
         request.params = params;
         let certificate = request.signed_by(&self.issuer)?;

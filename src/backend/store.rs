@@ -13,6 +13,8 @@
 //! - S5: a metric that comes in two batches of one server is one row: the row's key is its server,
 //!   its time and a digest of its type, database and JSON text. A push without a batch id, and
 //!   rows of a store from before there were digests, have no such key.
+//! - S6: a renewed certificate counts beside the old one until it is used for the first time; from
+//!   then on it alone does. Another renewal before that replaces it.
 //!
 //! Times are kept to the microsecond.
 
@@ -28,8 +30,8 @@ mod sqlite;
 
 pub use rows::{
     Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    MetricRow, NewConfig, NewUser, Page, Push, Pushed, Role, Rotate, Rotation, Server, Session,
-    StoredMetric, User,
+    MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role, Rotate, Rotation, Server,
+    Session, StoredMetric, User,
 };
 
 /// Holes of one answer at most.
@@ -80,6 +82,16 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Listing<Collector>, StoreError>;
     /// What a collector's requests are checked against; `None` for an unknown or deregistered one.
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError>;
+    /// Keeps a renewed certificate and its audit row (S6); `false` when there is no such collector.
+    async fn renew_certificate(&self, renewal: Renewal) -> Result<bool, StoreError>;
+    /// Notes the first use of the renewed certificate `thumbprint`, which replaces the old one (S6);
+    /// `false`, and no audit row, when it is not the one that waits.
+    async fn replace_certificate(
+        &self,
+        id: Uuid,
+        thumbprint: &str,
+        audit: Audit,
+    ) -> Result<bool, StoreError>;
     /// Takes a collector's rights away; `false` when there is none.
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError>;
 

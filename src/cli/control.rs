@@ -12,10 +12,11 @@ use crate::agent::AgentView;
 use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
-    AgentStatus, BackendStatus, CollectorStatus, Forwarding, IntakeStatus, ReplayError,
-    ReplayProgress, ReplayRequest, Server, SocketError, Sources, Subject,
+    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, Forwarding, IntakeStatus,
+    ReplayError, ReplayProgress, ReplayRequest, Server, SocketError, Sources, Subject,
 };
 use crate::forward::ForwardStatus;
+use crate::link::CertificateState;
 
 /// How long answers that have begun may take at a shutdown.
 const FINISH_MAX: Duration = Duration::from_secs(1);
@@ -106,6 +107,8 @@ impl Subject for Shown {
                 next_try_at: forward.next_try_at,
                 clock_offset_ms: self.view.link.clock_offset_ms(),
                 sent_bytes: forward.sent_bytes,
+                certificate: self.view.link.certificate().map(certificate),
+                token_expires_at: self.view.link.token_expires_at(),
             },
             collectors: self.collectors(),
             intake: self.intake(),
@@ -165,6 +168,17 @@ impl Shown {
             }
         };
         self.facts.collectors.iter().map(show).collect()
+    }
+}
+
+fn certificate(state: CertificateState) -> CertificateStatus {
+    CertificateStatus {
+        begins_at: state.validity.begins,
+        expires_at: state.validity.ends,
+        renew_at: state.renew_at.filter(|_| state.by_hand.is_none()),
+        renewed_at: state.renewed_at,
+        by_hand: state.by_hand,
+        error: state.error,
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::Cell;
+use jiff::Timestamp;
 
 use super::inspect::totals;
 use super::local::{self, Local};
@@ -12,7 +13,8 @@ use super::screen::{Screen, count, counted, right, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{
-    BackendStatus, Client, ClientError, CollectorStatus, Forwarding, IntakeStatus, Status,
+    BackendStatus, CertificateStatus, Client, ClientError, CollectorStatus, Forwarding,
+    IntakeStatus, Status,
 };
 use crate::queue::QueueStatus;
 use crate::units;
@@ -53,12 +55,13 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
     } else {
         tell(&page(&screen, &status))?;
     }
-    Ok(ExitCode::from(if concerns(&status).is_empty() { 0 } else { 2 }))
+    Ok(ExitCode::from(if concerns(&status, screen.now).is_empty() { 0 } else { 2 }))
 }
 
 /// What a person should look at, in words.
-fn concerns(status: &Status) -> Vec<String> {
+fn concerns(status: &Status, now: Timestamp) -> Vec<String> {
     let (agent, queue) = (&status.agent, &status.queue);
+    let now = agent.backend.server_time(now);
     let mut found = Vec::new();
     if agent.backend.forwarding == Forwarding::Paused {
         found
@@ -76,6 +79,7 @@ fn concerns(status: &Status) -> Vec<String> {
         let offset = units::show_duration(Duration::from_millis(offset.unsigned_abs()));
         found.push(format!("this host's clock is {offset} {direction} the backend's"));
     }
+    found.extend(agent.backend.certificate.as_ref().and_then(|own| troubled_certificate(own, now)));
     for (number, what) in [
         (queue.counts.refused_records, "refused by the backend, in the dead letters"),
         (queue.counts.evicted_records, "evicted for want of room"),
@@ -97,6 +101,27 @@ fn concerns(status: &Status) -> Vec<String> {
     found
 }
 
+fn troubled_certificate(own: &CertificateStatus, now: Timestamp) -> Option<String> {
+    let ends = own.expires_at;
+    if ends <= now {
+        return Some(format!(
+            "the client certificate expired at {ends}: run `agent register --force`"
+        ));
+    }
+    let error = own
+        .error
+        .as_ref()
+        .map(|error| {
+            format!("\n           last try: {error}").replace("; hint: ", "\n           hint: ")
+        })
+        .unwrap_or_default();
+    if own.is_near_end(now) {
+        return Some(format!("the client certificate ends at {ends} and is not renewed{error}"));
+    }
+    own.error.as_ref()?;
+    Some(format!("the client certificate was not renewed{error}"))
+}
+
 fn page(screen: &Screen, status: &Status) -> String {
     let agent = &status.agent;
     let mut text = format!(
@@ -111,7 +136,7 @@ fn page(screen: &Screen, status: &Status) -> String {
     text.push_str(&backend(screen, &agent.backend));
     text.push_str(&queue(screen, &status.queue));
     text.extend(agent.intake.as_ref().map(intake));
-    for concern in concerns(status) {
+    for concern in concerns(status, screen.now) {
         let _ = writeln!(text, "look       {concern}");
     }
     text.push('\n');
@@ -140,6 +165,7 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     parts.push(format!("{} sent", units::show_size(backend.sent_bytes)));
     let proxy = backend.proxy.iter().map(|proxy| format!(" through {proxy}")).collect::<String>();
     let mut text = format!("backend    {}{proxy}\n           {}\n", backend.url, parts.join(", "));
+    text.push_str(&proofs(screen, backend));
     if let Some(answer) = &backend.last_answer {
         let when = backend.last_answer_at.map(|at| format!(" ({} ago)", screen.age(at)));
         let when = when.unwrap_or_default();
@@ -148,6 +174,26 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
         let _ = writeln!(text, "           last answer{when}: {answer}");
     }
     text
+}
+
+/// What the agent proves itself with, and for how long: by the backend's clock, whose times are
+/// shown as distances.
+fn proofs(screen: &Screen, backend: &BackendStatus) -> String {
+    let screen = Screen { now: backend.server_time(screen.now), ..*screen };
+    let mut parts = Vec::new();
+    if let Some(own) = &backend.certificate {
+        let ends = screen.until(own.expires_at);
+        parts.push(match (&own.by_hand, own.renew_at) {
+            (Some(why), _) => format!("certificate ends in {ends}; {why}"),
+            (None, Some(at)) => match screen.until(at).as_str() {
+                "now" => format!("certificate ends in {ends}, is being renewed"),
+                wait => format!("certificate ends in {ends}, is renewed in {wait}"),
+            },
+            (None, None) => format!("certificate ends in {ends}"),
+        });
+    }
+    parts.extend(backend.token_expires_at.map(|at| format!("token ends in {}", screen.until(at))));
+    if parts.is_empty() { String::new() } else { format!("           {}\n", parts.join("; ")) }
 }
 
 fn queue(screen: &Screen, queue: &QueueStatus) -> String {
@@ -217,7 +263,6 @@ fn every(interval_ms: u64) -> String {
 pub(super) mod tests {
     use std::path::PathBuf;
 
-    use jiff::Timestamp;
     use uuid::Uuid;
 
     use super::*;
@@ -254,6 +299,15 @@ pub(super) mod tests {
             next_try_at: None,
             clock_offset_ms: 120,
             sent_bytes: 12_345_678,
+            certificate: Some(CertificateStatus {
+                begins_at: at("2026-06-01T00:00:00Z"),
+                expires_at: at("2027-06-01T00:00:00Z"),
+                renew_at: Some(at("2027-01-10T00:00:00Z")),
+                renewed_at: None,
+                by_hand: None,
+                error: None,
+            }),
+            token_expires_at: None,
         };
         let agent = AgentStatus {
             version: "0.1.0".to_owned(),
@@ -308,6 +362,11 @@ pub(super) mod tests {
         backend.last_delivery_at = None;
         backend.next_try_at = Some(at("2026-11-21T12:04:00Z"));
         backend.clock_offset_ms = -3_600_000;
+        let own = backend.certificate.as_mut().expect("one");
+        own.expires_at = at("2026-12-05T12:00:00Z");
+        own.renew_at = Some(at("2026-10-01T12:00:00Z"));
+        own.error = Some("the backend says 503; hint: wait".to_owned());
+        backend.token_expires_at = Some(at("2026-11-21T11:20:00Z"));
         status.queue.disk_error = Some("no space left on device".to_owned());
         status.queue.counts.refused_records = 3;
         status.queue.counts.evicted_records = 1;
@@ -329,7 +388,7 @@ pub(super) mod tests {
 
     #[test]
     fn healthy_agent_fits_one_screen() {
-        assert_eq!(concerns(&healthy()), Vec::<String>::new());
+        assert_eq!(concerns(&healthy(), screen(80).now), Vec::<String>::new());
         let text = page(&screen(80), &healthy());
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         insta::assert_snapshot!("healthy", text);
@@ -337,7 +396,7 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_is_named() {
-        assert_eq!(concerns(&troubled()).len(), 8);
+        assert_eq!(concerns(&troubled(), screen(80).now).len(), 9);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
     }
 

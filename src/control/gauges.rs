@@ -63,6 +63,14 @@ impl Gauges {
         for (name, value) in values(facts, now, growth) {
             gauge!(name).set(value);
         }
+        let backend = &facts.agent.backend;
+        for (name, end) in [
+            (CERTIFICATE_EXPIRES, backend.certificate.as_ref().map(|own| own.expires_at)),
+            (TOKEN_EXPIRES, backend.token_expires_at),
+        ] {
+            let left = end.map(|end| end.duration_since(backend.server_time(now)).as_secs_f64());
+            left.into_iter().for_each(|left| gauge!(name).set(left));
+        }
         let counts = &facts.queue.counts;
         counter!("agent_queue_appended_records_total").absolute(counts.appended_records);
         counter!("agent_queue_delivered_records_total").absolute(counts.delivered_records);
@@ -95,7 +103,18 @@ const COUNTERS: &[(&str, &str)] = &[
     ),
 ];
 
+const CERTIFICATE_EXPIRES: &str = "agent_certificate_expires_seconds";
+const TOKEN_EXPIRES: &str = "agent_token_expires_seconds";
+
 const GAUGES: &[(&str, &str)] = &[
+    (
+        CERTIFICATE_EXPIRES,
+        "Until the client certificate ends, by the backend's clock; below 0 after.",
+    ),
+    (
+        TOKEN_EXPIRES,
+        "Until the token ends that the backend gave; absent when the agent mints its own.",
+    ),
     ("agent_queue_segments", "Segments that wait, the open one included."),
     ("agent_queue_kept_segments", "Delivered segments that are kept."),
     ("agent_queue_batches", "Batches to deliver."),

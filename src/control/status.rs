@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::queue::QueueStatus;
@@ -92,6 +92,49 @@ pub struct BackendStatus {
     pub clock_offset_ms: i64,
     /// Bytes of push bodies that the backend has taken, as sent.
     pub sent_bytes: u64,
+    /// What this host shows to the backend; absent without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
+    /// The end of the token that the backend gave, by its clock; absent when the agent mints its
+    /// own or reads it from a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_expires_at: Option<Timestamp>,
+}
+
+impl BackendStatus {
+    /// The backend's time when this host's clock says `now`.
+    pub fn server_time(&self, now: Timestamp) -> Timestamp {
+        now.saturating_add(SignedDuration::from_millis(self.clock_offset_ms)).unwrap_or(now)
+    }
+}
+
+/// The client certificate and its renewal. Times are the backend's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Good from.
+    pub begins_at: Timestamp,
+    /// Good to.
+    pub expires_at: Timestamp,
+    /// When it is renewed; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_at: Option<Timestamp>,
+    /// When it was renewed, if that was since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed_at: Option<Timestamp>,
+    /// Why it is not renewed by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<String>,
+    /// Why the last try to renew it failed, with a hint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl CertificateStatus {
+    /// Whether less than a sixth of its life is left at `now`, by the backend's clock.
+    pub fn is_near_end(&self, now: Timestamp) -> bool {
+        let life = self.expires_at.duration_since(self.begins_at);
+        self.expires_at.duration_since(now) < life / 6
+    }
 }
 
 /// What the forwarder is doing.

@@ -4,8 +4,8 @@ mod connect;
 mod tally;
 mod tunnel;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,15 +100,19 @@ impl Outgoing {
     }
 }
 
+type Http = legacy::Client<Connector, Full<Bytes>>;
+
 /// Sends requests to one backend.
 pub struct Client {
-    http: legacy::Client<Connector, Full<Bytes>>,
+    http: Mutex<Http>,
+    connector: Connector,
     refusal: Refusal,
     endpoint: Endpoint,
     proxy: Option<Proxy>,
     settings: LinkConfig,
     clock_offset_ms: AtomicI64,
     tally: Tally,
+    time_known: AtomicBool,
 }
 
 impl std::fmt::Debug for Client {
@@ -134,17 +138,24 @@ impl Client {
         let through = proxy.clone().map(|proxy| through(proxy, settings)).transpose()?;
         let connector = Connector::new(hosts, settings.connect_timeout, tls, through);
         let refusal = connector.refusal();
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(2)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .http2_keep_alive_timeout(settings.connect_timeout)
-            .build(connector);
-        let clock_offset_ms = AtomicI64::new(0);
-        let (settings, tally) = (settings.clone(), Tally::new());
-        Ok(Self { http, refusal, endpoint, proxy, settings, clock_offset_ms, tally })
+        let http = Mutex::new(pool(&connector, settings));
+        Ok(Self {
+            http,
+            connector,
+            refusal,
+            endpoint,
+            proxy,
+            settings: settings.clone(),
+            clock_offset_ms: AtomicI64::new(0),
+            time_known: AtomicBool::new(false),
+            tally: Tally::new(),
+        })
+    }
+
+    /// Makes new connections from now on; requests under way end on theirs.
+    pub fn reconnect(&self) {
+        let fresh = pool(&self.connector, &self.settings);
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
 
     /// Sends a request and reads its whole answer, within the limits of time and size.
@@ -168,6 +179,11 @@ impl Client {
         self.clock_offset_ms.load(Ordering::Relaxed)
     }
 
+    /// Whether an answer has told the server's time.
+    pub fn knows_server_time(&self) -> bool {
+        self.time_known.load(Ordering::Relaxed)
+    }
+
     /// Host and port of the backend.
     pub fn authority(&self) -> &str {
         self.endpoint.authority()
@@ -188,7 +204,8 @@ impl Client {
                 _ => found,
             }
         };
-        let response = self.http.request(request).await.map_err(|error| failed(&error))?;
+        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let response = http.request(request).await.map_err(|error| failed(&error))?;
         let exchange = Exchange { sent, received: clock::now() };
         let (head, body) = response.into_parts();
         self.learn_clock(&head.headers, exchange);
@@ -232,6 +249,7 @@ impl Client {
         let before = self.clock_offset_ms();
         let offset = answer::next_offset_ms(before, exchange, date);
         self.clock_offset_ms.store(offset, Ordering::Relaxed);
+        self.time_known.store(true, Ordering::Relaxed);
         if offset.abs_diff(before) >= 5_000 {
             tracing::warn!(
                 offset_ms = offset,
@@ -259,4 +277,15 @@ fn through(proxy: Proxy, settings: &LinkConfig) -> Result<Arc<Through>, LinkErro
         None
     };
     Ok(Arc::new(Through { proxy, tls }))
+}
+
+fn pool(connector: &Connector, settings: &LinkConfig) -> Http {
+    legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_max_idle_per_host(2)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .http2_keep_alive_timeout(settings.connect_timeout)
+        .build(connector.clone())
 }

@@ -49,6 +49,15 @@ pub fn commit(prepared: &Path, path: &Path) -> Result<(), LinkError> {
     sync_folder(path)
 }
 
+/// Like [`commit`]; when nothing is prepared, another process has moved it already.
+pub fn commit_if_prepared(prepared: &Path, path: &Path) -> Result<(), LinkError> {
+    match fs_err::rename(prepared, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(cannot_write(&error)),
+        Ok(()) => sync_folder(path),
+    }
+}
+
 /// Removes a file if it exists.
 pub fn remove(path: &Path) -> Result<(), LinkError> {
     match fs_err::remove_file(path) {

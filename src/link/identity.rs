@@ -114,6 +114,18 @@ impl Identity {
             })
     }
 
+    /// The file that it was read from. Errors: it is from no file.
+    pub(super) fn file(&self) -> Result<PathBuf, LinkError> {
+        self.file.clone().ok_or_else(|| {
+            LinkError::new("this host is not registered", "run `agent register` first")
+        })
+    }
+
+    /// The directory of its file. Errors: it is from no file.
+    pub(super) fn state_dir(&self) -> Result<PathBuf, LinkError> {
+        Ok(self.file()?.parent().unwrap_or(Path::new(".")).to_owned())
+    }
+
     /// Replaces the file it was read from; an identity from no file is not written.
     pub fn save(&self) -> Result<(), LinkError> {
         let Some(file) = &self.file else { return Ok(()) };

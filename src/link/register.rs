@@ -5,14 +5,13 @@
 //! and in place, after it [`finish`] moves the new one into place, now or at the next start.
 
 mod answer;
-mod journal;
+pub(super) mod journal;
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::Method;
 use http::header::{self, HeaderName};
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -21,6 +20,7 @@ use thiserror::Error;
 use super::client::{Client, Outgoing};
 use super::endpoint::Endpoint;
 use super::files::{self, Readers};
+use super::key::NewKey;
 use super::tls::{self, Fingerprint, Pin, Trust};
 use super::{Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
 use crate::clock;
@@ -123,7 +123,7 @@ async fn enrol(
     let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
     let client = Client::new(endpoint, &registration.link, tls)?;
     let response = client
-        .send(request(registration, &key.csr)?)
+        .send(request(registration, key.csr())?)
         .await
         .map_err(|error| at_first_contact(error, &registration.contact))?;
     let response = answer::read(&response, registration)?;
@@ -191,30 +191,6 @@ fn request(registration: &Registration, csr: &str) -> Result<Outgoing, RegisterE
         .header(header::CONTENT_TYPE, "application/json")
         .secret_header(HeaderName::from_static("x-registration-secret"), secret)
         .body(Bytes::from(body)))
-}
-
-/// The key pair of this registration, and its certificate signing request.
-struct NewKey {
-    pem: SecretString,
-    csr: String,
-}
-
-impl NewKey {
-    fn generate(hostname: &str) -> Result<Self, LinkError> {
-        let failed = |error: rcgen::Error| {
-            LinkError::new(format!("no key for {hostname:?}: {error}"), "check collector.hostname")
-        };
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, hostname);
-        let csr = params.serialize_request(&pair).and_then(|csr| csr.pem()).map_err(failed)?;
-        Ok(Self { pem: SecretString::from(pair.serialize_pem()), csr })
-    }
-
-    fn pem(&self) -> &str {
-        self.pem.expose_secret()
-    }
 }
 
 /// Where the files of this registration belong.

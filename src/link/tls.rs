@@ -1,6 +1,7 @@
 //! Trust and the client certificate: TLS 1.3 only, ring, and what each failure means.
 
 mod explain;
+mod own;
 mod pem;
 mod verify;
 
@@ -9,14 +10,16 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
+use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{LinkError, TlsConfig, files};
+use super::{LinkError, TlsConfig};
 
 pub(super) use explain::explain;
+pub use own::{ClientCertificate, OwnCertificate, Validity};
 pub use pem::{
     certificates_from_pem, certificates_to_pem, private_key_from_pem, read_certificates,
 };
@@ -130,51 +133,10 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// This host's certificate chain and private key.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    files: String,
-}
-
-impl ClientCertificate {
-    /// Reads both files. The key's file must be readable by its owner only.
-    pub fn read(cert_file: &Path, key_file: &Path) -> Result<Self, LinkError> {
-        let chain = read_certificates(cert_file, "tls.cert_file")?;
-        let key = files::read_private(key_file, "tls.key_file")
-            .map_err(|error| registered_first(error, key_file))?;
-        let key = private_key_from_pem(&key, &format!("tls.key_file {}", key_file.display()))?;
-        let files = format!("tls.cert_file {} and tls.key_file", cert_file.display());
-        Ok(Self { chain, key, files: format!("{files} {}", key_file.display()) })
-    }
-
-    /// A pair from elsewhere than files, the key as PEM text.
-    pub fn from_parts(
-        chain: Vec<CertificateDer<'static>>,
-        key_pem: &str,
-    ) -> Result<Self, LinkError> {
-        let key = private_key_from_pem(key_pem.as_bytes(), "the key")?;
-        Ok(Self { chain, key, files: "certificate and key".to_owned() })
-    }
-
-    /// Checks that the key belongs to the first certificate.
-    pub fn check(self) -> Result<(), LinkError> {
-        client_config(Trust::Anything, Some(self)).map(|_| ())
-    }
-}
-
-fn registered_first(error: LinkError, key_file: &Path) -> LinkError {
-    if key_file.exists() {
-        return error;
-    }
-    LinkError { hint: "`agent register` makes it; or set tls.key_file".to_owned(), ..error }
-}
-
 /// A TLS 1.3 client with this trust, which shows `own` to servers that ask.
 pub fn client_config(
     trust: Trust,
-    own: Option<ClientCertificate>,
+    own: Option<Arc<OwnCertificate>>,
 ) -> Result<ClientConfig, LinkError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = verifier(trust, &provider)?;
@@ -183,16 +145,13 @@ pub fn client_config(
         .map_err(|error| LinkError::new(format!("TLS 1.3 is unavailable: {error}"), "reinstall"))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    let Some(own) = own else {
-        return Ok(builder.with_no_client_auth());
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(own),
+        None => builder.with_no_client_auth(),
     };
-    let files = own.files;
-    builder.with_client_auth_cert(own.chain, own.key).map_err(|error| {
-        LinkError::new(
-            format!("{files} do not belong together or are damaged: {error}"),
-            "restore the pair, or make a new one with `agent register --force`",
-        )
-    })
+    // A resumed session would go on with the certificate that was shown when it began.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 fn verifier(

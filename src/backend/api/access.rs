@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::error::ApiError;
 use crate::backend::auth::{Expiry, Subject, key_id, verify_collector};
-use crate::backend::store::{Credentials, Role, User};
+use crate::backend::store::{Audit, Credentials, Role, User};
 use crate::clock;
 
 /// The other end of a connection.
@@ -41,6 +41,14 @@ pub(in crate::backend) struct Caller {
     pub(in crate::backend) id: Uuid,
     /// Its registered host.
     pub(in crate::backend) hostname: String,
+}
+
+/// Which of a collector's certificates a connection shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Registered,
+    /// A renewed one, for the first time.
+    Next,
 }
 
 /// Either side of the configuration endpoint.
@@ -140,7 +148,9 @@ async fn collector_with(
             _ => return Err(ApiError::unauthorized()),
         },
     };
-    check_certificate(peer, &credentials)?;
+    if check_certificate(peer, &credentials)? == Shown::Next {
+        replace_certificate(shared, id, peer, &credentials).await?;
+    }
     Ok(Caller { id, hostname: credentials.hostname })
 }
 
@@ -148,10 +158,15 @@ async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, ApiError>
     shared.store.credentials(id).await?.ok_or_else(ApiError::unauthorized)
 }
 
-fn check_certificate(peer: &Peer, registered: &Credentials) -> Result<(), ApiError> {
+fn check_certificate(peer: &Peer, registered: &Credentials) -> Result<Shown, ApiError> {
     match &peer.channel {
-        Channel::Plain => Ok(()),
-        Channel::Mutual(shown) if registered.thumbprint.as_deref() == Some(shown) => Ok(()),
+        Channel::Plain => Ok(Shown::Registered),
+        Channel::Mutual(shown) if registered.thumbprint.as_deref() == Some(shown) => {
+            Ok(Shown::Registered)
+        }
+        Channel::Mutual(shown) if registered.next_thumbprint.as_deref() == Some(shown) => {
+            Ok(Shown::Next)
+        }
         Channel::Mutual(_) => Err(ApiError::forbidden(
             "certificate_mismatch",
             "the client certificate is not the one this collector registered",
@@ -161,6 +176,27 @@ fn check_certificate(peer: &Peer, registered: &Credentials) -> Result<(), ApiErr
             "this endpoint needs the client certificate of the collector",
         )),
     }
+}
+
+/// The host has its renewed certificate and uses it: the old one is dead.
+async fn replace_certificate(
+    shared: &Shared,
+    id: Uuid,
+    peer: &Peer,
+    registered: &Credentials,
+) -> Result<(), ApiError> {
+    let thumbprint = registered.next_thumbprint.as_deref().unwrap_or_default();
+    let audit = Audit {
+        at: clock::now(),
+        actor: peer.address.to_string(),
+        action: "collector.replace_certificate".to_owned(),
+        subject: id.to_string(),
+    };
+    // Of two requests at once the second finds it done.
+    if shared.store.replace_certificate(id, thumbprint, audit).await? {
+        tracing::info!(collector = %id, "uses its renewed certificate");
+    }
+    Ok(())
 }
 
 fn check_role(user: User, least: Role) -> Result<User, ApiError> {

@@ -114,7 +114,7 @@ pub(super) async fn register(
         Some((id, _)) => id,
         None => Uuid::new_v4(),
     };
-    let issued = certify(&shared, &request, id, now)?;
+    let issued = certify(&shared, request.csr.as_deref(), id, now)?;
     let secret = random::<32>();
     let enrolment = Enrolment {
         id,
@@ -290,14 +290,15 @@ fn check_names(request: &RegisterRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn certify(
+/// A certificate for the key of `csr`, or for a new key that travels with the answer.
+pub(super) fn certify(
     shared: &Shared,
-    request: &RegisterRequest,
+    csr: Option<&str>,
     id: Uuid,
     now: Timestamp,
 ) -> Result<Issued, ApiError> {
     let (authority, life) = (&shared.keys.authority, shared.config.lifetimes.client_certificate);
-    let issued = match &request.csr {
+    let issued = match csr {
         Some(csr) => authority.certify_client(csr, &id.to_string(), now, life),
         None => authority.certify_client_with_key(&id.to_string(), now, life),
     };

@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use super::rows::{
     Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Rotate, Rotation, Server, Session, StoredMetric, User,
+    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
+    StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -147,6 +148,19 @@ impl Store for PostgresStore {
 
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
         collectors::credentials(&self.client().await?, id).await
+    }
+
+    async fn renew_certificate(&self, renewal: Renewal) -> Result<bool, StoreError> {
+        collectors::renew_certificate(&mut self.client().await?, &renewal).await
+    }
+
+    async fn replace_certificate(
+        &self,
+        id: Uuid,
+        thumbprint: &str,
+        audit: Audit,
+    ) -> Result<bool, StoreError> {
+        collectors::replace_certificate(&mut self.client().await?, id, thumbprint, &audit).await
     }
 
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError> {

@@ -106,8 +106,23 @@ pub struct Credentials {
     pub hostname: String,
     /// SHA-256 of the client certificate, lower-case hex.
     pub thumbprint: Option<String>,
+    /// The same of a renewed certificate that has not been used yet.
+    pub next_thumbprint: Option<String>,
     /// The collector's own token secret, sealed.
     pub sealed_secret: Vec<u8>,
+}
+
+/// A certificate that a collector has been given in place of its present one.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// The collector.
+    pub id: Uuid,
+    /// SHA-256 of the new certificate, lower-case hex.
+    pub thumbprint: String,
+    /// Its end.
+    pub certificate_expires_at: Timestamp,
+    /// When, by whom.
+    pub audit: Audit,
 }
 
 /// One push, checked and ready to be written.

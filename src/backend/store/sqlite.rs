@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::rows::{
     Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Rotate, Rotation, Server, Session, StoredMetric, User,
+    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
+    StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -124,6 +125,20 @@ impl Store for SqliteStore {
 
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
         self.read(move |db| collectors::credentials(db, id)).await
+    }
+
+    async fn renew_certificate(&self, renewal: Renewal) -> Result<bool, StoreError> {
+        self.write(move |db| collectors::renew_certificate(db, &renewal)).await
+    }
+
+    async fn replace_certificate(
+        &self,
+        id: Uuid,
+        thumbprint: &str,
+        audit: Audit,
+    ) -> Result<bool, StoreError> {
+        let thumbprint = thumbprint.to_owned();
+        self.write(move |db| collectors::replace_certificate(db, id, &thumbprint, &audit)).await
     }
 
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError> {

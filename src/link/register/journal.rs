@@ -1,4 +1,5 @@
-//! The point of no return of a registration: a list of moves that are completed, now or later.
+//! The point of no return of a registration or of a renewal: a list of moves that are completed, now
+//! or later.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -20,12 +21,12 @@ fn journal_file(state_dir: &Path) -> PathBuf {
 }
 
 /// Whether a registration waits for its completion.
-pub(super) fn exists(state_dir: &Path) -> bool {
+pub(in crate::link) fn exists(state_dir: &Path) -> bool {
     journal_file(state_dir).exists()
 }
 
 /// Promises that the prepared next content of these files replaces the old.
-pub(super) fn write(state_dir: &Path, files: &[PathBuf]) -> Result<(), LinkError> {
+pub(in crate::link) fn write(state_dir: &Path, files: &[PathBuf]) -> Result<(), LinkError> {
     let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
     let journal = Journal { files: files.iter().map(absolute).collect() };
     let text = serde_json::to_vec(&journal)
@@ -63,10 +64,7 @@ pub fn finish(state_dir: &Path) -> Result<(), LinkError> {
     let journal: Journal =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     for path in &journal.files {
-        let next = files::next_to(path);
-        if next.exists() {
-            files::commit(&next, path)?;
-        }
+        files::commit_if_prepared(&files::next_to(path), path)?;
     }
     files::remove(&file)?;
     files::sync_folder(&file)
@@ -76,7 +74,7 @@ const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Keeps a second registration of the same state directory out.
-pub(super) fn lock(state_dir: &Path) -> Result<File, LinkError> {
+pub(in crate::link) fn lock(state_dir: &Path) -> Result<File, LinkError> {
     let cannot = |error: std::io::Error| {
         LinkError::new(error.to_string(), "run as the agent's user, or set another state directory")
     };
@@ -95,5 +93,5 @@ pub(super) fn lock(state_dir: &Path) -> Result<File, LinkError> {
         }
         std::thread::sleep(LOCK_PAUSE);
     }
-    Err(LinkError::new("another `agent register` is running", "wait until it has ended"))
+    Err(LinkError::new("another registration or renewal is under way", "wait until it has ended"))
 }

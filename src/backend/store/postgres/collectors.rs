@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page};
+use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page, Renewal};
 use super::{counted, users};
 
 const COLLECTOR: &str = "SELECT c.*,
@@ -40,6 +40,7 @@ pub(super) async fn enrol(db: &mut Client, new: &Enrolment) -> Result<(), StoreE
                  address = excluded.address, version = excluded.version,
                  sealed_secret = excluded.sealed_secret, thumbprint = excluded.thumbprint,
                  certificate_expires_at = excluded.certificate_expires_at,
+                 next_thumbprint = NULL, next_certificate_expires_at = NULL,
                  updated_at = excluded.updated_at, deregistered_at = NULL
              WHERE collectors.id = excluded.id AND collectors.hostname = excluded.hostname",
         )
@@ -102,7 +103,7 @@ pub(super) async fn named(db: &Client, name: &str) -> Result<Option<(Uuid, Strin
 pub(super) async fn credentials(db: &Client, id: Uuid) -> Result<Option<Credentials>, StoreError> {
     let statement = db
         .prepare_cached(
-            "SELECT hostname, thumbprint, sealed_secret FROM collectors
+            "SELECT hostname, thumbprint, next_thumbprint, sealed_secret FROM collectors
               WHERE id = $1 AND deregistered_at IS NULL",
         )
         .await?;
@@ -110,8 +111,53 @@ pub(super) async fn credentials(db: &Client, id: Uuid) -> Result<Option<Credenti
     Ok(Some(Credentials {
         hostname: row.try_get("hostname")?,
         thumbprint: row.try_get("thumbprint")?,
+        next_thumbprint: row.try_get("next_thumbprint")?,
         sealed_secret: row.try_get("sealed_secret")?,
     }))
+}
+
+pub(super) async fn renew_certificate(
+    db: &mut Client,
+    renewal: &Renewal,
+) -> Result<bool, StoreError> {
+    let transaction = db.transaction().await?;
+    let changed = transaction
+        .execute(
+            "UPDATE collectors SET next_thumbprint = $2, next_certificate_expires_at = $3,
+                                   updated_at = $4
+              WHERE id = $1 AND deregistered_at IS NULL",
+            &[&renewal.id, &renewal.thumbprint, &renewal.certificate_expires_at, &renewal.audit.at],
+        )
+        .await?;
+    if changed > 0 {
+        users::audit(&transaction, &renewal.audit).await?;
+    }
+    transaction.commit().await?;
+    Ok(changed > 0)
+}
+
+pub(super) async fn replace_certificate(
+    db: &mut Client,
+    id: Uuid,
+    thumbprint: &str,
+    audit: &Audit,
+) -> Result<bool, StoreError> {
+    let transaction = db.transaction().await?;
+    let changed = transaction
+        .execute(
+            "UPDATE collectors SET thumbprint = next_thumbprint,
+                                   certificate_expires_at = next_certificate_expires_at,
+                                   next_thumbprint = NULL, next_certificate_expires_at = NULL,
+                                   updated_at = $3
+              WHERE id = $1 AND next_thumbprint = $2",
+            &[&id, &thumbprint, &audit.at],
+        )
+        .await?;
+    if changed > 0 {
+        users::audit(&transaction, audit).await?;
+    }
+    transaction.commit().await?;
+    Ok(changed > 0)
 }
 
 pub(super) async fn deregister(

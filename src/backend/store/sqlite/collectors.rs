@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page};
+use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page, Renewal};
 use super::{counted, micros, time, time_option, users, uuid};
 
 const COLLECTOR: &str = "SELECT c.*,
@@ -37,6 +37,7 @@ pub(super) fn enrol(db: &Transaction<'_>, new: &Enrolment) -> Result<(), StoreEr
              address = excluded.address, version = excluded.version,
              sealed_secret = excluded.sealed_secret, thumbprint = excluded.thumbprint,
              certificate_expires_at = excluded.certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL,
              updated_at = excluded.updated_at, deregistered_at = NULL
          WHERE id = excluded.id AND hostname = excluded.hostname",
         named_params! {
@@ -101,7 +102,7 @@ pub(super) fn credentials(
     id: Uuid,
 ) -> Result<Option<Credentials>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT hostname, thumbprint, sealed_secret FROM collectors
+        "SELECT hostname, thumbprint, next_thumbprint, sealed_secret FROM collectors
           WHERE id = ?1 AND deregistered_at IS NULL",
     )?;
     let found = statement
@@ -109,11 +110,53 @@ pub(super) fn credentials(
             Ok(Credentials {
                 hostname: row.get("hostname")?,
                 thumbprint: row.get("thumbprint")?,
+                next_thumbprint: row.get("next_thumbprint")?,
                 sealed_secret: row.get("sealed_secret")?,
             })
         })
         .optional()?;
     Ok(found)
+}
+
+pub(super) fn renew_certificate(
+    db: &Transaction<'_>,
+    renewal: &Renewal,
+) -> Result<bool, StoreError> {
+    let changed = db.execute(
+        "UPDATE collectors SET next_thumbprint = ?2, next_certificate_expires_at = ?3,
+                               updated_at = ?4
+          WHERE id = ?1 AND deregistered_at IS NULL",
+        params![
+            renewal.id.to_string(),
+            renewal.thumbprint,
+            micros(renewal.certificate_expires_at),
+            micros(renewal.audit.at),
+        ],
+    )?;
+    if changed > 0 {
+        users::audit(db, &renewal.audit)?;
+    }
+    Ok(changed > 0)
+}
+
+pub(super) fn replace_certificate(
+    db: &Transaction<'_>,
+    id: Uuid,
+    thumbprint: &str,
+    audit: &Audit,
+) -> Result<bool, StoreError> {
+    let changed = db.execute(
+        "UPDATE collectors SET thumbprint = next_thumbprint,
+                               certificate_expires_at = next_certificate_expires_at,
+                               next_thumbprint = NULL, next_certificate_expires_at = NULL,
+                               updated_at = ?3
+          WHERE id = ?1 AND next_thumbprint = ?2",
+        params![id.to_string(), thumbprint, micros(audit.at)],
+    )?;
+    if changed > 0 {
+        users::audit(db, audit)?;
+    }
+    Ok(changed > 0)
 }
 
 pub(super) fn deregister(
