@@ -10,10 +10,10 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use common::{directory, records, result, setting};
 use pganalytics::{
-    agent::Agent,
+    agent::{Agent, Setup},
     backend::{Backend, BackendConfig, Running},
     clock,
-    config::Config,
+    config::Layers,
     link::register::{Contact, Registration, register},
     queue::Group,
 };
@@ -80,9 +80,10 @@ async fn agent(backend: &Running, dir: &Path) -> Agent {
         state.join("agent.crt").display().to_string(),
         state.join("agent.key").display().to_string(),
     );
-    let config = Config::read(Path::new("bench.toml"), &text).expect("a sound configuration");
+    let layers = Layers { file: "bench.toml".into(), own: text, remote: None };
+    let setup = Setup::of(layers).expect("a sound configuration");
     let registration = Registration {
-        link: config.link.clone(),
+        link: setup.loaded.config.link.clone(),
         state_dir: state,
         name: "bench".to_owned(),
         hostname: "bench".to_owned(),
@@ -90,5 +91,5 @@ async fn agent(backend: &Running, dir: &Path) -> Agent {
         secret: backend.registration_secret().clone(),
     };
     let registered = register(&registration).await.expect("the agent registers");
-    Agent::start(&config, registered.identity).await.expect("the agent starts")
+    Agent::start(setup, registered.identity).await.expect("the agent starts")
 }

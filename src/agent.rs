@@ -1,13 +1,17 @@
 //! Joins the stages: the only file that starts the agent's tasks and makes their channels.
 //!
 //! Collectors -> door -> queue -> forwarder -> link, and beside them the intake of other programs,
-//! the end of each push window and the replay lane.
+//! the end of each push window and the replay lane. What another configuration starts and ends
+//! while the agent runs is in `stages`, and the configuration in force in `reload`.
 
 mod door;
 mod intake;
 mod letter;
+mod reload;
+mod remote;
 pub mod replay;
 mod seams;
+mod stages;
 pub mod windows;
 
 use std::{sync::Arc, time::Duration};
@@ -15,31 +19,34 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 use uuid::Uuid;
 
+use self::{
+    door::Door,
+    reload::{AtBackend, Keeper, Parts},
+    replay::{Lane, Replayer},
+    stages::Stages,
+};
 pub use self::{
     door::{Collections, CollectorStatus},
+    reload::{ConfigState, Reload, Setup},
     seams::{LinkWire, QueueSource},
 };
-use self::{
-    door::{Door, run_collector},
-    intake::QueueSink,
-    replay::{Lane, Replayer},
-};
 use crate::{
-    clock,
-    collect::{
-        disk_usage::DiskUsageCollector, pg_log::PgLogCollector, pg_stats::PgStatsCollector,
-        schedule::Schedule, sysstat::SysstatCollector,
-    },
-    config::{Collectors, Config, ForwardSettings},
+    config::{Config, ForwardSettings},
     forward::{Drained, ForwardConfig, ForwardStatus, Forwarder},
-    intake::{Intake, IntakeView},
+    intake::IntakeView,
     link::{Identity, Link, LinkError, renew},
     queue::{Queue, QueueThread, StoreError},
-    shutdown::{self, Shutdown, Trigger},
+    shutdown::{self, Trigger},
 };
+
+/// How long the stages may take to end. Each has a bound of its own, which is less.
+const STAGES_END_MAX: Duration = Duration::from_secs(6);
+/// How long the queue may take to seal and to close: a disk that hangs must not hold the process.
+const DISK_MAX: Duration = Duration::from_secs(15);
 
 /// A running agent.
 #[derive(Debug)]
@@ -59,8 +66,14 @@ pub struct AgentView {
     pub queue: Queue,
     /// What the collectors have done.
     pub collections: Collections,
-    /// What other programs have pushed; `None` when there is no intake.
-    pub intake: Option<IntakeView>,
+    /// What other programs have pushed.
+    pub intake: IntakeView,
+    /// The configuration in force.
+    pub config: watch::Receiver<Config>,
+    /// What is known about it.
+    pub config_state: ConfigState,
+    /// Reads the file again.
+    pub reload: Reload,
     /// What the forwarder has done.
     pub forward: watch::Receiver<ForwardStatus>,
     /// The way to the backend.
@@ -92,7 +105,9 @@ pub enum StartError {
 
 impl Agent {
     /// Opens the queue and starts the stages. Must be called within a runtime.
-    pub async fn start(config: &Config, identity: Identity) -> Result<Self, StartError> {
+    pub async fn start(setup: Setup, identity: Identity) -> Result<Self, StartError> {
+        let setup = setup.with_kept(&identity.collector_id);
+        let config = setup.loaded.config.clone();
         let collector_id = identity.collector_id.clone();
         let who = (collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
@@ -103,36 +118,55 @@ impl Agent {
             .await
             .map_or((Uuid::nil(), 0), |status| (status.queue_id, status.records));
         let (trigger, shutdown) = shutdown::channel();
-        let collections = Collections::default();
+        let (collections, config_state) = (Collections::default(), ConfigState::default());
         let signals = Signals::default();
-        let mut stages = JoinSet::new();
         let door = Door { queue: queue.clone(), collections: collections.clone() };
-        start_collectors(&mut stages, &config.collectors, &door, &shutdown).await;
-        let intake = config.intake.clone().map(|config| {
-            let intake = Intake::new(config, QueueSink(queue.clone()));
-            let view = intake.view();
-            stages.spawn(intake.run(shutdown.clone()));
-            view
-        });
-        stages.spawn(end_windows(
-            queue.clone(),
-            windows::windows(config.agent.push_interval, queue_id),
-            Arc::clone(&signals.wake),
-            shutdown.clone(),
-        ));
-        let source = QueueSource { queue: queue.clone(), link: Arc::clone(&link) };
+        let window = (config.agent.push_interval, queue_id);
+        let mut running = Stages::new(door, Arc::clone(&signals.wake), window);
+        running.apply(&config).await;
+        let intake = running.intake_view();
+        let source = QueueSource {
+            queue: queue.clone(),
+            link: Arc::clone(&link),
+            config: config_state.clone(),
+        };
         let settings = forward_config(&config.forward, who);
-        let (forwarder, forward) = Forwarder::new(source, LinkWire(Arc::clone(&link)), settings);
-        let replayer = Replayer::of_host(config, queue.clone(), Arc::clone(&link), collector_id);
+        let (forwarder, forward) =
+            Forwarder::new(source, LinkWire(Arc::clone(&link)), settings.clone());
+        let (settings, changes) = watch::channel(settings);
+        let (shown, in_force) = watch::channel(config.clone());
+        let parts = Parts {
+            stages: running,
+            queue: queue.clone(),
+            forward: settings,
+            log: setup.log.clone(),
+            shown,
+        };
+        let backend = AtBackend::new(Arc::clone(&link), &collector_id, forward.clone(), queue_id);
+        let (keeper, reload) = Keeper::new(setup, parts, backend, config_state.clone());
+        let mut stages = JoinSet::new();
+        stages.spawn(keeper.run(shutdown.clone()));
+        let replayer = Replayer::of_host(&config, queue.clone(), Arc::clone(&link), collector_id);
         let (replay, lane) = replay::lane(replayer);
         stages.spawn(lane.run(shutdown.clone()));
         stages.spawn(renew::run(Arc::clone(&link), shutdown));
         let (finish, finishing) = watch::channel(false);
         let found_pause = || windows::found_pause(config.agent.push_interval, fastrand::f64());
         let found = (found > 0).then(found_pause);
-        let batches = forward_batches(forwarder, queue.clone(), signals.clone(), finishing, found);
-        let forwarder = tokio::spawn(batches);
-        let view = AgentView { queue, collections, intake, forward, link, replay, signals };
+        let told = Told { signals: signals.clone(), settings: changes, finishing };
+        let forwarder = tokio::spawn(forward_batches(forwarder, queue.clone(), told, found));
+        let view = AgentView {
+            queue,
+            collections,
+            intake,
+            config: in_force,
+            config_state,
+            reload,
+            forward,
+            link,
+            replay,
+            signals,
+        };
         Ok(Self { view, trigger, stages, forwarder, finish, queue_thread })
     }
 
@@ -142,20 +176,31 @@ impl Agent {
     }
 
     /// Stops collecting, finishes the requests of other programs that have begun, seals, tries once
-    /// more to deliver what waits within `deadline`, and closes the queue. What is not delivered by
-    /// then is on disk.
+    /// more to deliver what waits within `deadline` of the call, and closes the queue. What is not
+    /// delivered by then is on disk. Nothing that hangs holds it for long: neither a collector nor
+    /// a request, and not the disk either.
     pub async fn stop(mut self, deadline: Duration) {
+        let deadline = Instant::now() + deadline;
         self.trigger.stop();
-        while self.stages.join_next().await.is_some() {}
-        self.view.queue.seal().await.ok();
+        let stages = async { while self.stages.join_next().await.is_some() {} };
+        if tokio::time::timeout(STAGES_END_MAX, stages).await.is_err() {
+            tracing::warn!("a stage does not end; it is left behind");
+        }
+        let queue = &self.view.queue;
+        tokio::time::timeout(DISK_MAX, queue.seal()).await.ok();
         self.finish.send_replace(true);
-        if tokio::time::timeout(deadline, &mut self.forwarder).await.is_err() {
+        if tokio::time::timeout_at(deadline, &mut self.forwarder).await.is_err() {
             tracing::warn!("the shutdown deadline has come; what waits is on disk");
             self.forwarder.abort();
         }
-        self.view.queue.close().await.ok();
         let thread = self.queue_thread;
-        tokio::task::spawn_blocking(move || thread.join()).await.ok();
+        let close = async {
+            queue.close().await.ok();
+            tokio::task::spawn_blocking(move || thread.join()).await.ok();
+        };
+        if tokio::time::timeout(DISK_MAX, close).await.is_err() {
+            tracing::error!("the disk does not answer; what it has acknowledged is on it");
+        }
     }
 }
 
@@ -182,50 +227,11 @@ pub fn forward_config(
     }
 }
 
-async fn start_collectors(
-    stages: &mut JoinSet<()>,
-    collectors: &Collectors,
-    door: &Door,
-    shutdown: &Shutdown,
-) {
-    if let Some((timing, config)) = &collectors.sysstat {
-        let collector = SysstatCollector::new(config.clone());
-        stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
-    }
-    if let Some((timing, config)) = &collectors.disk_usage {
-        let collector = DiskUsageCollector::new(config.clone());
-        stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
-    }
-    if let Some((timing, config)) = &collectors.pg_stats {
-        let collector = PgStatsCollector::new(config.clone());
-        stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
-    }
-    if let Some((timing, config)) = &collectors.pg_log {
-        let position = door.queue.position("pg_log").await.ok().flatten();
-        let collector = PgLogCollector::new(config.clone(), position.as_deref());
-        stages.spawn(run_collector(collector, *timing, door.clone(), shutdown.clone()));
-    }
-}
-
-/// Seals at the end of each push window and wakes the forwarder.
-async fn end_windows(
-    queue: Queue,
-    mut schedule: Schedule,
-    wake: Arc<Notify>,
-    mut shutdown: Shutdown,
-) {
-    schedule.next(clock::now()); // the first tick is now, and a window has a length
-    loop {
-        let tick = schedule.next(clock::now());
-        tokio::select! {
-            () = shutdown.wait() => return,
-            () = tokio::time::sleep(tick.after) => {}
-        }
-        if queue.seal().await.is_err() {
-            return;
-        }
-        wake.notify_one();
-    }
+/// What the forwarder's task is told.
+struct Told {
+    signals: Signals,
+    settings: watch::Receiver<ForwardConfig>,
+    finishing: watch::Receiver<bool>,
 }
 
 /// Drains when woken, and again after a failure's pause; when told to finish, once more. What a
@@ -233,8 +239,7 @@ async fn end_windows(
 async fn forward_batches(
     mut forwarder: Forwarder<QueueSource, LinkWire>,
     queue: Queue,
-    signals: Signals,
-    mut finishing: watch::Receiver<bool>,
+    Told { signals, mut settings, mut finishing }: Told,
     found: Option<Duration>,
 ) {
     let mut drained = found.map_or(Drained::Empty, Drained::Waiting);
@@ -253,6 +258,10 @@ async fn forward_batches(
                     forwarder.drain().await;
                 }
                 return;
+            }
+            Ok(()) = settings.changed() => {
+                let settings = settings.borrow_and_update().clone();
+                forwarder.configure(settings);
             }
             () = signals.now.notified() => {}
             () = pause => {}

@@ -141,8 +141,8 @@ pub fn execute(command: Command) -> ExitCode {
     }
 }
 
-/// Loads the configuration that a command needs, or says how to make one.
-fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
+/// The file that `--config` names, or a word on how to make one.
+fn named(file: &ConfigFile, command: impl FnOnce(&Path) -> ExitCode) -> ExitCode {
     let Some(path) = &file.config else {
         eprintln!(
             "no configuration file is named\n  hint: `agent config init > agent.toml` writes one, \
@@ -150,13 +150,18 @@ fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) 
         );
         return ExitCode::from(EXIT_USAGE);
     };
-    match Config::load(path) {
+    command(path)
+}
+
+/// Loads the configuration that a command needs.
+fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
+    named(file, |path| match Config::load(path) {
         Ok(config) => command(path, config),
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(EXIT_USAGE)
         }
-    }
+    })
 }
 
 /// Runs a command on a runtime of two threads: a host's database needs the others.
@@ -164,7 +169,12 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(command),
+        Ok(runtime) => {
+            let code = runtime.block_on(command);
+            // What hangs in a system call must not hold the process.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => {
             eprintln!("cannot start: {error}");
             ExitCode::FAILURE

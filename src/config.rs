@@ -3,7 +3,8 @@
 //! The keys of the first table in `docs/CONFIGURATION.md` are those of existing installations; the
 //! others are grouped by stage. `config.sample.toml` lists all of them, and a test keeps it so.
 
-pub mod reader;
+pub mod layers; // the host's file, and what the backend lays over it
+pub mod reader; // TOML, key by key
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +13,8 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use self::reader::{ConfigError, Document, Key, Section};
+pub use self::layers::{Layers, Loaded, Remote};
+use self::reader::{ConfigError, Document, Key, Section, Text};
 use crate::{
     collect::{
         disk_usage::DiskUsageConfig,
@@ -61,12 +63,23 @@ pub struct AgentConfig {
     pub push_interval: Duration,
     /// How often the backend is asked for a new configuration.
     pub config_pull_interval: Duration,
+    /// Whether the backend is asked for one.
+    pub remote_config: RemoteConfig,
     /// Identity, queue and socket live here.
     pub state_dir: PathBuf,
 }
 
+/// Whether the backend may change the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteConfig {
+    /// It is asked.
+    On,
+    /// The host's own file is all.
+    Off,
+}
+
 /// The collectors that are enabled.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Collectors {
     /// Host numbers.
     pub sysstat: Option<(Timing, SysstatConfig)>,
@@ -114,19 +127,23 @@ impl Config {
 
     /// Reads `text`, which came from `path`.
     pub fn read(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        Self::read_keys(path, text).map(|(config, _)| config)
+        let own = Text { file: path, text };
+        Self::read_layers(own, None).map(|loaded| loaded.config)
     }
 
     /// Every key with its default.
     pub fn keys() -> Vec<Key> {
-        Self::read_keys(Path::new("defaults"), "").map(|(_, keys)| keys).unwrap_or_default()
+        let own = Text { file: Path::new("defaults"), text: "" };
+        Self::read_layers(own, None).map(|loaded| loaded.keys).unwrap_or_default()
     }
 
-    fn read_keys(path: &Path, text: &str) -> Result<(Self, Vec<Key>), ConfigError> {
-        let mut document = Document::parse(path, text)?;
+    /// Reads the host's own text and, key by key over it, what the backend says. Keys that are the
+    /// host's make the whole refused when the backend sets them.
+    pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
+        let mut document = Document::layered(own, remote)?;
         let (agent, interval) = agent(&mut document.section("collector"));
-        let tls = tls(&mut document.section("tls"));
-        let mut link = link(&mut document.section("backend"), tls);
+        let tls = tls(&mut document.section("tls").all_local_at_start(REACH));
+        let mut link = link(&mut document.section("backend").all_local_at_start(REACH), tls);
         link.proxy = proxy(&mut document.section("forward"));
         let postgres = postgres(&mut document.section("postgres"));
         let config = Self {
@@ -136,6 +153,7 @@ impl Config {
             forward: forward(&mut document.section("forward")),
             control_socket: document
                 .section("control")
+                .at_start()
                 .optional_path("socket")
                 .unwrap_or_else(|| agent.state_dir.join("control.sock")),
             shutdown_deadline: document.section("shutdown").duration(
@@ -147,17 +165,30 @@ impl Config {
             agent,
             link,
         };
-        Ok((config, document.finish()?))
+        Ok(Loaded { config, keys: document.finish()? })
     }
 }
 
+/// Why keys are the host's own.
+const REACH: &str = "says how the backend is reached, and whom this host trusts";
+const IDENTITY: &str = "says who this host is";
+const SERVER: &str = "says which server gets the host's credentials";
+const PRIVACY: &str = "says what may leave the host";
+const PERMISSION: &str = "says whether the backend is asked at all";
+const ACCESS: &str = "says who may push to this host's agent";
+
 fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
     let config = AgentConfig {
-        id: section.text("id", "collector-001"),
-        hostname: section.text("hostname", "localhost"),
+        id: section.local(IDENTITY).at_start().text("id", "collector-001"),
+        hostname: section.local(IDENTITY).at_start().text("hostname", "localhost"),
         push_interval: section.duration("push_interval", "60", ["100ms", "1h"]),
         config_pull_interval: section.duration("config_pull_interval", "300", ["1s", "1d"]),
-        state_dir: section.path("state_dir", "/var/lib/pganalytics"),
+        remote_config: if section.local(PERMISSION).boolean("remote_config", true) {
+            RemoteConfig::On
+        } else {
+            RemoteConfig::Off
+        },
+        state_dir: section.at_start().path("state_dir", "/var/lib/pganalytics"),
     };
     if config.hostname.trim().is_empty() {
         section.reject("hostname", "is empty", "name the host that the metrics are about");
@@ -192,7 +223,7 @@ fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig {
 
 /// The way to the backend; the value may hold a password.
 fn proxy(section: &mut Section<'_, '_>) -> ProxySetting {
-    let text = section.secret("proxy");
+    let text = section.local(REACH).at_start().secret("proxy");
     ProxySetting::parse(text.expose_secret()).unwrap_or_else(|error| {
         section.reject_secret("proxy", &error.what, &error.hint);
         ProxySetting::Off
@@ -202,11 +233,11 @@ fn proxy(section: &mut Section<'_, '_>) -> ProxySetting {
 /// The connection and the databases to visit.
 fn postgres(section: &mut Section<'_, '_>) -> (PgConnection, Vec<String>) {
     let password: SecretString = section.secret("password");
-    let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
+    let port = section.local(SERVER).integer("port", 5432, 1..=u64::from(u16::MAX));
     let connection = PgConnection {
-        host: section.text("host", "localhost"),
+        host: section.local(SERVER).text("host", "localhost"),
         port: u16::try_from(port).unwrap_or(5432),
-        user: section.text("user", "postgres"),
+        user: section.local(SERVER).text("user", "postgres"),
         password: Some(password).filter(|password| !password.expose_secret().is_empty()),
         database: section.text("database", "postgres"),
         connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
@@ -276,7 +307,7 @@ fn pg_stats(
 }
 
 fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConfig {
-    let redacted = section.boolean("redact", true);
+    let redacted = section.local(PRIVACY).boolean("redact", true);
     PgLogConfig {
         connection: connection.clone(),
         path: section.optional_path("path"),
@@ -293,8 +324,8 @@ fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConf
 
 /// `None` unless `listen` is set.
 fn intake(section: &mut Section<'_, '_>) -> Option<IntakeConfig> {
-    let listen = section.optional_text("listen");
-    let group = section.optional_text("group");
+    let listen = section.local(ACCESS).optional_text("listen");
+    let group = section.local(ACCESS).optional_text("group");
     let body_bytes_max = section.size("body_bytes_max", "8MiB", ["1KiB", "64MiB"]);
     let connections_max = section.integer("connections_max", 64, 1..=1_000);
     let connections_max = usize::try_from(connections_max).unwrap_or(64);
@@ -315,7 +346,7 @@ fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
     let budget = budget(section);
     let segment_bytes_max = section.size("segment_bytes_max", "16MiB", ["64KiB", "16MiB"]);
     QueueConfig {
-        dir: section.optional_path("dir").unwrap_or_else(|| state_dir.join("queue")),
+        dir: section.at_start().optional_path("dir").unwrap_or_else(|| state_dir.join("queue")),
         commit_interval: section.duration("commit_interval", "100ms", ["0s", "10s"]),
         limits: LogLimits {
             durability: DURABILITIES[section.choice("durability", &DURABILITIES.map(|d| d.0))].1,

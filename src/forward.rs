@@ -210,6 +210,14 @@ impl<S: Source, W: Wire> Forwarder<S, W> {
         (Self { source, wire, config, pace, troubled: false, apart: None, status }, shown)
     }
 
+    /// Goes on with another configuration.
+    pub fn configure(&mut self, config: ForwardConfig) {
+        if config.backoff != self.config.backoff {
+            self.pace = Pace::new(config.backoff.0, config.backoff.1);
+        }
+        self.config = config;
+    }
+
     /// Sends what is due until nothing is left or everything has to wait.
     pub async fn drain(&mut self) -> Drained {
         self.status.send_modify(|status| status.next_try_at = None);

@@ -220,6 +220,11 @@ impl Link {
         self.send(Outgoing::new(Method::GET, path)).await
     }
 
+    /// GETs `path` unless it is still what `tag` names, an `ETag`: then the answer is 304.
+    pub async fn get_unless(&self, path: &str, tag: &str) -> Result<Answer, SendError> {
+        self.send(Outgoing::new(Method::GET, path).header(header::IF_NONE_MATCH, tag)).await
+    }
+
     /// POSTs a JSON `body` to `path` (below `backend.url`) with this collector's token.
     pub async fn post(&self, path: &str, body: Bytes) -> Result<Answer, SendError> {
         let request = Outgoing::new(Method::POST, path)

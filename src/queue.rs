@@ -185,6 +185,7 @@ enum Command {
     LossesAcknowledged(Vec<u64>),
     Position(String, oneshot::Sender<Option<Bytes>>),
     Look(look::Look),
+    Change(Box<(Duration, LogLimits)>),
     Close(oneshot::Sender<()>),
 }
 
@@ -338,6 +339,17 @@ impl Queue {
         self.ask(|reply| Command::Position(collector.to_owned(), reply)).await
     }
 
+    /// Gives the running queue another commit interval and other limits. What is queued stays, as
+    /// far as the new budget has room for it.
+    pub async fn change_limits(
+        &self,
+        commit_interval: Duration,
+        limits: LogLimits,
+    ) -> Result<(), QueueClosed> {
+        let command = Command::Change(Box::new((commit_interval, limits)));
+        self.commands.send(command).await.map_err(|_| QueueClosed)
+    }
+
     /// Seals what is open and ends the thread.
     pub async fn close(&self) -> Result<(), QueueClosed> {
         self.ask(Command::Close).await
@@ -369,7 +381,7 @@ const TEND_INTERVAL: Duration = Duration::from_secs(1);
 async fn serve<S: Store>(
     mut log: Log<S>,
     mut commands: mpsc::Receiver<Command>,
-    commit_interval: Duration,
+    mut commit_interval: Duration,
 ) {
     let mut held: Option<Command> = None;
     let mut sync_at = None;
@@ -406,6 +418,10 @@ async fn serve<S: Store>(
             Some(command @ Command::Delivered(..)) => {
                 execute(&mut log, command);
                 sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
+            }
+            Some(Command::Change(changed)) => {
+                commit_interval = changed.0;
+                log.change_limits(changed.1);
             }
             Some(Command::Close(reply)) => {
                 log.close(now_ms());
@@ -528,7 +544,7 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
             reply.send(log.position(&collector)).ok();
         }
         Command::Look(look) => look::execute(log, look),
-        Command::Append(..) | Command::Close(_) => {} // handled by `serve`
+        Command::Append(..) | Command::Change(_) | Command::Close(_) => {} // handled by `serve`
     }
 }
 

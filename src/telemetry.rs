@@ -5,15 +5,29 @@ use std::{io::IsTerminal, path::Path, sync::Mutex};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing::Level;
 use tracing_subscriber::{
-    Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
+
+/// Changes what a running log shows.
+#[derive(Debug, Clone)]
+pub struct LogLevel(reload::Handle<Targets, Registry>);
+
+impl LogLevel {
+    /// Everything from `level` on is shown.
+    pub fn set(&self, level: Level) {
+        // The only error is that the log is gone, and then nothing shows.
+        self.0.reload(shown(level)).ok();
+    }
+}
 
 /// Starts the log on standard error: one line per event, in colour on a terminal. A second call
 /// changes nothing.
-pub fn start_log(level: Level) {
+pub fn start_log(level: Level) -> LogLevel {
     let colour = std::io::stderr().is_terminal();
     let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(std::io::stderr);
-    tracing_subscriber::registry().with(lines.with_filter(shown(level))).try_init().ok();
+    let (filter, handle) = reload::Layer::new(shown(level));
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().ok();
+    LogLevel(handle)
 }
 
 /// Starts the log in a file, for a command that uses the terminal for something else.

@@ -345,6 +345,13 @@ async fn a_configuration_is_pulled_by_version() {
     let reply = user.send(put("[collector]\ninterval = = 30\n")).await;
     assert_eq!(reply.refused(422), "config_invalid");
     assert_eq!(reply.json()["details"]["line"], 2);
+    // So is what only the host's own file may say.
+    let reply = user.send(put("[queue]\ndir = \"/q\"\n")).await;
+    assert_eq!(
+        (reply.refused(422).as_str(), &reply.json()["details"]["line"]),
+        ("config_invalid", &json!(2))
+    );
+    assert!(reply.json()["message"].to_string().contains("queue.dir: only the host's own file"));
     assert_eq!(host.client.send(held("\"2\"")).await.status, 304);
     // Users read it too, without a certificate; other collectors do not.
     assert_eq!(user.get(&path, &admin).await.header("x-config-version"), "2");

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use pganalytics::backend::store::{self, MetricQuery, MetricRow, Page, Push, Store, StoreError};
+use pganalytics::backend::store::{
+    self, ConfigOutcome, MetricQuery, MetricRow, Page, Push, Store, StoreError,
+};
 use refinery::Target;
 use uuid::Uuid;
 
@@ -55,6 +57,7 @@ fn batch(id: &str) -> Push {
         metrics,
         rejected: None,
         report: None,
+        config: ConfigOutcome::default(),
         lost: vec![],
     }
 }

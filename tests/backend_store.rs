@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
-    self, Audit, Enrolment, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push,
-    Pushed, Renewal, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
+    self, Audit, ConfigOutcome, Enrolment, KeptConfig, LostRows, MetricQuery, MetricRow, NewConfig,
+    NewUser, Page, Push, Pushed, Renewal, Role, Rotate, Rotation, Session, Store, StoreError,
+    StoredMetric,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -132,6 +133,7 @@ fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> 
         metrics,
         rejected: None,
         report: None,
+        config: ConfigOutcome::default(),
         lost: vec![],
     }
 }
@@ -497,9 +499,36 @@ async fn configurations_are_numbered(opened: Opened) {
     assert_eq!((kept.total, kept.rows[0].version), (2, 2));
     let pushed = store.push(push(collector_id, None, vec![])).await.expect("push");
     assert_eq!(pushed.config_version, 2);
+    configurations_have_an_outcome(store, collector_id).await;
     let unknown = NewConfig { collector_id: Uuid::nil(), ..config("d") };
     let refused = store.next_config(unknown).await;
     assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+}
+
+/// What an agent says of a version is kept with it: when it was first in force, and why it is not.
+async fn configurations_have_an_outcome(store: &Arc<dyn Store>, collector_id: Uuid) {
+    let say = async |applied, refused: Option<(i64, &str)>, at: &str| {
+        let refused = refused.map(|(version, error)| (version, error.to_owned()));
+        let config = ConfigOutcome { applied, refused };
+        let received_at = at.parse().expect("a time");
+        let push = Push { config, received_at, ..push(collector_id, None, vec![]) };
+        store.push(push).await.expect("push");
+        let kept = store.config_versions(collector_id, Page::first(9)).await.expect("versions");
+        let outcome =
+            |row: &KeptConfig| (row.applied_at.map(|at| at.to_string()), row.error.clone());
+        kept.rows.iter().map(outcome).collect::<Vec<_>>()
+    };
+    let (one, two) = ("2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z");
+    let at = |time: &str| Some(time.to_owned());
+    let error = |text: &str| Some(text.to_owned());
+    let said = say(Some(1), Some((2, "no")), one).await;
+    assert_eq!(said, [(None, error("no")), (at(one), None)]);
+    let said = say(Some(1), Some((2, "never")), two).await;
+    assert_eq!(said, [(None, error("never")), (at(one), None)], "the first time stays");
+    let said = say(Some(2), None, two).await;
+    assert_eq!(said, [(at(two), None), (at(one), None)], "taken after all");
+    let said = say(Some(7), Some((8, "unknown versions")), two).await;
+    assert_eq!(said, [(at(two), None), (at(one), None)]);
 }
 
 async fn user(store: &Arc<dyn Store>) -> i64 {

@@ -30,6 +30,7 @@ impl Subject for Still {
             version: "0".to_owned(),
             pid: 1,
             started_at: Timestamp::UNIX_EPOCH,
+            config: Default::default(),
             config_file: PathBuf::new(),
             collector_id: "c-1".to_owned(),
             hostname: "db.example".to_owned(),

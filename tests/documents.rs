@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use pganalytics::backend::BackendConfig;
+use pganalytics::config::Config;
+use pganalytics::config::reader::Change;
 use pganalytics::link::failure_reasons;
 
 /// Every reason why nothing is delivered has its row among those for operators.
@@ -30,4 +32,36 @@ fn configuration_document_has_every_backend_key() {
         .filter(|row| !text.contains(row))
         .collect();
     assert!(missing.is_empty(), "rows are missing:\n{}", missing.join("\n"));
+}
+
+/// The rows of a section of the configuration document, without the table's head.
+fn rows(heading: &str) -> Vec<String> {
+    let text = document("docs/CONFIGURATION.md");
+    let (_, rest) = text.split_once(&format!("\n### {heading}\n")).expect(heading);
+    let section = rest.split("\n#").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with("| `")).map(str::to_owned);
+    sorted(rows.collect())
+}
+
+fn sorted(mut rows: Vec<String>) -> Vec<String> {
+    rows.sort();
+    rows
+}
+
+/// The keys that take effect at a start only are listed, and no others are.
+#[test]
+fn configuration_document_says_what_takes_a_restart() {
+    let keys = Config::keys().into_iter().filter(|key| key.change == Change::Restart);
+    let expected = sorted(keys.map(|key| format!("| `{}` |", key.path())).collect());
+    assert_eq!(rows("What takes a restart"), expected, "{}", expected.join("\n"));
+}
+
+/// The keys that a backend cannot set are listed with the reason, and no others are.
+#[test]
+fn configuration_document_says_what_is_the_hosts() {
+    let keys = Config::keys();
+    let local =
+        keys.iter().filter_map(|key| key.local.map(|why| format!("| `{}` | {why} |", key.path())));
+    let expected = sorted(local.collect());
+    assert_eq!(rows("What the backend may set"), expected, "{}", expected.join("\n"));
 }

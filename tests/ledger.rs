@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pganalytics::agent::{LinkWire, QueueSource};
+use pganalytics::agent::{ConfigState, LinkWire, QueueSource};
 use pganalytics::forward::{Drained, ForwardConfig, Forwarder};
 use pganalytics::link::Link;
 use pganalytics::metric::envelope::{LostRange, PushRequest};
@@ -61,7 +61,9 @@ async fn a_loss_is_said_until_the_backend_has_heard_it() {
         gzip_level: 6,
         backoff: (Duration::from_secs(1), Duration::from_secs(300)),
     };
-    let source = QueueSource { queue: queue.clone(), link: Arc::clone(&link) };
+    let config_state = ConfigState::default();
+    let source =
+        QueueSource { queue: queue.clone(), link: Arc::clone(&link), config: config_state };
     let (mut forwarder, _status) = Forwarder::new(source, LinkWire(link), config);
     let append = async |records: Vec<NewRecord>, rejected| {
         let group = Group { rejected, ..Group::of(records) };

@@ -41,7 +41,9 @@ mod link_renew; // a new certificate before the end of the old, and whatever goe
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger
+mod remote_config; // the backend changes an agent's configuration
 mod refused; // what the backend does not take is found, and put aside by itself
+mod reload; // another configuration while the agent runs
 mod replay; // what is sent again: refilling, dead hosts, dead letters, kills in the middle
 mod replay_dead; // dead letters get another chance
 mod scrape; // what a Prometheus scraper finds at the control socket

@@ -77,6 +77,14 @@ impl Collections {
         all.iter().map(|(name, status)| ((*name).to_owned(), status.clone())).collect()
     }
 
+    /// A collector does not run any more: what was wrong with it is not wrong now.
+    pub(super) fn ended(&self, name: &'static str) {
+        self.change(name, |status| {
+            status.error = None;
+            status.blocked_since = None;
+        });
+    }
+
     fn change(&self, name: &'static str, change: impl FnOnce(&mut CollectorStatus)) {
         change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
     }

@@ -6,13 +6,16 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::letter;
+use super::{letter, reload::ConfigState};
 use crate::{
     forward::{Outgoing, Refused, Source, Wire, WireAnswer, WireError},
     link::{Link, Push},
     metric::envelope::{AgentInfo, Backlog, LostRange},
     queue::{Batch, BatchKey, Loss, Queue},
 };
+
+/// The most characters of a refusal that travel with each push.
+const CONFIG_ERROR_MAX: usize = 2_000;
 
 /// Batches come from the queue.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct QueueSource {
     pub queue: Queue,
     /// For the clock's offset.
     pub link: Arc<Link>,
+    /// For the configuration in force.
+    pub config: ConfigState,
 }
 
 /// Batches travel over the link.
@@ -57,10 +62,14 @@ impl Source for QueueSource {
     async fn agent_info(&self) -> Option<AgentInfo> {
         let status = self.queue.status().await.ok()?;
         let lost = self.queue.losses_to_send().await.ok()?;
+        let config = self.config.snapshot();
+        let refused = config.refused.as_ref();
+        let error = refused.map(|refused| &refused.error).or(config.file_error.as_ref());
         Some(AgentInfo {
             queue_id: status.queue_id,
-            config_version: 0,
-            config_error: None,
+            config_version: config.version,
+            config_error: error.map(|error| error.chars().take(CONFIG_ERROR_MAX).collect()),
+            config_error_version: refused.map(|refused| refused.version),
             clock_offset_ms: self.link.clock_offset_ms(),
             backlog: Backlog {
                 segments: status.segments,

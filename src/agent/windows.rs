@@ -13,8 +13,13 @@ const FOUND_MAX: Duration = Duration::from_secs(120);
 /// Windows of `interval`, which end at another part of it on each host. All parts are equally
 /// likely, so a backend of many agents is asked as often in one second as in any other.
 pub fn windows(interval: Duration, queue_id: Uuid) -> Schedule {
+    Schedule::new(interval, interval.mul_f64(spread(queue_id)))
+}
+
+/// The part of an interval that is this host's, from 0 to 1.
+pub(super) fn spread(queue_id: Uuid) -> f64 {
     let part = u32::try_from(queue_id.as_u128() % 10_000).unwrap_or(0);
-    Schedule::new(interval, interval.mul_f64(f64::from(part) / 10_000.0))
+    f64::from(part) / 10_000.0
 }
 
 /// How long a start leaves what it finds where it is. `draw` is from 0 to 1.

@@ -29,9 +29,9 @@ mod rows;
 mod sqlite;
 
 pub use rows::{
-    Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role, Rotate, Rotation, Server,
-    Session, StoredMetric, User,
+    Account, Audit, Collector, ConfigOutcome, Credentials, Enrolment, KeptConfig, Listing,
+    LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role,
+    Rotate, Rotation, Server, Session, StoredMetric, User,
 };
 
 /// Holes of one answer at most.

@@ -2,8 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use super::EXIT_USAGE;
-use crate::config::Config;
+use super::{EXIT_USAGE, run::identity};
+use crate::{
+    agent::Setup,
+    config::{Config, reader::ConfigError},
+};
 
 /// What can be done with configuration files.
 #[derive(Debug, clap::Subcommand)]
@@ -16,6 +19,14 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Print the configuration that a start takes: every key with its value, and who has set it.
+    ///
+    /// The file, and over it the last good configuration of the backend. Secrets are not shown.
+    Show {
+        /// The file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 /// The file that `config init` prints.
@@ -23,6 +34,10 @@ pub const SAMPLE: &str = include_str!("../../config.sample.toml");
 
 /// Runs the command.
 pub fn run(command: &Command) -> ExitCode {
+    let refused = |error: ConfigError| {
+        eprintln!("{error}");
+        ExitCode::from(EXIT_USAGE)
+    };
     match command {
         Command::Init => {
             print!("{SAMPLE}");
@@ -33,10 +48,23 @@ pub fn run(command: &Command) -> ExitCode {
                 println!("{}: fine", config.display());
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::from(EXIT_USAGE)
+            Err(error) => refused(error),
+        },
+        Command::Show { config } => match Setup::load(config) {
+            Ok(setup) => {
+                let id = identity(&setup.loaded.config).map(|identity| identity.collector_id);
+                // A host that is not registered has nothing of a backend.
+                let setup = setup.with_kept(&id.unwrap_or_default());
+                let over = setup.layers.remote.as_ref().map(|remote| remote.name());
+                println!(
+                    "# {}, over it: {}",
+                    config.display(),
+                    over.as_deref().unwrap_or("nothing")
+                );
+                print!("{}", setup.loaded.show());
+                ExitCode::SUCCESS
             }
+            Err(error) => refused(error),
         },
     }
 }

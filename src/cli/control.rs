@@ -44,8 +44,6 @@ pub async fn serve(
         hostname: config.agent.hostname.clone(),
         url: config.link.url.clone(),
         verified: config.link.tls.verify,
-        collectors: timings(&config.collectors),
-        intake: config.intake.as_ref().map(|intake| intake.listen.to_string()),
     };
     let queue = view.queue.clone();
     let sources = Sources { queue, agent: Shown { view, facts }, metrics };
@@ -74,8 +72,6 @@ struct Facts {
     hostname: String,
     url: String,
     verified: bool,
-    collectors: Vec<(&'static str, Option<Timing>)>,
-    intake: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -111,6 +107,7 @@ impl Subject for Shown {
                 token_expires_at: self.view.link.token_expires_at(),
             },
             collectors: self.collectors(),
+            config: self.view.config_state.snapshot(),
             intake: self.intake(),
         }
     }
@@ -134,9 +131,10 @@ impl Subject for Shown {
 
 impl Shown {
     fn intake(&self) -> Option<IntakeStatus> {
-        let counts = self.view.intake.as_ref()?.counts();
+        let listen = self.view.config.borrow().intake.as_ref()?.listen.to_string();
+        let counts = self.view.intake.counts();
         Some(IntakeStatus {
-            listen: counts.listen.or_else(|| self.facts.intake.clone()).unwrap_or_default(),
+            listen: counts.listen.unwrap_or(listen),
             error: counts.error,
             connections: counts.connections,
             requests: counts.requests,
@@ -167,7 +165,7 @@ impl Shown {
                 blocked_since: status.blocked_since,
             }
         };
-        self.facts.collectors.iter().map(show).collect()
+        timings(&self.view.config.borrow().collectors).iter().map(show).collect()
     }
 }
 

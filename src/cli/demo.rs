@@ -16,11 +16,10 @@ use tempfile::TempDir;
 
 use self::{account::Account, screen::Screen};
 use crate::{
-    agent::Agent,
+    agent::{Agent, Setup},
     backend::{Backend, BackendConfig, Running},
     clock,
     collect::postgres::PgConnection,
-    config::Config,
     link::register::{Contact, Registration, register},
     shutdown, telemetry, units,
 };
@@ -75,11 +74,12 @@ async fn perform(args: Args) -> anyhow::Result<Account> {
     telemetry::start_log_file(&place.path.join("demo.log"), tracing::Level::INFO)?;
     let backend_config = backend_config(&place.path);
     let backend = start_backend(backend_config).await?;
-    let config = enrol(&backend, &place.path).await?;
+    let setup = enrol(&backend, &place.path).await?;
+    let config = setup.loaded.config.clone();
     let identity = crate::link::Identity::load(&config.agent.state_dir)?;
     let collector_id = identity.collector_id.parse().context("the collector's id")?;
     let begun = clock::now();
-    let agent = Agent::start(&config, identity).await?;
+    let agent = Agent::start(setup, identity).await?;
     let mut screen = Screen::new(&place.path, &config, &backend);
     let ended = play(&args, backend, &agent, &mut screen).await;
     screen.note("stopping: the last window is pushed");
@@ -170,7 +170,7 @@ async fn start_backend(config: BackendConfig) -> anyhow::Result<Running> {
 }
 
 /// Writes the agent's configuration and registers the agent, as an operator would.
-async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Config> {
+async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Setup> {
     let agent_dir = dir.join("agent");
     fs_err::create_dir_all(&agent_dir)?;
     let hostname = hostname();
@@ -189,7 +189,8 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Config> {
     );
     let file = dir.join("agent.toml");
     fs_err::write(&file, &text)?;
-    let config = Config::read(&file, &text)?;
+    let setup = Setup::load(&file)?;
+    let config = &setup.loaded.config;
     let registration = Registration {
         link: config.link.clone(),
         state_dir: config.agent.state_dir.clone(),
@@ -199,7 +200,7 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Config> {
         secret: backend.registration_secret().clone(),
     };
     register(&registration).await.context("the agent does not register")?;
-    Ok(config)
+    Ok(setup)
 }
 
 /// The configuration of the PostgreSQL collectors, when there is a server to ask.

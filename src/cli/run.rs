@@ -2,28 +2,44 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{ConfigFile, EXIT_USAGE, block_on, control, file_and};
+use super::{ConfigFile, EXIT_USAGE, block_on, control, named};
 use crate::{
-    agent::{Agent, StartError},
+    agent::{Agent, Setup, StartError},
     config::Config,
     link::{Identity, LinkError},
-    shutdown, telemetry, units,
+    shutdown::{Asked, Signals},
+    telemetry, units,
 };
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
 pub fn run(file: &ConfigFile) -> ExitCode {
-    file_and(file, |path, config| {
-        telemetry::start_log(config.log_level);
-        block_on(run_agent(path, config))
+    named(file, |path| match Setup::load(path) {
+        Ok(setup) => {
+            let log = telemetry::start_log(setup.loaded.config.log_level);
+            block_on(run_agent(path, Setup { log: Some(log), ..setup }))
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_USAGE)
+        }
     })
 }
 
-async fn run_agent(path: &Path, config: Config) -> ExitCode {
+async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
+    // Before anything else: a SIGHUP that nobody hears ends the process.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("agent run: cannot hear signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let counters = telemetry::start_counters();
+    let config = setup.loaded.config.clone();
     let started = match identity(&config) {
         Ok(identity) => {
             let collector_id = identity.collector_id.clone();
-            Agent::start(&config, identity).await.map(|agent| (agent, collector_id))
+            Agent::start(setup, identity).await.map(|agent| (agent, collector_id))
         }
         Err(error) => Err(StartError::Link(error)),
     };
@@ -49,15 +65,29 @@ async fn run_agent(path: &Path, config: Config) -> ExitCode {
     let control = control::serve(agent.view(), about, collector_id, counters)
         .await
         .inspect_err(|error| tracing::error!(%error, "nobody can ask this agent"));
-    match shutdown::signalled().await {
-        Ok(signal) => tracing::info!(signal, "stopping"),
-        Err(error) => tracing::error!(%error, "cannot hear signals; stopping"),
+    let view = agent.view();
+    let signal = loop {
+        match signals.next().await {
+            Asked::Stop(signal) => break signal,
+            // A refusal is in the log and in the status.
+            Asked::Reload => _ = view.reload.now().await,
+        }
+    };
+    tracing::info!(signal, "stopping");
+    let deadline = view.config.borrow().shutdown_deadline;
+    let stop = async {
+        if let Ok(control) = control {
+            control.stop().await;
+        }
+        agent.stop(deadline).await;
+    };
+    tokio::select! {
+        () = stop => tracing::info!("stopped"),
+        signal = signals.stopped() => {
+            // As after kill -9: what was acknowledged is in the queue's files.
+            tracing::warn!(signal, "leaving at once; what is not delivered is on disk");
+        }
     }
-    if let Ok(control) = control {
-        control.stop().await;
-    }
-    agent.stop(config.shutdown_deadline).await;
-    tracing::info!("stopped");
     ExitCode::SUCCESS
 }
 

@@ -13,8 +13,8 @@ use super::screen::{Screen, count, counted, right, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{
-    BackendStatus, CertificateStatus, Client, ClientError, CollectorStatus, Forwarding,
-    IntakeStatus, Status,
+    AgentStatus, BackendStatus, CertificateStatus, Client, ClientError, CollectorStatus,
+    Forwarding, IntakeStatus, RemoteState, Status,
 };
 use crate::queue::QueueStatus;
 use crate::units;
@@ -92,6 +92,16 @@ fn concerns(status: &Status, now: Timestamp) -> Vec<String> {
     if let Some(error) = agent.intake.as_ref().and_then(|intake| intake.error.as_ref()) {
         found.push(format!("other programs cannot push: {error}"));
     }
+    if let Some(refused) = &agent.config.refused {
+        let version = refused.version;
+        found.push(format!("configuration {version} of the backend is refused, see above"));
+    }
+    if agent.config.file_error.is_some() {
+        found.push("the configuration file is refused; the one in force stays".to_owned());
+    }
+    if !agent.config.needs_restart.is_empty() {
+        found.push(format!("needs a restart: {}", agent.config.needs_restart.join(", ")));
+    }
     let failing = agent.collectors.iter().filter(|collector| collector.last_error.is_some());
     found.extend(failing.map(|collector| format!("collector {} fails, see below", collector.name)));
     let blocked = agent.collectors.iter().filter(|collector| collector.blocked_since.is_some());
@@ -125,14 +135,14 @@ fn troubled_certificate(own: &CertificateStatus, now: Timestamp) -> Option<Strin
 fn page(screen: &Screen, status: &Status) -> String {
     let agent = &status.agent;
     let mut text = format!(
-        "agent      {} {}, pid {}, up {}, {}\n",
+        "agent      {} {}, pid {}, up {}\n",
         agent.version,
         agent.hostname,
         agent.pid,
         screen.age(agent.started_at),
-        agent.config_file.display(),
     );
     let _ = writeln!(text, "collector  {}", agent.collector_id);
+    text.push_str(&config(screen, agent));
     text.push_str(&backend(screen, &agent.backend));
     text.push_str(&queue(screen, &status.queue));
     text.extend(agent.intake.as_ref().map(intake));
@@ -141,6 +151,33 @@ fn page(screen: &Screen, status: &Status) -> String {
     }
     text.push('\n');
     text.push_str(&collectors(screen, &agent.collectors));
+    text
+}
+
+/// The configuration in force, and what was refused.
+fn config(screen: &Screen, agent: &AgentStatus) -> String {
+    let (config, file) = (&agent.config, agent.config_file.display());
+    let since = config.applied_at.map(|at| format!(", in force for {}", screen.age(at)));
+    let mut text = format!("config     {file}{}\n", since.unwrap_or_default());
+    let asked = config.asked_at.map(|at| format!(" (asked {} ago)", screen.age(at)));
+    let asked = asked.unwrap_or_default();
+    let _ = match (config.remote, config.version) {
+        (RemoteState::Off, _) => writeln!(text, "           the backend is not asked for another"),
+        (RemoteState::Absent, 0) => writeln!(text, "           the backend has none{asked}"),
+        (_, 0) => writeln!(text, "           nothing of the backend over it{asked}"),
+        (_, version) => {
+            let keys = match config.remote_keys.as_slice() {
+                [] => "no key".to_owned(),
+                keys => keys.join(", "),
+            };
+            writeln!(text, "           version {version} of the backend over it{asked}: {keys}")
+        }
+    };
+    let refused = config.refused.iter().map(|refused| &refused.error);
+    for error in config.file_error.iter().chain(refused) {
+        let error = error.trim_end().replace('\n', "\n           ");
+        let _ = writeln!(text, "           {error}");
+    }
     text
 }
 
@@ -267,7 +304,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cli::screen::Look;
-    use crate::control::AgentStatus;
+    use crate::control::{ConfigStatus, RefusedConfig};
     use crate::queue::Counts;
 
     fn at(text: &str) -> Timestamp {
@@ -317,6 +354,14 @@ pub(super) mod tests {
             collector_id: "0b0e8f4c-0000-4000-8000-000000000001".to_owned(),
             hostname: "db.example".to_owned(),
             backend,
+            config: ConfigStatus {
+                applied_at: Some(at("2026-11-20T12:00:00Z")),
+                version: 7,
+                remote_keys: vec!["collector.interval".into(), "pg_log.enabled".into()],
+                asked_at: Some(at("2026-11-21T11:58:00Z")),
+                last_answer: Some("nothing new".into()),
+                ..ConfigStatus::default()
+            },
             collectors: vec![collector("sysstat", 1_440), collector("pg_stats", 4_320)],
             intake: Some(IntakeStatus {
                 listen: "unix:/run/pganalytics/intake.sock".to_owned(),
@@ -375,6 +420,17 @@ pub(super) mod tests {
             error: Some("127.0.0.1:9187: address already in use".to_owned()),
             ..IntakeStatus::default()
         });
+        status.agent.config.file_error = Some(
+            "agent.toml:3: queue.bytes_max = 1: is not allowed\n  hint: a size such as ...".into(),
+        );
+        status.agent.config.refused = Some(RefusedConfig {
+            version: 8,
+            error: "configuration 8 of the backend:2: backend.url: only the host's own file may \
+                    set it\n  hint: leave it out"
+                .into(),
+            at: at("2026-11-21T11:58:00Z"),
+        });
+        status.agent.config.needs_restart = vec!["queue.dir".into(), "backend.url".into()];
         let [sysstat, pg_stats] = &mut status.agent.collectors[..] else { panic!("two") };
         sysstat.enabled = false;
         pg_stats.last_error = Some("connect to /run/postgresql: refused; hint: start it".into());
@@ -396,7 +452,7 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_is_named() {
-        assert_eq!(concerns(&troubled(), screen(80).now).len(), 9);
+        assert_eq!(concerns(&troubled(), screen(80).now).len(), 12);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
     }
 

@@ -54,7 +54,7 @@ pub enum StartAt {
 }
 
 /// What to read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PgLogConfig {
     /// The server that is asked for what is not given here; its database names the metrics.
     pub connection: PgConnection,

@@ -35,7 +35,7 @@ const RELATION_SIZES_MAX: usize = 1_000;
 const SIZE_RETRY: Duration = Duration::from_secs(60);
 
 /// What to collect.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PgStatsConfig {
     /// The server and the maintenance database.
     pub connection: PgConnection,

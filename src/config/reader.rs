@@ -3,13 +3,19 @@
 //! Each getter names its key, its default and its range, so that one pass over a file gives the
 //! values, all the mistakes at once, and the list of keys that exist ([`Key`]) for the sample file.
 //! Section and key names are case sensitive.
+//!
+//! A second text may lie over the first, key by key: what the backend wants of this agent over what
+//! its host says. Keys that only the host may set are marked where they are read
+//! ([`Section::local`]); paths and secrets are such by themselves.
 
 use std::{
     collections::BTreeMap,
     fmt,
+    hash::{BuildHasher, RandomState},
     net::SocketAddr,
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -24,11 +30,28 @@ use crate::units;
 /// A TOML document being read. Ask for every key, then call [`Document::finish`].
 #[derive(Debug)]
 pub struct Document<'t> {
+    /// The host's file, and what lies over it.
+    layers: Vec<Layer<'t>>,
+    keys: Vec<Key>,
+    problems: Vec<Problem>,
+}
+
+/// One text of a [`Document`].
+#[derive(Debug)]
+struct Layer<'t> {
+    origin: Origin,
     file: PathBuf,
     text: &'t str,
     root: DeTable<'t>,
-    keys: Vec<Key>,
-    problems: Vec<Problem>,
+}
+
+/// A text and the name that messages give it.
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'t> {
+    /// The file's name, or what stands for it.
+    pub file: &'t Path,
+    /// TOML.
+    pub text: &'t str,
 }
 
 /// One section of a [`Document`]; a section that the file lacks gives defaults.
@@ -36,6 +59,38 @@ pub struct Document<'t> {
 pub struct Section<'a, 't> {
     document: &'a mut Document<'t>,
     name: &'static str,
+    /// Holds for every key of the section.
+    marks: Marks,
+    /// Holds for the next key.
+    next: Marks,
+}
+
+/// What is special about a key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Marks {
+    local: Option<&'static str>,
+    change: Change,
+}
+
+/// Who has set a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody.
+    Default,
+    /// The host's own file.
+    File,
+    /// The backend.
+    Remote,
+}
+
+/// When a changed key takes effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Change {
+    /// At once.
+    #[default]
+    Live,
+    /// At the next start.
+    Restart,
 }
 
 /// A key that the program knows, as it was asked for.
@@ -47,6 +102,16 @@ pub struct Key {
     pub name: &'static str,
     /// The default as TOML text, `"1GiB"`.
     pub default: String,
+    /// The value in force as TOML text; that of a secret is not told.
+    pub value: String,
+    /// Who has set it.
+    pub origin: Origin,
+    /// Why only the host's own file may set it; `None` when the backend may, too.
+    pub local: Option<&'static str>,
+    /// When a changed value takes effect.
+    pub change: Change,
+    /// The value as it was understood: `60` and `"1min"` are one.
+    meaning: String,
 }
 
 /// A configuration that cannot be used, with every mistake found in it.
@@ -61,6 +126,8 @@ pub struct ConfigError {
 /// One mistake in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    /// The file it is in.
+    pub file: PathBuf,
     /// The line, from 1; `None` when the file as a whole is meant.
     pub line: Option<usize>,
     /// What is wrong, with the key and the value.
@@ -73,7 +140,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             let separator = if n == 0 { "" } else { "\n" };
-            write!(f, "{separator}{}", self.file.display())?;
+            write!(f, "{separator}{}", problem.file.display())?;
             if let Some(line) = problem.line {
                 write!(f, ":{line}")?;
             }
@@ -95,73 +162,113 @@ pub fn read_text(file: &Path) -> Result<String, ConfigError> {
     })
 }
 
-impl<'t> Document<'t> {
-    /// Parses `text`, which came from `file`.
-    pub fn parse(file: &Path, text: &'t str) -> Result<Self, ConfigError> {
+impl Key {
+    /// Its name with its section: `queue.bytes_max`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// Whether both values mean the same.
+    pub fn means(&self, other: &Self) -> bool {
+        self.meaning == other.meaning
+    }
+}
+
+impl<'t> Layer<'t> {
+    fn parse(origin: Origin, Text { file, text }: Text<'t>) -> Result<Self, ConfigError> {
         let parsed = DeTable::parse(text).map_err(|error| ConfigError {
             file: file.to_owned(),
             problems: vec![Problem {
+                file: file.to_owned(),
                 line: error.span().map(|span| line_of(text, &span)),
                 message: format!("not valid TOML: {}", error.message()),
                 hint: "strings need quotes, sections stand in [brackets]".to_owned(),
             }],
         })?;
-        Ok(Self {
-            file: file.to_owned(),
-            text,
-            root: parsed.into_inner(),
-            keys: Vec::new(),
-            problems: Vec::new(),
-        })
+        Ok(Self { origin, file: file.to_owned(), text, root: parsed.into_inner() })
+    }
+
+    fn get(&self, section: &str, key: &str) -> Option<&Spanned<DeValue<'t>>> {
+        self.root.get(section)?.get_ref().as_table()?.get(key)
+    }
+
+    fn source_of(&self, value: &Spanned<DeValue<'t>>) -> &'t str {
+        self.text.get(value.span()).unwrap_or_default()
+    }
+
+    fn problem(&self, at: &Range<usize>, message: String, hint: String) -> Problem {
+        Problem { file: self.file.clone(), line: Some(line_of(self.text, at)), message, hint }
+    }
+}
+
+impl<'t> Document<'t> {
+    /// Parses `text`, which came from `file`.
+    pub fn parse(file: &'t Path, text: &'t str) -> Result<Self, ConfigError> {
+        Self::layered(Text { file, text }, None)
+    }
+
+    /// Parses the host's file and what the backend lays over it.
+    pub fn layered(own: Text<'t>, remote: Option<Text<'t>>) -> Result<Self, ConfigError> {
+        let mut layers = vec![Layer::parse(Origin::File, own)?];
+        if let Some(remote) = remote {
+            layers.push(Layer::parse(Origin::Remote, remote)?);
+        }
+        Ok(Self { layers, keys: Vec::new(), problems: Vec::new() })
     }
 
     /// The section `[name]`.
     pub fn section(&mut self, name: &'static str) -> Section<'_, 't> {
-        if let Some(value) = self.root.get(name)
-            && !value.get_ref().is_table()
-        {
-            let line = Some(line_of(self.text, &value.span()));
-            let message = format!("{name}: a section was expected");
-            self.problems.push(Problem { line, message, hint: format!("write [{name}]") });
+        for layer in &self.layers {
+            if let Some(value) = layer.root.get(name)
+                && !value.get_ref().is_table()
+            {
+                let message = format!("{name}: a section was expected");
+                let problem = layer.problem(&value.span(), message, format!("write [{name}]"));
+                self.problems.push(problem);
+            }
         }
-        Section { document: self, name }
+        Section { document: self, name, marks: Marks::default(), next: Marks::default() }
     }
 
     /// Ends the reading: unknown sections and keys are mistakes too. Returns the known keys.
     pub fn finish(mut self) -> Result<Vec<Key>, ConfigError> {
-        self.report_unknown();
+        for layer in &self.layers {
+            report_unknown(layer, &self.keys, &mut self.problems);
+        }
         if self.problems.is_empty() {
             return Ok(self.keys);
         }
         self.problems.sort_by_key(|problem| problem.line);
-        Err(ConfigError { file: self.file, problems: self.problems })
+        let file = self.layers.pop().map(|layer| layer.file).unwrap_or_default();
+        Err(ConfigError { file, problems: self.problems })
     }
 
-    fn report_unknown(&mut self) {
-        let mut known: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for key in &self.keys {
-            known.entry(key.section).or_default().push(key.name);
-        }
-        for (section, value) in &self.root {
-            let name: &str = section.get_ref();
-            let Some(keys) = known.get(name) else {
-                let near = nearest(name, known.keys().copied());
-                self.problems.push(Problem {
-                    line: Some(line_of(self.text, &section.span())),
-                    message: format!("[{name}]: unknown section"),
-                    hint: near_hint(near, &known.keys().copied().collect::<Vec<_>>()),
-                });
-                continue;
-            };
-            for key in value.get_ref().as_table().into_iter().flat_map(|table| table.keys()) {
-                let key_name: &str = key.get_ref();
-                if !keys.contains(&key_name) {
-                    self.problems.push(Problem {
-                        line: Some(line_of(self.text, &key.span())),
-                        message: format!("{name}.{key_name}: unknown key"),
-                        hint: near_hint(nearest(key_name, keys.iter().copied()), keys),
-                    });
-                }
+    /// The value that counts, and its layer.
+    fn get(&self, section: &str, key: &str) -> Option<(&Layer<'t>, &Spanned<DeValue<'t>>)> {
+        self.layers.iter().rev().find_map(|layer| Some((layer, layer.get(section, key)?)))
+    }
+}
+
+fn report_unknown(layer: &Layer<'_>, keys: &[Key], problems: &mut Vec<Problem>) {
+    let mut known: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for key in keys {
+        known.entry(key.section).or_default().push(key.name);
+    }
+    for (section, value) in &layer.root {
+        let name: &str = section.get_ref();
+        let Some(keys) = known.get(name) else {
+            let near = nearest(name, known.keys().copied());
+            let hint = near_hint(near, &known.keys().copied().collect::<Vec<_>>());
+            let message = format!("[{name}]: unknown section");
+            problems.push(layer.problem(&section.span(), message, hint));
+            continue;
+        };
+        for key in value.get_ref().as_table().into_iter().flat_map(|table| table.keys()) {
+            let key_name: &str = key.get_ref();
+            if !keys.contains(&key_name) {
+                let hint = near_hint(nearest(key_name, keys.iter().copied()), keys);
+                let message = format!("{name}.{key_name}: unknown key");
+                problems.push(layer.problem(&key.span(), message, hint));
             }
         }
     }
@@ -170,16 +277,38 @@ impl<'t> Document<'t> {
 impl ConfigError {
     /// A mistake of the file as a whole.
     pub fn whole(file: &Path, message: String, hint: String) -> Self {
-        Self { file: file.to_owned(), problems: vec![Problem { line: None, message, hint }] }
+        let problem = Problem { file: file.to_owned(), line: None, message, hint };
+        Self { file: file.to_owned(), problems: vec![problem] }
     }
 }
 
 impl<'t> Section<'_, 't> {
+    /// Only the host's own file may set the next key, for the reason `why`.
+    #[must_use]
+    pub fn local(&mut self, why: &'static str) -> &mut Self {
+        self.next.local = Some(why);
+        self
+    }
+
+    /// A change of the next key takes effect at the next start.
+    #[must_use]
+    pub fn at_start(&mut self) -> &mut Self {
+        self.next.change = Change::Restart;
+        self
+    }
+
+    /// [`Section::local`] and [`Section::at_start`] for every key of the section.
+    #[must_use]
+    pub fn all_local_at_start(mut self, why: &'static str) -> Self {
+        self.marks = Marks { local: Some(why), change: Change::Restart };
+        self
+    }
+
     /// A string, `default` when it is absent.
     pub fn text(&mut self, key: &'static str, default: &str) -> String {
-        self.know(key, format!("{default:?}"));
-        self.read(key, "a string in quotes", |value| value.as_str().map(str::to_owned))
-            .unwrap_or_else(|| default.to_owned())
+        let take = |value: &DeValue<'_>| value.as_str().map(str::to_owned);
+        let known = self.know(key, format!("{default:?}"));
+        self.read(known, "a string in quotes", default.to_owned(), take)
     }
 
     /// A string that may be absent; an empty string counts as absent.
@@ -187,122 +316,123 @@ impl<'t> Section<'_, 't> {
         Some(self.text(key, "")).filter(|text| !text.is_empty())
     }
 
-    /// A secret: its value never appears in a message.
+    /// A secret: its value never appears in a message, and only the host's own file may set it.
     pub fn secret(&mut self, key: &'static str) -> SecretString {
-        self.know(key, "\"\"".to_owned());
-        let text = self.get(key).map(|value| value.get_ref().as_str().map(str::to_owned));
-        match text {
-            Some(Some(secret)) => SecretString::from(secret),
-            Some(None) => {
-                self.problem(key, None, "is not a string", "put it in quotes");
-                SecretString::from("")
-            }
-            None => SecretString::from(""),
+        self.next.local = self.next.local.or(Some("is a credential"));
+        let known = self.know(key, "\"\"".to_owned());
+        let found = self.document.get(self.name, key);
+        let secret = found.map(|(_, value)| value.get_ref().as_str().map(str::to_owned));
+        if secret == Some(None) {
+            self.problem(key, None, "is not a string", "put it in quotes");
         }
+        let secret = secret.flatten().unwrap_or_default();
+        let told = if secret.is_empty() { "\"\"" } else { "\"(not shown)\"" };
+        self.note(known, Some(told), mark_of(&secret));
+        SecretString::from(secret)
     }
 
-    /// A file or directory name.
+    /// A file or directory name. Only the host's own file may set it.
     pub fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        self.next.local = self.next.local.or(Some("is a path on the host"));
         PathBuf::from(self.text(key, default))
     }
 
     /// A file or directory name that may be absent or empty.
     pub fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
-        self.optional_text(key).map(PathBuf::from)
+        Some(self.path(key, "")).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// `true` or `false`.
     pub fn boolean(&mut self, key: &'static str, default: bool) -> bool {
-        self.know(key, default.to_string());
-        self.read(key, "true or false", DeValue::as_bool).unwrap_or(default)
+        let known = self.know(key, default.to_string());
+        self.read(known, "true or false", default, DeValue::as_bool)
     }
 
     /// A whole number within `range`.
     pub fn integer(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
-        self.know(key, default.to_string());
+        let known = self.know(key, default.to_string());
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        self.read(key, &expected, |value| integer_of(value).filter(|n| range.contains(n)))
-            .unwrap_or(default)
+        let take = |value: &DeValue<'_>| integer_of(value).filter(|n| range.contains(n));
+        self.read(known, &expected, default, take)
     }
 
     /// A duration such as `"30s"`; a plain integer is seconds. `default` and the ends of `range`
     /// are durations in the same notation.
     pub fn duration(&mut self, key: &'static str, default: &str, range: [&str; 2]) -> Duration {
         let number = default.parse::<u64>().is_ok();
-        self.know(key, if number { default.to_owned() } else { format!("{default:?}") });
+        let known =
+            self.know(key, if number { default.to_owned() } else { format!("{default:?}") });
         let [low, high] = range.map(|end| units::parse_duration(end).unwrap_or_default());
         let expected = format!(
             "a duration such as \"30s\", or seconds, from {} to {}",
             units::show_duration(low),
             units::show_duration(high)
         );
-        self.read(key, &expected, |value| {
+        let default = units::parse_duration(default).unwrap_or_default();
+        self.read(known, &expected, default, |value| {
             let read = match value.as_str() {
                 Some(text) => units::parse_duration(text),
                 None => integer_of(value).map(Duration::from_secs),
             };
             read.filter(|duration| (low..=high).contains(duration))
         })
-        .unwrap_or_else(|| units::parse_duration(default).unwrap_or_default())
     }
 
     /// A size such as `"64MiB"`; a plain integer is bytes. See [`Section::duration`].
     pub fn size(&mut self, key: &'static str, default: &str, range: [&str; 2]) -> u64 {
-        self.know(key, format!("{default:?}"));
+        let known = self.know(key, format!("{default:?}"));
         let [low, high] = range.map(|end| units::parse_size(end).unwrap_or_default());
         let expected = format!("a size such as \"64MiB\", from {} to {}", range[0], range[1]);
-        self.read(key, &expected, |value| {
+        let default = units::parse_size(default).unwrap_or_default();
+        self.read(known, &expected, default, |value| {
             let read = match value.as_str() {
                 Some(text) => units::parse_size(text),
                 None => integer_of(value),
             };
             read.filter(|size| (low..=high).contains(size))
         })
-        .unwrap_or_else(|| units::parse_size(default).unwrap_or_default())
     }
 
     /// One of `choices`, as its position; the first is the default.
     pub fn choice(&mut self, key: &'static str, choices: &[&str]) -> usize {
-        self.know(key, format!("{:?}", choices.first().copied().unwrap_or_default()));
+        let known = self.know(key, format!("{:?}", choices.first().copied().unwrap_or_default()));
         let expected = format!("one of {}", choices.join(", "));
-        self.read(key, &expected, |value| {
+        self.read(known, &expected, 0, |value| {
             value.as_str().and_then(|text| choices.iter().position(|choice| *choice == text))
         })
-        .unwrap_or(0)
     }
 
     /// A list of names: a TOML array of strings, or one string with commas, with or without
     /// square brackets around it.
     pub fn list(&mut self, key: &'static str, default: &str) -> Vec<String> {
-        self.know(key, format!("{default:?}"));
-        self.read(key, "a list such as [\"a\", \"b\"] or \"a, b\"", |value| match value {
+        let known = self.know(key, format!("{default:?}"));
+        let expected = "a list such as [\"a\", \"b\"] or \"a, b\"";
+        self.read(known, expected, split_list(default), |value| match value {
             DeValue::Array(items) => items
                 .iter()
                 .map(|item| item.get_ref().as_str().map(|text| text.trim().to_owned()))
                 .collect(),
             other => other.as_str().map(split_list),
         })
-        .unwrap_or_else(|| split_list(default))
     }
 
     /// An address and port such as `127.0.0.1:8080`.
     pub fn address(&mut self, key: &'static str, default: SocketAddr) -> SocketAddr {
-        self.know(key, format!("\"{default}\""));
-        self.read(key, "an address and a port such as \"127.0.0.1:8080\"", |value| {
-            value.as_str()?.parse().ok()
-        })
-        .unwrap_or(default)
+        let known = self.know(key, format!("\"{default}\""));
+        let expected = "an address and a port such as \"127.0.0.1:8080\"";
+        self.read(known, expected, default, |value| value.as_str()?.parse().ok())
     }
 
-    /// Whether the file sets `key`.
+    /// Whether any layer sets `key`.
     pub fn has(&self, key: &str) -> bool {
-        self.get(key).is_some()
+        self.document.get(self.name, key).is_some()
     }
 
     /// Adds a mistake about `key` that only its meaning shows.
     pub fn reject(&mut self, key: &'static str, message: &str, hint: &str) {
-        let shown = self.get(key).map(|value| self.source_of(value).to_owned());
-        self.problem(key, shown.as_deref(), message, hint);
+        let found = self.document.get(self.name, key);
+        let shown = found.map(|(layer, value)| layer.source_of(value));
+        self.problem(key, shown, message, hint);
     }
 
     /// [`Section::reject`] for a key whose value is not shown.
@@ -310,39 +440,72 @@ impl<'t> Section<'_, 't> {
         self.problem(key, None, message, hint);
     }
 
-    fn know(&mut self, name: &'static str, default: String) {
-        self.document.keys.push(Key { section: self.name, name, default });
-    }
-
-    fn get(&self, key: &str) -> Option<&Spanned<DeValue<'t>>> {
-        self.document.root.get(self.name)?.get_ref().as_table()?.get(key)
-    }
-
-    fn source_of(&self, value: &Spanned<DeValue<'t>>) -> &str {
-        self.document.text.get(value.span()).unwrap_or_default()
-    }
-
-    fn read<T>(
-        &mut self,
-        key: &str,
-        expected: &str,
-        take: impl FnOnce(&DeValue<'t>) -> Option<T>,
-    ) -> Option<T> {
-        let value = self.get(key)?;
-        let taken = take(value.get_ref());
-        if taken.is_none() {
-            let shown = self.source_of(value).to_owned();
-            self.problem(key, Some(&shown), "is not allowed", expected);
+    /// Adds a key to the list, and refuses it to the backend where it is the host's. Returns its
+    /// place in the list.
+    fn know(&mut self, name: &'static str, default: String) -> usize {
+        let next = std::mem::take(&mut self.next);
+        let local = next.local.or(self.marks.local);
+        let restart = [next.change, self.marks.change].contains(&Change::Restart);
+        let change = if restart { Change::Restart } else { Change::Live };
+        let found = self.document.get(self.name, name);
+        let origin = found.map_or(Origin::Default, |(layer, _)| layer.origin);
+        if let (Some(why), Origin::Remote) = (local, origin) {
+            let message = format!("only the host's own file may set it: it {why}");
+            self.problem(name, None, &message, "leave it out");
         }
-        taken
+        let (value, meaning) = (default.clone(), String::new());
+        let section = self.name;
+        let key = Key { section, name, default, value, origin, local, change, meaning };
+        self.document.keys.push(key);
+        self.document.keys.len() - 1
+    }
+
+    fn read<T: fmt::Debug>(
+        &mut self,
+        known: usize,
+        expected: &str,
+        default: T,
+        take: impl FnOnce(&DeValue<'t>) -> Option<T>,
+    ) -> T {
+        let Some(key) = self.document.keys.get(known).map(|key| key.name) else { return default };
+        let Some((layer, value)) = self.document.get(self.name, key) else {
+            let meaning = format!("{default:?}");
+            self.note(known, None, meaning);
+            return default;
+        };
+        let (shown, taken) = (layer.source_of(value), take(value.get_ref()));
+        if taken.is_none() {
+            self.problem(key, Some(shown), "is not allowed", expected);
+        }
+        let value = taken.unwrap_or(default);
+        self.note(known, Some(shown), format!("{value:?}"));
+        value
+    }
+
+    /// Writes a key's value down; without `shown` it is the default.
+    fn note(&mut self, known: usize, shown: Option<&str>, meaning: String) {
+        let Some(key) = self.document.keys.get_mut(known) else { return };
+        if let Some(shown) = shown {
+            shown.clone_into(&mut key.value);
+        }
+        key.meaning = meaning;
     }
 
     fn problem(&mut self, key: &str, value: Option<&str>, message: &str, hint: &str) {
-        let line = self.get(key).map(|value| line_of(self.document.text, &value.span()));
+        let found = self.document.get(self.name, key);
+        let layer = found.map(|(layer, _)| layer).or(self.document.layers.last());
+        let file = layer.map(|layer| layer.file.clone()).unwrap_or_default();
+        let line = found.map(|(layer, value)| line_of(layer.text, &value.span()));
         let shown = value.map(|value| format!(" = {value}")).unwrap_or_default();
         let message = format!("{}.{key}{shown}: {message}", self.name);
-        self.document.problems.push(Problem { line, message, hint: hint.to_owned() });
+        self.document.problems.push(Problem { file, line, message, hint: hint.to_owned() });
     }
+}
+
+/// Tells one secret from another, and says nothing about it outside of this process.
+fn mark_of(secret: &str) -> String {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    format!("{:x}", KEY.hash_one(secret))
 }
 
 fn integer_of(value: &DeValue<'_>) -> Option<u64> {
@@ -380,83 +543,4 @@ fn near_hint(near: Option<&str>, all: &[&str]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read<T>(text: &str, take: impl FnOnce(&mut Section<'_, '_>) -> T) -> Result<T, String> {
-        let mut document =
-            Document::parse(Path::new("agent.toml"), text).map_err(|error| error.to_string())?;
-        let value = take(&mut document.section("queue"));
-        document.finish().map(|_| value).map_err(|error| error.to_string())
-    }
-
-    /// C21
-    #[test]
-    fn absent_keys_have_their_defaults() {
-        let sizes = read("", |s| (s.size("bytes_max", "1GiB", ["16MiB", "1TiB"]), s.list("l", "")));
-        assert_eq!(sizes, Ok((1 << 30, vec![])));
-    }
-
-    #[test]
-    fn a_value_out_of_range_names_line_key_value_and_range() {
-        let error = read("[queue]\n\nbytes_max = \"1MiB\"\n", |s| {
-            s.size("bytes_max", "1GiB", ["16MiB", "1TiB"])
-        });
-        let expected = "agent.toml:3: queue.bytes_max = \"1MiB\": is not allowed\n  hint: a size \
-                        such as \"64MiB\", from 16MiB to 1TiB";
-        assert_eq!(error, Err(expected.to_owned()));
-    }
-
-    /// C23
-    #[test]
-    fn unknown_names_are_errors_with_the_nearest_known_name() {
-        let check = |text: &str, expected: &str| {
-            let error = read(text, |s| s.size("bytes_max", "1GiB", ["0", "1TiB"]))
-                .expect_err("unknown name");
-            assert!(error.contains(expected), "{error}");
-        };
-        check("[queue]\nbyte_max = 1", "agent.toml:2: queue.byte_max: unknown key");
-        check("[queue]\nbyte_max = 1", "did you mean `bytes_max`?");
-        check("[queue]\nBytes_max = 1", "did you mean `bytes_max`?");
-        check("[Queue]\nbytes_max = 1", "[Queue]: unknown section");
-        check("[elsewhere]\n", "known here: queue");
-        check("queue = 1", "a section was expected");
-    }
-
-    /// C24
-    #[test]
-    fn malformed_toml_names_its_line() {
-        let error = read("[queue]\nbytes_max = = 1", |_| ()).expect_err("malformed");
-        assert!(error.starts_with("agent.toml:2: not valid TOML"), "{error}");
-    }
-
-    #[test]
-    fn every_mistake_is_reported_at_once() {
-        let error = read("[queue]\na = \"x\"\nb = 3\nc = 9\n", |s| {
-            (s.boolean("a", true), s.text("b", ""), s.integer("c", 1, 1..=5))
-        })
-        .expect_err("three mistakes");
-        assert_eq!(error.lines().count(), 6, "{error}");
-    }
-
-    #[test]
-    fn a_secret_is_not_shown() {
-        let error = read("[queue]\npassword = 4711\n", |s| s.secret("password").clone());
-        let error = error.map(|_| ()).expect_err("not a string");
-        assert!(!error.contains("4711"), "{error}");
-    }
-
-    /// C22, C43
-    #[test]
-    fn lists_are_arrays_or_comma_lists() {
-        let check = |text: &str, expected: &[&str]| {
-            let list = read(&format!("[queue]\nnames = {text}\n"), |s| s.list("names", ""));
-            assert_eq!(list.expect(text), expected, "{text}");
-        };
-        check(r#""a, b""#, &["a", "b"]);
-        check(r#"["a", "b c"]"#, &["a", "b c"]);
-        check(r#""[a, b]""#, &["a", "b"]);
-        check(r#""""#, &[]);
-        check("[]", &[]);
-    }
-}
+mod tests;

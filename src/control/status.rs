@@ -36,9 +36,60 @@ pub struct AgentStatus {
     pub backend: BackendStatus,
     /// All collectors, enabled or not.
     pub collectors: Vec<CollectorStatus>,
+    /// The configuration in force.
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// What other programs push; absent when there is no intake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intake: Option<IntakeStatus>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConfigStatus {
+    /// Since when it is in force.
+    pub applied_at: Option<Timestamp>,
+    /// Of the backend's configuration that lies over the host's file; 0 when none does.
+    pub version: i64,
+    /// Whether the backend has configurations.
+    pub remote: RemoteState,
+    /// The keys that it has set.
+    pub remote_keys: Vec<String>,
+    /// When the backend was asked last.
+    pub asked_at: Option<Timestamp>,
+    /// What came of that, in words.
+    pub last_answer: Option<String>,
+    /// The backend's configuration that was refused; absent once a later one is in force.
+    pub refused: Option<RefusedConfig>,
+    /// Why the host's file was refused when it was read last; absent when it was not.
+    pub file_error: Option<String>,
+    /// Keys that have changed since the start and take effect at the next one.
+    pub needs_restart: Vec<String>,
+}
+
+/// Whether the backend has configurations for this agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemoteState {
+    /// It is asked at `collector.config_pull_interval`, and when a push answer names a newer one.
+    #[default]
+    Asked,
+    /// It has none; it is asked each hour.
+    Absent,
+    /// `collector.remote_config = false`: it is not asked.
+    Off,
+}
+
+/// A configuration of the backend that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedConfig {
+    /// Its version.
+    pub version: i64,
+    /// What is wrong with it.
+    pub error: String,
+    /// When it came.
+    pub at: Timestamp,
 }
 
 /// The intake, in numbers since the start.

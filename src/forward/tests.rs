@@ -54,6 +54,7 @@ impl Source for Queued {
             queue_id: Uuid::nil(),
             config_version: 0,
             config_error: None,
+            config_error_version: None,
             clock_offset_ms: 0,
             backlog: Backlog::default(),
             lost: Vec::new(),

@@ -33,7 +33,11 @@ pub struct Intake<S> {
 impl<S: Sink> Intake<S> {
     /// An intake that hands metrics to `sink`.
     pub fn new(config: IntakeConfig, sink: S) -> Self {
-        let view = IntakeView::default();
+        Self::shown_in(IntakeView::default(), config, sink)
+    }
+
+    /// The same, which counts where an earlier one has counted.
+    pub fn shown_in(view: IntakeView, config: IntakeConfig, sink: S) -> Self {
         let service = Arc::new(Service::new(sink, config.clone(), view.clone()));
         Self { config, service, view }
     }

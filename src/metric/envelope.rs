@@ -51,6 +51,9 @@ pub struct AgentInfo {
     /// Why a newer configuration is not in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_error: Option<String>,
+    /// The version that `config_error` is about; absent when it is the host's own file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_error_version: Option<i64>,
     /// The server's clock less this host's, milliseconds.
     pub clock_offset_ms: i64,
     /// What waits.
@@ -272,6 +275,7 @@ mod tests {
             queue_id: Uuid::nil(),
             config_version: 3,
             config_error: None,
+            config_error_version: None,
             clock_offset_ms: -20,
             backlog: Backlog::default(),
             lost: vec![],

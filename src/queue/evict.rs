@@ -4,7 +4,7 @@
 use super::{
     budget::OnFull,
     ledger::{LossReason, NewLoss},
-    log::Log,
+    log::{Log, LogLimits},
     ring::Home,
     segment::SegmentRow,
     store::Store,
@@ -15,6 +15,15 @@ use super::{
 const FREED_MIN_BYTES: u64 = 64 << 10;
 
 impl<S: Store> Log<S> {
+    /// Takes other limits. A budget that has become too small is met when the next segment begins;
+    /// the segment that is being written ends by the old limits or the new, whichever come first.
+    pub fn change_limits(&mut self, limits: LogLimits) {
+        self.limits = limits;
+        self.reserve_bytes = limits.reserve_bytes();
+        self.store.set_reserve(self.reserve_bytes);
+        self.ring.set_bytes_max(limits.ring_bytes_max);
+    }
+
     /// Whether an append is to be taken: not when the queue is full and `on_full` is `block`.
     pub fn takes_records(&mut self, now_ms: i64) -> bool {
         self.now_ms = now_ms;

@@ -39,6 +39,12 @@ impl Ring {
         Self { bytes_max, bytes: 0, segments: BTreeMap::new() }
     }
 
+    /// Keeps up to `bytes_max` bytes from now on.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+        self.shrink();
+    }
+
     /// Starts to hold `segment`; without this, its records are not kept.
     pub fn begin(&mut self, segment: u64) {
         self.segments.entry(segment).or_default();

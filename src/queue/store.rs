@@ -51,6 +51,9 @@ pub trait Store: Send {
     /// acknowledged.
     fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError>;
 
+    /// Segments that are created from now on set this much of the disk aside.
+    fn set_reserve(&mut self, _bytes: u64) {}
+
     /// Gives back what segment `id` reserved and did not use, after its writer is gone.
     fn trim(&mut self, id: u64) -> Result<(), StoreError>;
 

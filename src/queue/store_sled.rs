@@ -210,6 +210,10 @@ impl Store for SledStore {
         allocated_bytes(&find_segment(&self.dir, id))
     }
 
+    fn set_reserve(&mut self, bytes: u64) {
+        self.reserve_bytes = bytes;
+    }
+
     fn trim(&mut self, id: u64) -> Result<(), StoreError> {
         let path = segment_dir(&self.dir, id).join("db");
         let file = fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?;

@@ -16,7 +16,7 @@ use super::request::{Id, Params, paginated};
 use super::{Shared, body};
 use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, reader::Text};
 
 /// What a collector is given until somebody writes a configuration for it: every section, no key,
 /// so that the host's own file stays in force.
@@ -84,11 +84,18 @@ pub(super) async fn versions(
     known(&shared, id).await?;
     let listing = shared.store.config_versions(id, page).await?;
     Ok(ok(&paginated(listing, page, |config| {
-        json!({
+        let mut row = json!({
             "version": config.version,
             "created_at": clock::rfc3339(config.created_at),
             "updated_by": config.updated_by,
-        })
+        });
+        if let Some(at) = config.applied_at {
+            row["applied_at"] = clock::rfc3339(at).into();
+        }
+        if let Some(error) = &config.error {
+            row["error"] = error.as_str().into();
+        }
+        row
     })))
 }
 
@@ -109,9 +116,12 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
     }
 }
 
-/// Whether an agent could read it: the same code reads it there.
+/// Whether an agent would take it: the same code reads it there, over the host's own file, which is
+/// not known here and stands for itself.
 fn check(text: &str) -> Result<(), ApiError> {
-    let Err(err) = Config::read(Path::new("configuration"), text) else { return Ok(()) };
+    let own = Text { file: Path::new(""), text: "" };
+    let remote = Text { file: Path::new("configuration"), text };
+    let Err(err) = Config::read_layers(own, Some(remote)) else { return Ok(()) };
     let problems: Vec<Value> = err
         .problems
         .iter()

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::access::{self, Peer};
 use super::error::{ApiError, ok};
 use super::{Shared, body};
-use crate::backend::store::{LostRows, MetricRow, Push, StoreError};
+use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, StoreError};
 use crate::clock;
 use crate::metric::envelope::{AgentInfo, PushRequest, PushResponse, Rejected};
 use crate::metric::{self, Invalid, MetricType};
@@ -30,6 +30,8 @@ const BATCH_ID_MAX: usize = 128;
 const HOSTNAME_MAX: usize = 255;
 /// A row is found by the start of its database's name, characters; the document has it all.
 const DATABASE_MAX: usize = 255;
+/// The most that is kept of an agent's word on a configuration, characters.
+const CONFIG_ERROR_MAX: usize = 4_000;
 
 /// A push whose envelope is good.
 struct Checked {
@@ -135,6 +137,7 @@ fn check(
             rejected.push(Rejected { index, path, message });
         }
     }
+    let config = request.agent.as_ref().map(config_outcome).unwrap_or_default();
     let (report, lost) = request.agent.map(said_by_agent).unwrap_or_default();
     // Kept for the answer to the same batch, when the first answer is lost.
     let is_kept = batch_id.is_some() && !rejected.is_empty();
@@ -147,6 +150,7 @@ fn check(
         metrics,
         rejected: refusals.transpose().map_err(|_| ApiError::internal())?,
         report,
+        config,
         lost,
     };
     Ok(Checked { push, rejected })
@@ -180,6 +184,15 @@ fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Inv
     let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
     let database = text("database").map(|name| name.chars().take(DATABASE_MAX).collect());
     Ok(MetricRow::new(kind.to_string(), database, at, document))
+}
+
+/// What the agent says of the configurations that it was given.
+fn config_outcome(agent: &AgentInfo) -> ConfigOutcome {
+    let kept = |error: &String| error.chars().take(CONFIG_ERROR_MAX).collect();
+    ConfigOutcome {
+        applied: Some(agent.config_version).filter(|version| *version > 0),
+        refused: agent.config_error_version.zip(agent.config_error.as_ref().map(kept)),
+    }
 }
 
 /// The agent's report and its losses, which are kept apart from it.

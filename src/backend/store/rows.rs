@@ -142,8 +142,19 @@ pub struct Push {
     pub rejected: Option<String>,
     /// The envelope's `agent` object, JSON.
     pub report: Option<String>,
+    /// What it says of its configuration.
+    pub config: ConfigOutcome,
     /// The loss ledger's entries of the envelope.
     pub lost: Vec<LostRows>,
+}
+
+/// What has become of configurations at their agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigOutcome {
+    /// The version in force.
+    pub applied: Option<i64>,
+    /// A version that it does not take, and why.
+    pub refused: Option<(i64, String)>,
 }
 
 /// One metric as a row.
@@ -237,6 +248,10 @@ pub struct KeptConfig {
     pub created_at: Timestamp,
     /// Who wrote it.
     pub updated_by: String,
+    /// When its agent first said that it is in force.
+    pub applied_at: Option<Timestamp>,
+    /// Why its agent does not take it.
+    pub error: Option<String>,
 }
 
 /// A host whose metrics are stored.

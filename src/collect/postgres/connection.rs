@@ -27,6 +27,19 @@ pub struct PgConnection {
     pub connect_timeout: Duration,
 }
 
+impl PartialEq for PgConnection {
+    fn eq(&self, other: &Self) -> bool {
+        let password = |of: &Self| of.password.as_ref().map(|it| it.expose_secret().to_owned());
+        let Self { host, port, user, password: _, database, connect_timeout } = self;
+        *host == other.host
+            && *port == other.port
+            && *user == other.user
+            && password(self) == password(other)
+            && *database == other.database
+            && *connect_timeout == other.connect_timeout
+    }
+}
+
 impl Default for PgConnection {
     fn default() -> Self {
         Self {

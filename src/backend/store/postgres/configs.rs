@@ -1,11 +1,12 @@
 //! Configurations of collectors, every version kept.
 
 use deadpool_postgres::{Client, GenericClient};
+use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{KeptConfig, Listing, NewConfig, Page};
+use super::super::rows::{ConfigOutcome, KeptConfig, Listing, NewConfig, Page};
 use super::{counted, users};
 
 pub(super) async fn newest(
@@ -14,7 +15,7 @@ pub(super) async fn newest(
 ) -> Result<Option<KeptConfig>, StoreError> {
     let statement = db
         .prepare_cached(
-            "SELECT version, text, created_at, updated_by FROM configs
+            "SELECT version, text, created_at, updated_by, applied_at, error FROM configs
               WHERE collector_id = $1 ORDER BY version DESC LIMIT 1",
         )
         .await?;
@@ -31,7 +32,7 @@ pub(super) async fn versions(
     let total = counted(&db.query_one(counting, &[&id]).await?, "n")?;
     let rows = db
         .query(
-            "SELECT version, '' AS text, created_at, updated_by FROM configs
+            "SELECT version, '' AS text, created_at, updated_by, applied_at, error FROM configs
               WHERE collector_id = $1 ORDER BY version DESC LIMIT $2 OFFSET $3",
             &[&id, &page.limit(), &page.offset()],
         )
@@ -79,11 +80,42 @@ async fn insert(db: &impl GenericClient, new: &NewConfig, version: i64) -> Resul
     users::audit(db, &new.audit).await
 }
 
+/// Notes what an agent says of its configurations.
+pub(super) async fn note(
+    db: &impl GenericClient,
+    id: Uuid,
+    outcome: &ConfigOutcome,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    if let Some(version) = outcome.applied {
+        let statement = db
+            .prepare_cached(
+                "UPDATE configs SET applied_at = coalesce(applied_at, $3), error = NULL
+                  WHERE collector_id = $1 AND version = $2
+                    AND (applied_at IS NULL OR error IS NOT NULL)",
+            )
+            .await?;
+        db.execute(&statement, &[&id, &version, &at]).await?;
+    }
+    if let Some((version, error)) = &outcome.refused {
+        let statement = db
+            .prepare_cached(
+                "UPDATE configs SET error = $3
+                  WHERE collector_id = $1 AND version = $2 AND error IS DISTINCT FROM $3",
+            )
+            .await?;
+        db.execute(&statement, &[&id, version, error]).await?;
+    }
+    Ok(())
+}
+
 fn config(row: &Row) -> Result<KeptConfig, StoreError> {
     Ok(KeptConfig {
         version: row.try_get("version")?,
         text: row.try_get("text")?,
         created_at: row.try_get("created_at")?,
         updated_by: row.try_get("updated_by")?,
+        applied_at: row.try_get("applied_at")?,
+        error: row.try_get("error")?,
     })
 }

@@ -13,7 +13,7 @@ use super::super::rows::{
     Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError};
-use super::{count, counted, text};
+use super::{configs, count, counted, text};
 
 /// Rows of one statement: a few hundred KiB of documents.
 const ROWS_AT_ONCE: usize = 500;
@@ -111,6 +111,7 @@ async fn note_collector(
     for lost in &push.lost {
         insert_lost(transaction, push.collector_id, lost).await?;
     }
+    configs::note(transaction, push.collector_id, &push.config, push.received_at).await?;
     let statement = transaction
         .prepare_cached(
             "UPDATE collectors SET last_seen_at = greatest(last_seen_at, $2),

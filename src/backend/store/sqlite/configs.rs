@@ -1,15 +1,16 @@
 //! Configurations of collectors, every version kept.
 
+use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{KeptConfig, Listing, NewConfig, Page};
-use super::{counted, micros, time, users};
+use super::super::rows::{ConfigOutcome, KeptConfig, Listing, NewConfig, Page};
+use super::{counted, micros, time, time_option, users};
 
 pub(super) fn newest(db: &Transaction<'_>, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT version, text, created_at, updated_by FROM configs
+        "SELECT version, text, created_at, updated_by, applied_at, error FROM configs
           WHERE collector_id = ?1 ORDER BY version DESC LIMIT 1",
     )?;
     Ok(statement.query_row([id.to_string()], config).optional()?)
@@ -32,7 +33,7 @@ pub(super) fn versions(
         |row| counted(row, "n"),
     )?;
     let mut statement = db.prepare_cached(
-        "SELECT version, '' AS text, created_at, updated_by FROM configs
+        "SELECT version, '' AS text, created_at, updated_by, applied_at, error FROM configs
           WHERE collector_id = ?1 ORDER BY version DESC LIMIT ?2 OFFSET ?3",
     )?;
     let rows = statement
@@ -51,6 +52,8 @@ pub(super) fn first(db: &Transaction<'_>, new: &NewConfig) -> Result<KeptConfig,
         text: new.text.clone(),
         created_at: new.audit.at,
         updated_by: new.audit.actor.clone(),
+        applied_at: None,
+        error: None,
     })
 }
 
@@ -66,11 +69,38 @@ pub(super) fn next(db: &Transaction<'_>, new: &NewConfig) -> Result<i64, StoreEr
     Ok(next)
 }
 
+/// Notes what an agent says of its configurations.
+pub(super) fn note(
+    db: &Transaction<'_>,
+    id: &str,
+    outcome: &ConfigOutcome,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    if let Some(version) = outcome.applied {
+        db.prepare_cached(
+            "UPDATE configs SET applied_at = coalesce(applied_at, ?3), error = NULL
+              WHERE collector_id = ?1 AND version = ?2
+                AND (applied_at IS NULL OR error IS NOT NULL)",
+        )?
+        .execute(params![id, version, micros(at)])?;
+    }
+    if let Some((version, error)) = &outcome.refused {
+        db.prepare_cached(
+            "UPDATE configs SET error = ?3
+              WHERE collector_id = ?1 AND version = ?2 AND error IS NOT ?3",
+        )?
+        .execute(params![id, version, error])?;
+    }
+    Ok(())
+}
+
 fn config(row: &Row<'_>) -> rusqlite::Result<KeptConfig> {
     Ok(KeptConfig {
         version: row.get("version")?,
         text: row.get("text")?,
         created_at: time(row, "created_at")?,
         updated_by: row.get("updated_by")?,
+        applied_at: time_option(row, "applied_at")?,
+        error: row.get("error")?,
     })
 }

@@ -103,6 +103,7 @@ fn note_collector(
     for lost in &push.lost {
         insert_lost(db, collector, lost)?;
     }
+    configs::note(db, collector, &push.config, push.received_at)?;
     db.prepare_cached(
         "UPDATE collectors SET last_seen_at = max(coalesce(last_seen_at, 0), ?2),
                 metrics_total = metrics_total + ?3, report = coalesce(?4, report)

@@ -1,0 +1,339 @@
+//! The collectors, the intake and the push windows of a running agent, and how another
+//! configuration becomes theirs: what is as it was goes on undisturbed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::{
+    door::{Door, run_collector},
+    intake::QueueSink,
+    windows,
+};
+use crate::{
+    clock,
+    collect::{
+        disk_usage::{DiskUsageCollector, DiskUsageConfig},
+        pg_log::{PgLogCollector, PgLogConfig},
+        pg_stats::{PgStatsCollector, PgStatsConfig},
+        schedule::Schedule,
+        sysstat::{SysstatCollector, SysstatConfig},
+    },
+    config::{Collectors, Config, Timing},
+    intake::{Intake, IntakeConfig, IntakeView},
+    queue::Queue,
+    shutdown::{self, Shutdown, Trigger},
+};
+
+/// How long a collector may take to end; after that it is dropped where it stands.
+const COLLECTOR_END_MAX: Duration = Duration::from_millis(800);
+/// How long the intake may take: a little more than it gives its requests.
+const INTAKE_END_MAX: Duration = Duration::from_secs(4);
+
+/// What runs now.
+#[derive(Debug)]
+pub(super) struct Stages {
+    door: Door,
+    collectors: BTreeMap<&'static str, Running<Plan>>,
+    intake: Option<Running<IntakeConfig>>,
+    intake_view: IntakeView,
+    push_interval: watch::Sender<Duration>,
+    windows: Running<()>,
+}
+
+/// A task, and what it was started with.
+#[derive(Debug)]
+struct Running<C> {
+    config: C,
+    trigger: Trigger,
+    task: JoinHandle<()>,
+}
+
+/// A collector as the configuration wants it.
+#[derive(Debug, Clone, PartialEq)]
+struct Plan {
+    timing: Timing,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
+    Sysstat(SysstatConfig),
+    DiskUsage(DiskUsageConfig),
+    PgStats(PgStatsConfig),
+    PgLog(PgLogConfig),
+}
+
+/// What has to be done to get from what runs to what is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Diff {
+    /// Runs and is not wanted, or not like this.
+    stop: Vec<&'static str>,
+    /// Is wanted and does not run, or not like this.
+    start: Vec<&'static str>,
+}
+
+impl Stages {
+    /// Nothing runs but the push windows, which wake the forwarder with `wake`.
+    pub(super) fn new(
+        door: Door,
+        wake: Arc<Notify>,
+        (push_interval, queue_id): (Duration, Uuid),
+    ) -> Self {
+        let (trigger, shutdown) = shutdown::channel();
+        let (push_interval, changes) = watch::channel(push_interval);
+        let ends = end_windows(door.queue.clone(), changes, queue_id, wake, shutdown);
+        let task = tokio::spawn(ends);
+        Self {
+            door,
+            collectors: BTreeMap::new(),
+            intake: None,
+            intake_view: IntakeView::default(),
+            push_interval,
+            windows: Running { config: (), trigger, task },
+        }
+    }
+
+    /// What the intake has done, whether it runs or not.
+    pub(super) fn intake_view(&self) -> IntakeView {
+        self.intake_view.clone()
+    }
+
+    /// Makes what runs what `config` wants. Collectors that it does not want, or wants otherwise,
+    /// end first: within a second, in the middle of a collection if need be.
+    pub(super) async fn apply(&mut self, config: &Config) {
+        self.push_interval.send_if_modified(|interval| {
+            std::mem::replace(interval, config.agent.push_interval) != config.agent.push_interval
+        });
+        let mut wanted = plans(&config.collectors);
+        let running = self.collectors.iter().map(|(name, running)| (*name, &running.config));
+        let diff = diff(&running.collect(), &wanted);
+        self.stop_collectors(&diff.stop).await;
+        for name in diff.start {
+            let Some(plan) = wanted.remove(name) else { continue };
+            let running = self.start_collector(plan).await;
+            self.collectors.insert(name, running);
+        }
+        self.apply_intake(config.intake.as_ref());
+    }
+
+    /// Ends all of it, within the bounds above.
+    pub(super) async fn stop(mut self) {
+        self.windows.trigger.stop();
+        let intake = self.intake.take();
+        if let Some(intake) = &intake {
+            intake.trigger.stop();
+        }
+        let names: Vec<_> = self.collectors.keys().copied().collect();
+        self.stop_collectors(&names).await;
+        self.windows.end(Instant::now() + COLLECTOR_END_MAX).await;
+        if let Some(intake) = intake {
+            intake.end(Instant::now() + INTAKE_END_MAX).await;
+        }
+    }
+
+    async fn stop_collectors(&mut self, names: &[&'static str]) {
+        let stopped: Vec<_> =
+            names.iter().filter_map(|name| self.collectors.remove(name)).collect();
+        for running in &stopped {
+            running.trigger.stop();
+        }
+        let limit = Instant::now() + COLLECTOR_END_MAX;
+        for running in stopped {
+            running.end(limit).await;
+        }
+        for name in names {
+            self.door.collections.ended(name);
+        }
+    }
+
+    async fn start_collector(&self, plan: Plan) -> Running<Plan> {
+        let (trigger, shutdown) = shutdown::channel();
+        let (timing, door) = (plan.timing, self.door.clone());
+        let task = match plan.kind.clone() {
+            Kind::Sysstat(config) => {
+                tokio::spawn(run_collector(SysstatCollector::new(config), timing, door, shutdown))
+            }
+            Kind::DiskUsage(config) => {
+                tokio::spawn(run_collector(DiskUsageCollector::new(config), timing, door, shutdown))
+            }
+            Kind::PgStats(config) => {
+                tokio::spawn(run_collector(PgStatsCollector::new(config), timing, door, shutdown))
+            }
+            Kind::PgLog(config) => {
+                // Asked after the earlier one has ended: what it appended last counts.
+                let position = door.queue.position("pg_log").await.ok().flatten();
+                let collector = PgLogCollector::new(config, position.as_deref());
+                tokio::spawn(run_collector(collector, timing, door, shutdown))
+            }
+        };
+        Running { config: plan, trigger, task }
+    }
+
+    fn apply_intake(&mut self, wanted: Option<&IntakeConfig>) {
+        if self.intake.as_ref().map(|running| &running.config) == wanted {
+            return;
+        }
+        let earlier = self.intake.take();
+        if let Some(earlier) = &earlier {
+            earlier.trigger.stop();
+        }
+        let Some(config) = wanted.cloned() else { return };
+        let (trigger, shutdown) = shutdown::channel();
+        let sink = QueueSink(self.door.queue.clone());
+        let intake = Intake::shown_in(self.intake_view(), config.clone(), sink);
+        let task = tokio::spawn(async move {
+            // The place may be the same one: requests that have begun there are finished first.
+            if let Some(earlier) = earlier {
+                earlier.end(Instant::now() + INTAKE_END_MAX).await;
+            }
+            intake.run(shutdown).await;
+        });
+        self.intake = Some(Running { config, trigger, task });
+    }
+}
+
+impl<C> Running<C> {
+    /// Waits until the task has ended, and drops it at `limit`.
+    async fn end(mut self, limit: Instant) {
+        if tokio::time::timeout_at(limit, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+fn plans(collectors: &Collectors) -> BTreeMap<&'static str, Plan> {
+    let Collectors { sysstat, disk_usage, pg_stats, pg_log } = collectors.clone();
+    let all = [
+        ("sysstat", sysstat.map(|(timing, it)| Plan { timing, kind: Kind::Sysstat(it) })),
+        ("disk_usage", disk_usage.map(|(timing, it)| Plan { timing, kind: Kind::DiskUsage(it) })),
+        ("pg_stats", pg_stats.map(|(timing, it)| Plan { timing, kind: Kind::PgStats(it) })),
+        ("pg_log", pg_log.map(|(timing, it)| Plan { timing, kind: Kind::PgLog(it) })),
+    ];
+    all.into_iter().filter_map(|(name, plan)| Some((name, plan?))).collect()
+}
+
+fn diff(running: &BTreeMap<&'static str, &Plan>, wanted: &BTreeMap<&'static str, Plan>) -> Diff {
+    let stop = running.iter().filter(|(name, plan)| wanted.get(*name) != Some(**plan));
+    let start = wanted.iter().filter(|(name, plan)| running.get(*name) != Some(plan));
+    Diff {
+        stop: stop.map(|(name, _)| *name).collect(),
+        start: start.map(|(name, _)| *name).collect(),
+    }
+}
+
+/// Windows from now on: the first tick is now, and a window has a length.
+fn windows_from_now(interval: Duration, queue_id: Uuid) -> Schedule {
+    let mut schedule = windows::windows(interval, queue_id);
+    schedule.next(clock::now());
+    schedule
+}
+
+/// Seals at the end of each push window and wakes the forwarder.
+async fn end_windows(
+    queue: Queue,
+    mut interval: watch::Receiver<Duration>,
+    queue_id: Uuid,
+    wake: Arc<Notify>,
+    mut shutdown: Shutdown,
+) {
+    let mut schedule = windows_from_now(*interval.borrow_and_update(), queue_id);
+    loop {
+        let tick = schedule.next(clock::now());
+        tokio::select! {
+            () = shutdown.wait() => return,
+            Ok(()) = interval.changed() => {
+                schedule = windows_from_now(*interval.borrow_and_update(), queue_id);
+                continue;
+            }
+            () = tokio::time::sleep(tick.after) => {}
+        }
+        if queue.seal().await.is_err() {
+            return;
+        }
+        wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        agent::Collections,
+        queue::{Log, LogLimits, MemoryDisk},
+    };
+
+    fn config(text: &str) -> Config {
+        Config::read(Path::new("agent.toml"), text).unwrap()
+    }
+
+    /// C28: what is as it was is neither stopped nor started; what has changed in any setting of
+    /// its own, or in one that it inherits, is both.
+    #[test]
+    fn only_what_has_changed_is_touched() {
+        let check = |before: &str, now: &str, stop: &[&'static str], start: &[&'static str]| {
+            let (before, now) = (plans(&config(before).collectors), plans(&config(now).collectors));
+            let running = before.iter().map(|(name, plan)| (*name, plan)).collect();
+            let found = diff(&running, &now);
+            assert_eq!(found, Diff { stop: stop.to_vec(), start: start.to_vec() });
+        };
+        let all = ["disk_usage", "pg_log", "pg_stats", "sysstat"];
+        check("", "", &[], &[]);
+        check("", "[collector]\npush_interval = 5\n[queue]\nbytes_max = \"2GiB\"", &[], &[]);
+        check("", "[sysstat]\ninterval = 60\n[pg_log]\ntimeout = 10", &[], &[]);
+        check("", "[sysstat]\nenabled = false", &["sysstat"], &[]);
+        check("[sysstat]\nenabled = false", "", &[], &["sysstat"]);
+        check("", "[sysstat]\ninterval = 5", &["sysstat"], &["sysstat"]);
+        check("", "[collector]\ninterval = 5", &all, &all);
+        check("", "[postgres]\ndatabases = \"a\"", &["pg_stats"], &["pg_stats"]);
+        let both = ["pg_log", "pg_stats"];
+        check("", "[postgres]\npassword = \"new\"", &both, &both);
+        check("", "[pg_log]\nredact = false", &["pg_log"], &["pg_log"]);
+    }
+
+    const HOST_ONLY: &str = "[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n";
+
+    /// C26, C28: a collector goes on over another configuration that leaves it alone, with no
+    /// collection of its own for that; one that is removed ends, one that is added begins at once.
+    #[tokio::test]
+    async fn a_configuration_is_applied_to_what_runs() {
+        let log = Log::open(MemoryDisk::new().open(), LogLimits::default()).unwrap();
+        let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
+        let collections = Collections::default();
+        let door = Door { queue: queue.clone(), collections: collections.clone() };
+        let window = (Duration::from_secs(3_600), Uuid::nil());
+        let mut stages = Stages::new(door, Arc::default(), window);
+        let read = |text: &str| config(&format!("{HOST_ONLY}{text}"));
+        // An hour is the interval: every collection here is a first one.
+        let hour = "[collector]\ninterval = \"1h\"\n";
+        stages.apply(&read(&format!("{hour}[disk_usage]\nenabled = false"))).await;
+        let metrics = |name: &str| collections.snapshot().get(name).map_or(0, |it| it.metrics);
+        let until = async |what: &str, reached: &dyn Fn() -> bool| {
+            let waiting = async {
+                while !reached() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), waiting).await.expect(what);
+        };
+        until("the first", &|| metrics("sysstat") == 1).await;
+        stages.apply(&read(hour)).await;
+        until("the one that is added", &|| metrics("disk_usage") == 1).await;
+        stages.apply(&read(&format!("{hour}[queue]\nage_max = \"1d\""))).await;
+        stages.apply(&read(&format!("{hour}[sysstat]\nenabled = false"))).await;
+        assert_eq!(stages.collectors.keys().collect::<Vec<_>>(), [&"disk_usage"]);
+        assert_eq!((metrics("sysstat"), metrics("disk_usage")), (1, 1), "nothing twice");
+        stages.apply(&read(hour)).await;
+        until("it is back", &|| metrics("sysstat") == 2).await;
+        stages.stop().await;
+        queue.close().await.unwrap();
+        thread.join();
+    }
+}

@@ -1,0 +1,78 @@
+use super::*;
+
+fn read<T>(text: &str, take: impl FnOnce(&mut Section<'_, '_>) -> T) -> Result<T, String> {
+    let mut document =
+        Document::parse(Path::new("agent.toml"), text).map_err(|error| error.to_string())?;
+    let value = take(&mut document.section("queue"));
+    document.finish().map(|_| value).map_err(|error| error.to_string())
+}
+
+/// C21
+#[test]
+fn absent_keys_have_their_defaults() {
+    let sizes = read("", |s| (s.size("bytes_max", "1GiB", ["16MiB", "1TiB"]), s.list("l", "")));
+    assert_eq!(sizes, Ok((1 << 30, vec![])));
+}
+
+#[test]
+fn a_value_out_of_range_names_line_key_value_and_range() {
+    let error = read("[queue]\n\nbytes_max = \"1MiB\"\n", |s| {
+        s.size("bytes_max", "1GiB", ["16MiB", "1TiB"])
+    });
+    let expected = "agent.toml:3: queue.bytes_max = \"1MiB\": is not allowed\n  hint: a size \
+                    such as \"64MiB\", from 16MiB to 1TiB";
+    assert_eq!(error, Err(expected.to_owned()));
+}
+
+/// C23
+#[test]
+fn unknown_names_are_errors_with_the_nearest_known_name() {
+    let check = |text: &str, expected: &str| {
+        let error =
+            read(text, |s| s.size("bytes_max", "1GiB", ["0", "1TiB"])).expect_err("unknown name");
+        assert!(error.contains(expected), "{error}");
+    };
+    check("[queue]\nbyte_max = 1", "agent.toml:2: queue.byte_max: unknown key");
+    check("[queue]\nbyte_max = 1", "did you mean `bytes_max`?");
+    check("[queue]\nBytes_max = 1", "did you mean `bytes_max`?");
+    check("[Queue]\nbytes_max = 1", "[Queue]: unknown section");
+    check("[elsewhere]\n", "known here: queue");
+    check("queue = 1", "a section was expected");
+}
+
+/// C24
+#[test]
+fn malformed_toml_names_its_line() {
+    let error = read("[queue]\nbytes_max = = 1", |_| ()).expect_err("malformed");
+    assert!(error.starts_with("agent.toml:2: not valid TOML"), "{error}");
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let error = read("[queue]\na = \"x\"\nb = 3\nc = 9\n", |s| {
+        (s.boolean("a", true), s.text("b", ""), s.integer("c", 1, 1..=5))
+    })
+    .expect_err("three mistakes");
+    assert_eq!(error.lines().count(), 6, "{error}");
+}
+
+#[test]
+fn a_secret_is_not_shown() {
+    let error = read("[queue]\npassword = 4711\n", |s| s.secret("password").clone());
+    let error = error.map(|_| ()).expect_err("not a string");
+    assert!(!error.contains("4711"), "{error}");
+}
+
+/// C22, C43
+#[test]
+fn lists_are_arrays_or_comma_lists() {
+    let check = |text: &str, expected: &[&str]| {
+        let list = read(&format!("[queue]\nnames = {text}\n"), |s| s.list("names", ""));
+        assert_eq!(list.expect(text), expected, "{text}");
+    };
+    check(r#""a, b""#, &["a", "b"]);
+    check(r#"["a", "b c"]"#, &["a", "b c"]);
+    check(r#""[a, b]""#, &["a", "b"]);
+    check(r#""""#, &[]);
+    check("[]", &[]);
+}

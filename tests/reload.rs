@@ -1,0 +1,114 @@
+//! SIGHUP: the file is read again and applied to a running agent.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::process::{Process, agent, run};
+use crate::support::site::{Site, assert_distinct};
+use crate::support::{until, until_async};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Changes the site's file and has the agent read it; returns when the log says `word` once more.
+fn reload(site: &Site, agent: &Process, change: impl FnOnce(String) -> String, word: &str) {
+    let said = || agent.stderr().matches(word).count();
+    let before = said();
+    let text = fs_err::read_to_string(site.config()).expect("read");
+    fs_err::write(site.config(), change(text)).expect("write");
+    agent.signal(Signal::HUP);
+    until(word, LIMIT, || said() > before);
+}
+
+/// Asks the agent; its own file may be one that no command reads.
+fn status(site: &Site) -> Value {
+    let file = site.directory.path().join("ask.toml");
+    let socket = site.directory.path().join("state/control.sock");
+    fs_err::write(&file, format!("[control]\nsocket = {socket:?}\n")).expect("write");
+    let done = run(agent(["status", "--json", "--config", file.to_str().expect("UTF-8")]));
+    serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
+}
+
+fn runs(status: &Value, name: &str) -> (bool, u64) {
+    let all = status["collectors"].as_array().expect("collectors");
+    let one = all.iter().find(|one| one["name"] == name).expect(name);
+    (one["enabled"].as_bool().expect("enabled"), one["runs"].as_u64().expect("runs"))
+}
+
+const APPLIES: &str = "another configuration applies";
+const REFUSED: &str = "the configuration is refused";
+
+/// C24, C26, C28: collectors come and go with the file, the others and the queue go on; what needs
+/// a restart is named; a file that is not sound changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_applied_without_a_restart() {
+    let site = Site::registered().await;
+    let agent = site.run();
+    site.until_stored(10).await;
+    let off = "[disk_usage]\nenabled = false\n";
+    reload(&site, &agent, |text| text.replace("[disk_usage]\n", off), APPLIES);
+    let ended = status(&site);
+    assert!(!runs(&ended, "disk_usage").0, "{ended}");
+    site.until_stored(site.stored().await.len() + 10).await;
+    let later = status(&site);
+    assert_eq!(runs(&ended, "disk_usage"), runs(&later, "disk_usage"), "it is silent");
+    assert!(runs(&later, "sysstat").1 > runs(&ended, "sysstat").1, "the other goes on");
+
+    reload(&site, &agent, |text| text.replace(off, "[disk_usage]\n"), APPLIES);
+    let begun = || runs(&status(&site), "disk_usage").1 > runs(&later, "disk_usage").1;
+    until("it is back", LIMIT, begun);
+
+    let bad = "[shutdown]\ndedline = 1\n";
+    reload(&site, &agent, |text| text.replace("[shutdown]\n", bad), REFUSED);
+    assert!(agent.stderr().contains("did you mean `deadline`?"), "{}", agent.stderr());
+    let refused = status(&site);
+    let error = refused["config"]["file_error"].as_str().expect("an error");
+    assert!(error.contains("shutdown.dedline: unknown key"), "{error}");
+    site.until_stored(site.stored().await.len() + 5).await;
+
+    let more = "[log]\nlevel = \"debug\"\n[control]\nsocket = \"/nowhere.sock\"\n";
+    let good = |text: String| text.replace(bad, "[shutdown]\n") + more;
+    reload(&site, &agent, good, "needs a restart: control.socket");
+    let after = status(&site);
+    assert_eq!(after["config"]["file_error"], Value::Null);
+    assert_eq!(after["config"]["needs_restart"][0], "control.socket", "{after}");
+
+    let text = fs_err::read_to_string(site.config()).expect("read").replace(more, "");
+    fs_err::write(site.config(), text).expect("write");
+    let done = agent.stop();
+    let stored = site.stored().await;
+    assert_eq!(stored.len() as u64, site.queue_number("next_seq"), "{}", done.stderr);
+    assert_distinct(&stored);
+}
+
+/// The push interval, the queue's budget and the forwarder's pauses change while a backlog waits,
+/// and the backlog is delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_and_intervals_change_under_a_backlog() {
+    let mut site = Site::registered().await;
+    let agent = site.run();
+    site.until_stored(3).await;
+    site.served.stop().await;
+    until("a backlog", LIMIT, || site.queue_number("records") >= 10);
+    let change = |text: String| {
+        text.replace("push_interval = \"300ms\"", "push_interval = \"1h\"")
+            .replace("backoff_max = \"200ms\"", "backoff_max = \"1h\"")
+            .replace("[queue]\n", "[queue]\nbytes_max = \"64MiB\"\nring_bytes_max = 0\n")
+    };
+    reload(&site, &agent, change, APPLIES);
+    let bytes_max = || site.inspect()["queue"]["bytes_max"].as_u64();
+    assert_eq!(bytes_max(), Some(64 << 20), "the running queue has it");
+    let back = |text: String| {
+        text.replace("push_interval = \"1h\"", "push_interval = \"200ms\"")
+            .replace("backoff_max = \"1h\"", "backoff_max = \"100ms\"")
+    };
+    site.served.resume().await;
+    reload(&site, &agent, back, APPLIES);
+    until_async("the backlog is delivered", LIMIT, || async { site.queue_number("records") < 10 })
+        .await;
+    agent.stop();
+    let stored = site.stored().await;
+    assert_eq!(stored.len() as u64, site.queue_number("next_seq"));
+    assert_distinct(&stored);
+}
