@@ -48,5 +48,6 @@ mod replay; // what is sent again: refilling, dead hosts, dead letters, kills in
 mod replay_dead; // dead letters get another chance
 mod scrape; // what a Prometheus scraper finds at the control socket
 mod power_loss; // the power goes while the queue is written
+mod shutdown; // how an agent ends
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
 mod tidy; // the rules of this code base that a compiler does not check
