@@ -25,6 +25,7 @@ mod delivery; // from the collectors to the store, with nothing in the way
 mod demo; // the demo, and the account it ends with
 mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
+mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated
 mod footprint; // what the agent costs its host
 mod ledger; // lost records, told to the backend until it has heard of them
@@ -50,4 +51,5 @@ mod scrape; // what a Prometheus scraper finds at the control socket
 mod power_loss; // the power goes while the queue is written
 mod shutdown; // how an agent ends
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
+mod verdicts; // every answer of a backend, and what the agent does with it
 mod tidy; // the rules of this code base that a compiler does not check

@@ -19,6 +19,9 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+/// Why there is no answer.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 pub const PASSWORD: &str = "correct horse battery";
 
 /// A backend that ends with the test.
@@ -56,6 +59,7 @@ pub struct Reply {
 }
 
 /// A request in the making.
+#[derive(Clone)]
 pub struct Ask {
     method: Method,
     path: String,
@@ -260,7 +264,7 @@ impl Client {
     }
 
     /// An error when the connection fails before the answer.
-    pub async fn try_send(&self, ask: Ask) -> Result<Reply, Box<dyn std::error::Error>> {
+    pub async fn try_send(&self, ask: Ask) -> Result<Reply, Failure> {
         let stream = TcpStream::connect(self.address).await?;
         let Some(tls) = &self.tls else { return ask.http1(TokioIo::new(stream)).await };
         let name = ServerName::from(self.address.ip());
@@ -281,6 +285,18 @@ impl Ask {
         Self::new(Method::POST, path)
     }
 
+    /// A request that somebody else has made, read to its end.
+    pub async fn read(request: Request<hyper::body::Incoming>) -> Result<Self, hyper::Error> {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let body = body.collect().await?.to_bytes();
+        Ok(Self { method: head.method, path, headers: head.headers, body })
+    }
+
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn json(self, body: &Value) -> Self {
         self.body(body.to_string()).header("content-type", "application/json")
     }
@@ -299,7 +315,7 @@ impl Ask {
         self.header("authorization", &format!("Bearer {token}"))
     }
 
-    async fn http1<I>(self, io: I) -> Result<Reply, Box<dyn std::error::Error>>
+    async fn http1<I>(self, io: I) -> Result<Reply, Failure>
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
@@ -310,7 +326,7 @@ impl Ask {
         Reply::read(sender.send_request(request).await?).await
     }
 
-    async fn http2<I>(self, io: I) -> Result<Reply, Box<dyn std::error::Error>>
+    async fn http2<I>(self, io: I) -> Result<Reply, Failure>
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
@@ -353,9 +369,7 @@ impl Reply {
         body["error"].as_str().expect("a slug").to_owned()
     }
 
-    async fn read(
-        response: http::Response<hyper::body::Incoming>,
-    ) -> Result<Self, Box<dyn std::error::Error>> {
+    async fn read(response: http::Response<hyper::body::Incoming>) -> Result<Self, Failure> {
         let (parts, body) = response.into_parts();
         let status = StatusCode::as_u16(&parts.status);
         Ok(Self { status, headers: parts.headers, body: body.collect().await?.to_bytes() })

@@ -180,6 +180,9 @@ pub enum Reply {
     Made(Maker),
 }
 
+/// What the stub replies to a push.
+pub type PushScript = Arc<dyn Fn(&Recorded) -> Reply + Send + Sync>;
+
 /// Makes status and body of an answer from the request.
 pub type Maker = Arc<dyn Fn(&Recorded) -> (u16, Bytes) + Send + Sync>;
 
@@ -220,6 +223,7 @@ impl Recorded {
 
 #[derive(Default)]
 struct Script {
+    pushes: Option<PushScript>,
     replies: VecDeque<Reply>,
     requests: Vec<Recorded>,
     connections: usize,
@@ -290,6 +294,12 @@ impl Stub {
     /// Adds to the replies; after the last one the stub answers 200 `{}`.
     pub fn reply(&self, replies: impl IntoIterator<Item = Reply>) {
         self.script.lock().expect("script").replies.extend(replies);
+    }
+
+    /// From now on every push gets what `script` says, `/version` what a backend says, and other
+    /// requests 404: for agents that ask for more than a test is about.
+    pub fn answer_pushes(&self, script: impl Fn(&Recorded) -> Reply + Send + Sync + 'static) {
+        self.script.lock().expect("script").pushes = Some(Arc::new(script));
     }
 
     /// Drops the replies that have not been given: from now on the answer is 200 again.
@@ -377,10 +387,19 @@ async fn serve(
                 connection,
                 client_certificate,
             };
-            let reply = {
+            let (pushes, reply) = {
                 let mut script = script.lock().expect("script");
                 script.requests.push(recorded.clone());
-                script.replies.pop_front().unwrap_or_else(|| Reply::status(200))
+                (script.pushes.clone(), script.replies.pop_front())
+            };
+            let reply = match (reply, pushes) {
+                (Some(reply), _) => reply,
+                (None, None) => Reply::status(200),
+                (None, Some(pushes)) => match recorded.path.as_str() {
+                    "/api/v1/metrics/push" => pushes(&recorded),
+                    "/version" => Reply::with(200, &[], r#"{"version":"test","api":"1.0.0"}"#),
+                    _ => Reply::with(404, &[], "{}"),
+                },
             };
             perform(reply, &recorded).await
         }

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod relay;
 pub mod site;
 pub mod writer;
 

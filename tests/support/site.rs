@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::backend::Served;
 use super::process::{Finished, Process, agent, run};
 use super::proxy::Proxy;
+use super::relay::{Keys, Relay};
 use super::{until, until_async};
 
 /// What every agent here is told: short intervals, no PostgreSQL.
@@ -85,6 +86,25 @@ impl Site {
             .replace("{dir}", self.directory.path().to_str().expect("UTF-8"))
             .replace("{port}", &self.proxy.address().port().to_string());
         fs_err::write(self.config(), text + more).expect("write the configuration");
+    }
+
+    /// Puts a relay between network and backend that sees requests.
+    pub async fn relay(&self) -> Relay {
+        let running = self.served.running();
+        let keys = running.ca_file().parent().expect("a directory").to_owned();
+        let keys = Keys {
+            server: [keys.join("server.crt"), keys.join("server.key")],
+            agent: ["collector.crt", "collector.key"].map(|name| self.directory.path().join(name)),
+            authority: running.ca_certificate().to_owned(),
+        };
+        let relay = Relay::start(running.address(), &keys).await;
+        self.proxy.retarget(relay.address());
+        relay
+    }
+
+    /// Where processes write what they say.
+    pub fn output(&self) -> &Path {
+        self.output.path()
     }
 
     /// The agent's configuration file.
