@@ -19,7 +19,11 @@ type Headers<'a> = &'a [(&'a str, &'a str)];
 
 /// A registered site whose agent takes pushes on a Unix socket; `more` keys of `[intake]`.
 pub async fn site(more: &str) -> (Site, Place) {
-    let site = Site::registered().await;
+    with_intake(Site::registered().await, more)
+}
+
+/// Gives the host of a site an intake.
+pub fn with_intake(site: Site, more: &str) -> (Site, Place) {
     let socket = site.directory.path().join("run/intake.sock");
     site.configure(&format!("[intake]\nlisten = \"unix:{}\"\n{more}\n", socket.display()));
     (site, Place::Unix(socket))

@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod backend_stub;
 pub mod intake;
+pub mod chaos;
 pub mod connect_proxy;
 pub mod disk;
 pub mod postgres;

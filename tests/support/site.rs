@@ -61,7 +61,12 @@ pub struct Site {
 impl Site {
     /// A site whose host is registered and has no agent running.
     pub async fn registered() -> Self {
-        let served = Served::start().await;
+        Self::registered_in(None).await
+    }
+
+    /// The same with another store of the backend's than SQLite in its directory.
+    pub async fn registered_in(store: Option<String>) -> Self {
+        let served = Served::start_with(|config| config.store = store).await;
         let proxy = Proxy::start(served.running().address()).await;
         let (directory, output) = (super::directory(), super::directory());
         let site = Self { served, proxy, directory, output };
