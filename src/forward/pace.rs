@@ -42,8 +42,9 @@ impl Pace {
         Self { ceilings, cap }
     }
 
-    /// The pause after one more failure: `at_least`, which is what the backend asked for, and `draw`
-    /// (from 0 to 1) of the ceiling, or of what was asked when that is longer, up to the cap.
+    /// The pause after one more failure: `at_least`, which is what the backend asked for, and
+    /// `draw` (from 0 to 1) of the ceiling, or of what was asked when that is longer, up to the
+    /// cap.
     pub fn after_failure(&mut self, draw: f64, at_least: Option<Duration>) -> Duration {
         // The crate adds up to a nanosecond at random, even without its jitter.
         let ceiling = self.ceilings.next_backoff().unwrap_or(self.cap).min(self.cap);

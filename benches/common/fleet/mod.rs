@@ -48,8 +48,8 @@ pub enum Trouble {
     Seconds(u64),
     /// 503 with `Retry-After` as the date of the return: the same for every agent.
     Date,
-    /// Nothing is wrong with the backend: all hosts start in the same second, and find a window that
-    /// the power cut has left.
+    /// Nothing is wrong with the backend: all hosts start in the same second, and find a window
+    /// that the power cut has left.
     Start,
 }
 
