@@ -26,10 +26,10 @@ const PAST: [&str; 2] = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:4
 const FUTURE: [&str; 2] = ["Fri, 31 Dec 2100 23:59:58 GMT", "Fri, 31 Dec 2100 23:59:59 GMT"];
 
 /// A running agent whose only metrics are those of the test.
-struct Bench {
-    host: Host,
-    place: Place,
-    agent: Process,
+pub struct Bench {
+    pub host: Host,
+    pub place: Place,
+    pub agent: Process,
 }
 
 /// One request that carried metrics.
@@ -52,17 +52,27 @@ struct Row {
 }
 
 impl Bench {
-    async fn start() -> Self {
-        let host = Host::new("200ms").await;
+    /// With these windows, and pauses after failures up to `backoff_max`.
+    pub async fn start(push_interval: &str, backoff_max: &str) -> Self {
+        let host = Host::new(push_interval).await;
         let socket = host.path("intake.sock");
         let file = host.path("agent.toml");
         let config = fs_err::read_to_string(&file).expect("read");
         let config = config.replace("[backend]\n", "[backend]\nrequest_timeout = \"1s\"\n");
+        let pauses = "backoff_first = \"50ms\"\nbackoff_max = \"200ms\"";
+        assert!(config.contains(pauses), "{config}");
+        let other = format!("backoff_first = \"10ms\"\nbackoff_max = {backoff_max:?}");
+        let config = config.replace(pauses, &other);
         let more = format!("[intake]\nlisten = \"unix:{}\"\n", socket.display());
         fs_err::write(&file, config + "[disk_usage]\nenabled = false\n" + &more).expect("write");
         let (agent, place) = (host.start(), Place::Unix(socket));
         until("the intake listens", LIMIT, || place.connect().is_ok());
         Self { host, place, agent }
+    }
+
+    /// What the backend says to each push from now on, by its numbers.
+    pub fn answer(&self, answer: impl Fn(&[u64]) -> Reply + Send + Sync + 'static) {
+        self.host.stub.answer_pushes(move |request| answer(&pushed(request).numbers));
     }
 
     /// Pushes four numbers while the backend says `answer` to the push with this index, which
@@ -132,14 +142,15 @@ impl Row {
     }
 }
 
-fn said(status: u16) -> Reply {
+/// A whole answer.
+pub fn said(status: u16) -> Reply {
     Reply::with(status, &[], &format!(r#"{{"code":{status},"error":"x","message":"said"}}"#))
 }
 
 /// C32: 200, 201, 202, 204, 208, and 409 for a batch that is known: delivered, with one push.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_is_gone() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     for status in [200, 201, 202, 204, 208] {
         bench.row(move |_, _| Reply::with(status, &[], "")).came_whole(1, &status);
     }
@@ -157,7 +168,7 @@ async fn what_is_taken_is_gone() {
 /// C19, C36, C37: what may pass is waited for, and the batch comes again under its id.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_pass_is_tried_again() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     for status in [408, 425, 429, 500, 502, 503, 504, 507, 599] {
         let row = bench.row(move |nth, _| if nth == 0 { said(status) } else { said(200) });
         row.came_whole(2, &status);
@@ -174,7 +185,7 @@ async fn what_may_pass_is_tried_again() {
 /// may be decades away from the host's.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_backend_asks_for_is_waited_for() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     let check = |status, headers: &'static [(&'static str, &'static str)]| {
         let ask = move |nth, _: &[u64]| match nth {
             0 => Reply::with(status, headers, "{}"),
@@ -196,7 +207,7 @@ async fn what_the_backend_asks_for_is_waited_for() {
 /// must look at is said, and everything waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_is_told_so_and_keeps_everything() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     let row = bench.row(|nth, _| said(if nth == 0 { 401 } else { 200 }));
     row.came_whole(2, &"401 once");
     assert_ne!(row.pushes[0].token, row.pushes[1].token);
@@ -223,7 +234,7 @@ async fn a_stranger_is_told_so_and_keeps_everything() {
 /// C35: what is too large is halved, and what is too large by itself is put aside.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_halved() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     let row = bench.row(|_, numbers| said(if numbers.len() > 1 { 413 } else { 200 }));
     assert!(row.dead.is_empty(), "{row:?}");
     let sizes: Vec<usize> = row.pushes.iter().map(|push| push.numbers.len()).collect();
@@ -236,7 +247,7 @@ async fn what_is_too_large_is_halved() {
 /// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_is_found_and_put_aside() {
-    let bench = Bench::start().await;
+    let bench = Bench::start("200ms", "200ms").await;
     for status in [400, 402, 406, 409, 415, 418, 422, 451] {
         let row = bench.row(move |_, numbers| refusing(status, numbers));
         row.lost_the_bad_one(status);
