@@ -81,7 +81,7 @@ mod writing;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -95,6 +95,7 @@ pub use self::{
     ledger::{Loss, LossReason},
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
     look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},
+    reading::{Lane, Pick, Picked},
     record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
     repair::{Plan, Repair, Repaired, Requeue, Step, StepKind},
     ring::Home,
@@ -123,6 +124,8 @@ pub struct QueueConfig {
 pub struct Queue {
     commands: mpsc::Sender<Command>,
     dir: Option<Arc<Path>>,
+    /// The latest status that anybody has asked for, and when.
+    seen: Arc<Mutex<Option<(tokio::time::Instant, QueueStatus)>>>,
 }
 
 /// The thread that owns the log.
@@ -170,7 +173,7 @@ pub enum QueueError {
 enum Command {
     Append(Group, Waiting),
     Seal(oneshot::Sender<()>),
-    NextBatch(oneshot::Sender<Option<Batch>>),
+    PickBatch(Pick, oneshot::Sender<Option<Picked>>),
     Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
     ChangeDead(DeadChanges, oneshot::Sender<Result<(), StoreError>>),
     PutBack(BatchKey, String, i64),
@@ -239,7 +242,7 @@ impl Queue {
             .name("queue".to_owned())
             .spawn(move || runtime.block_on(serve(log, receiver, commit_interval)))
             .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
-        Ok((Self { commands, dir }, QueueThread(thread)))
+        Ok((Self { commands, dir, seen: Arc::default() }, QueueThread(thread)))
     }
 
     /// The directory that the queue is in, if it has one.
@@ -257,9 +260,14 @@ impl Queue {
         self.ask(Command::Seal).await
     }
 
-    /// The oldest batch that waits; see [`Log::next_batch`].
+    /// The oldest batch that waits; see [`Log::pick_batch`].
     pub async fn next_batch(&self) -> Result<Option<Batch>, QueueClosed> {
-        self.ask(Command::NextBatch).await
+        Ok(self.pick_batch(Pick::Oldest).await?.map(|picked| picked.batch))
+    }
+
+    /// A batch that waits; see [`Log::pick_batch`].
+    pub async fn pick_batch(&self, pick: Pick) -> Result<Option<Picked>, QueueClosed> {
+        self.ask(|reply| Command::PickBatch(pick, reply)).await
     }
 
     /// A batch of `records` records is delivered, apart from the refused ones, which become dead
@@ -294,9 +302,21 @@ impl Queue {
         self.commands.send(Command::RetryNow).await.map_err(|_| QueueClosed)
     }
 
-    /// The queue in one screen.
+    /// The queue in one screen. What that costs grows with the segments that wait.
     pub async fn status(&self) -> Result<QueueStatus, QueueClosed> {
-        self.ask(Command::Status).await
+        let status = self.ask(Command::Status).await?;
+        let seen = Some((tokio::time::Instant::now(), status.clone()));
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        Ok(status)
+    }
+
+    /// The same, at most `age` old.
+    pub async fn recent_status(&self, age: Duration) -> Result<QueueStatus, QueueClosed> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match seen.filter(|(at, _)| at.elapsed() <= age) {
+            Some((_, status)) => Ok(status),
+            None => self.status().await,
+        }
     }
 
     /// All segments, oldest first.
@@ -507,8 +527,8 @@ fn execute<S: Store>(log: &mut Log<S>, command: Command) {
             log.seal(now_ms());
             reply.send(()).ok();
         }
-        Command::NextBatch(reply) => {
-            reply.send(log.next_batch(now_ms())).ok();
+        Command::PickBatch(pick, reply) => {
+            reply.send(log.pick_batch(pick, now_ms())).ok();
         }
         Command::Delivered(key, records, refused, reply) => {
             reply.send(log.delivered(key, records, &refused)).ok();

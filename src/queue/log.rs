@@ -88,6 +88,8 @@ pub struct Log<S: Store> {
     /// What a segment being written reserves on disk.
     pub(super) reserve_bytes: u64,
     pub(super) active: Option<Active<S::Writer>>,
+    /// The newest segment that this process has closed.
+    pub(super) newest_closed: Option<u64>,
     pub(super) ring: Ring,
     /// The frames of the segment that was read from disk last.
     pub(super) index: Option<Index>,
@@ -230,6 +232,7 @@ impl<S: Store> Log<S> {
             now_ms: 0,
             reserve_bytes: limits.reserve_bytes(),
             active: None,
+            newest_closed: None,
             ring: Ring::new(limits.ring_bytes_max),
             index: None,
             look: None,
@@ -456,6 +459,7 @@ impl<S: Store> Log<S> {
                 self.disk_failed(&error, now_ms);
             }
         }
+        self.newest_closed = Some(id);
         self.sealed.insert(id, Sealed::new(row, Some(plans), unsaved, home));
     }
 

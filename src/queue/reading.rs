@@ -29,12 +29,52 @@ fn is_due(at_ms: i64, now_ms: i64) -> bool {
 /// How long a segment that cannot be read is left alone.
 const UNREADABLE_RETRY_MS: i64 = 60_000;
 
+/// Which of the batches that wait comes next.
+///
+/// A *fresh* segment is one that this process has closed and that is still in the ring, or that is
+/// the newest one, if the ring is too small for it. The others are the *backlog*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The oldest one.
+    Oldest,
+    /// The first of the newest fresh segment; without one the oldest of the backlog.
+    FreshFirst,
+    /// The first of the newest fresh segment, if there is one.
+    FreshOnly,
+}
+
+/// A batch that was picked, and from where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picked {
+    /// The batch.
+    pub batch: Batch,
+    /// Whether it is fresh; see [`Pick`].
+    pub lane: Lane,
+}
+
+/// Where a batch waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// In a fresh segment.
+    Fresh,
+    /// In another one.
+    Backlog,
+}
+
 impl<S: Store> Log<S> {
-    /// The oldest batch that waits: neither delivered nor being sent, and due to be tried. It
-    /// counts as being sent until [`Log::delivered`] or [`Log::put_back`]. A segment that the disk
-    /// does not give is passed over for a while; the others go on.
+    /// The oldest batch that waits; see [`Log::pick_batch`].
     pub fn next_batch(&mut self, now_ms: i64) -> Option<Batch> {
-        while let Some(key) = self.next_key(now_ms) {
+        self.pick_batch(Pick::Oldest, now_ms).map(|picked| picked.batch)
+    }
+
+    /// A batch that waits: neither delivered nor being sent, and due to be tried. It counts as
+    /// being sent until [`Log::delivered`] or [`Log::put_back`]. A segment that the disk does not
+    /// give is passed over for a while; the others go on.
+    ///
+    /// What it costs grows with the batches that are being sent or wait for another try, not with
+    /// the backlog.
+    pub fn pick_batch(&mut self, pick: Pick, now_ms: i64) -> Option<Picked> {
+        while let Some(key) = self.next_key(pick, now_ms) {
             match self.read_batch(key) {
                 Ok(batch) if batch.records.is_empty() => {
                     // Nothing of it can be read; the loss has been counted.
@@ -43,11 +83,13 @@ impl<S: Store> Log<S> {
                     }
                 }
                 Ok(batch) => {
+                    let is_fresh = self.is_fresh(key.segment);
                     if let Some(sealed) = self.sealed.get_mut(&key.segment) {
                         sealed.in_flight.insert(key.number);
                         sealed.unreadable = None;
                     }
-                    return Some(batch);
+                    let lane = if is_fresh { Lane::Fresh } else { Lane::Backlog };
+                    return Some(Picked { batch, lane });
                 }
                 Err(error) => self.pass_over(key.segment, &error, now_ms),
             }
@@ -80,18 +122,35 @@ impl<S: Store> Log<S> {
         Ok(self.index.as_ref().map_or_else(|| Arc::from([]), |index| Arc::clone(&index.plans)))
     }
 
-    fn next_key(&self, now_ms: i64) -> Option<BatchKey> {
-        let readable = |sealed: &&Sealed| {
-            sealed.unreadable.as_ref().is_none_or(|known| is_due(known.retry_at_ms, now_ms))
-        };
-        self.sealed.values().filter(readable).find_map(|sealed| {
+    fn next_key(&self, pick: Pick, now_ms: i64) -> Option<BatchKey> {
+        let waiting = |sealed: &Sealed| {
+            if sealed.unreadable.as_ref().is_some_and(|known| !is_due(known.retry_at_ms, now_ms)) {
+                return None;
+            }
             let waits = |n: &u32| {
                 let due = sealed.attempts.get(n).is_none_or(|last| is_due(last.next_at_ms, now_ms));
                 due && !sealed.in_flight.contains(n)
             };
             let number = sealed.row.pending().find(waits)?;
             Some(BatchKey { segment: sealed.row.id, number })
-        })
+        };
+        let fresh = || self.fresh().find_map(waiting);
+        let oldest = || self.sealed.values().find_map(waiting);
+        match pick {
+            Pick::Oldest => oldest(),
+            Pick::FreshFirst => fresh().or_else(oldest),
+            Pick::FreshOnly => fresh(),
+        }
+    }
+
+    /// The fresh segments, the newest first.
+    fn fresh(&self) -> impl Iterator<Item = &Sealed> {
+        let newest = self.newest_closed.filter(|id| self.ring.get(*id).is_none());
+        newest.into_iter().chain(self.ring.newest_first()).filter_map(|id| self.sealed.get(&id))
+    }
+
+    fn is_fresh(&self, segment: u64) -> bool {
+        self.newest_closed == Some(segment) || self.ring.get(segment).is_some()
     }
 
     fn read_batch(&mut self, key: BatchKey) -> Result<Batch, StoreError> {

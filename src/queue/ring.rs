@@ -66,6 +66,11 @@ impl Ring {
         self.segments.get(&segment).map(|held| held.records.as_slice())
     }
 
+    /// The segments that are held, the newest first.
+    pub fn newest_first(&self) -> impl Iterator<Item = u64> {
+        self.segments.keys().rev().copied()
+    }
+
     /// Forgets `segment`.
     pub fn remove(&mut self, segment: u64) {
         if let Some(held) = self.segments.remove(&segment) {

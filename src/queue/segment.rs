@@ -199,12 +199,15 @@ impl SegmentRow {
 
     /// Whether nothing of the segment is left to send.
     pub fn is_done(&self) -> bool {
-        (0..self.batches).all(|batch| self.is_delivered(batch))
+        self.pending().next().is_none()
     }
 
-    /// The batches still to deliver.
+    /// The batches still to deliver, in order. What is delivered is stepped over as a whole.
     pub fn pending(&self) -> impl Iterator<Item = u32> {
-        (0..self.batches).filter(|batch| !self.is_delivered(*batch))
+        let after = self.delivered.iter().map(|(_, to)| to.saturating_add(1));
+        let until = self.delivered.iter().map(|(from, _)| *from);
+        let gaps = std::iter::once(0).chain(after).zip(until.chain([self.batches]));
+        gaps.flat_map(|(from, until)| from..until.min(self.batches))
     }
 
     /// Marks `batch` as delivered. Marking it again changes nothing.

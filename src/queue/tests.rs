@@ -1,6 +1,7 @@
 //! The queue's invariants, on the store in memory with its faults and on the real one.
 
 mod damage; // damaged directories
+mod lanes; // fresh batches and the oldest
 mod model; // what is promised, and what has arrived
 mod power; // the power goes at any operation
 mod property; // random histories
