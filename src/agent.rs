@@ -131,9 +131,10 @@ impl Agent {
             config: config_state.clone(),
         };
         let settings = forward_config(&config.forward, who);
-        let (forwarder, forward) =
-            Forwarder::new(source, LinkWire(Arc::clone(&link)), settings.clone());
         let (settings, changes) = watch::channel(settings);
+        let wire = LinkWire(Arc::clone(&link));
+        let (forwarder, forward) = Forwarder::new(source, wire, changes.clone());
+        let forwarder = forwarder.woken_by(Arc::clone(&signals.wake));
         let (shown, in_force) = watch::channel(config.clone());
         let parts = Parts {
             stages: running,
@@ -188,6 +189,7 @@ impl Agent {
         }
         let queue = &self.view.queue;
         tokio::time::timeout(DISK_MAX, queue.seal()).await.ok();
+        self.view.signals.wake.notify_one();
         self.finish.send_replace(true);
         if tokio::time::timeout_at(deadline, &mut self.forwarder).await.is_err() {
             tracing::warn!("the shutdown deadline has come; what waits is on disk");
@@ -209,6 +211,7 @@ impl AgentView {
     pub async fn push_now(&self) {
         self.queue.seal().await.ok();
         self.queue.retry_now().await.ok();
+        self.signals.wake.notify_one();
         self.signals.now.notify_one();
         self.replay.wake();
     }
@@ -222,7 +225,12 @@ pub fn forward_config(
     ForwardConfig {
         collector_id,
         hostname,
+        in_flight: settings.in_flight,
+        order: settings.order,
+        backlog_rate: settings.backlog_rate,
+        encoding: settings.encoding,
         gzip_level: settings.gzip_level,
+        zstd_level: settings.zstd_level,
         backoff: (settings.backoff_first, settings.backoff_max),
     }
 }
@@ -259,10 +267,7 @@ async fn forward_batches(
                 }
                 return;
             }
-            Ok(()) = settings.changed() => {
-                let settings = settings.borrow_and_update().clone();
-                forwarder.configure(settings);
-            }
+            Ok(()) = settings.changed() => {} // the forwarder looks at them itself
             () = signals.now.notified() => {}
             () = pause => {}
         }

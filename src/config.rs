@@ -23,6 +23,8 @@ use crate::{
         postgres::{PgConnection, Timeouts},
         sysstat::SysstatConfig,
     },
+    encoding::Encoding,
+    forward::Order,
     intake::{IntakeConfig, Listen},
     link::{LinkConfig, TlsConfig, endpoint::Endpoint, proxy::ProxySetting},
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
@@ -103,8 +105,18 @@ pub struct Timing {
 /// `[forward]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForwardSettings {
-    /// 0 (fast) to 9 (small).
+    /// Batches on their way at once at most.
+    pub in_flight: usize,
+    /// Which batches go first.
+    pub order: Order,
+    /// Bytes of compressed bodies a second that the backlog may take; `None`: all there is.
+    pub backlog_rate: Option<u64>,
+    /// gzip or zstd.
+    pub encoding: Encoding,
+    /// Of gzip: 0 (fast) to 9 (small).
     pub gzip_level: u32,
+    /// Of zstd: 1 (fast) to 19 (small).
+    pub zstd_level: i32,
     /// The ceiling of the pause after the first failure.
     pub backoff_first: Duration,
     /// The highest ceiling.
@@ -399,8 +411,19 @@ fn retain(section: &mut Section<'_, '_>) -> Retain {
     })
 }
 
+const ORDERS: [(&str, Order); 2] =
+    [("fresh_first", Order::FreshFirst), ("oldest_first", Order::OldestFirst)];
+
+const ENCODINGS: [(&str, Encoding); 2] = [("gzip", Encoding::Gzip), ("zstd", Encoding::Zstd)];
+
 fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
+    let backlog_rate = section.size("backlog_rate", "0B", ["0B", "1GiB"]);
     let settings = ForwardSettings {
+        in_flight: usize::try_from(section.integer("in_flight", 4, 1..=16)).unwrap_or(4),
+        order: ORDERS[section.choice("order", &ORDERS.map(|order| order.0))].1,
+        backlog_rate: Some(backlog_rate).filter(|rate| *rate > 0),
+        encoding: ENCODINGS[section.choice("encoding", &ENCODINGS.map(|e| e.0))].1,
+        zstd_level: i32::try_from(section.integer("zstd_level", 3, 1..=19)).unwrap_or(3),
         gzip_level: u32::try_from(section.integer("gzip_level", 6, 0..=9)).unwrap_or(6),
         backoff_first: section.duration("backoff_first", "1s", ["10ms", "1h"]),
         backoff_max: section.duration("backoff_max", "300s", ["10ms", "1d"]),
@@ -478,6 +501,18 @@ mod tests {
         assert_eq!(password.expose_secret(), "p://w\"d");
         let (timing, _) = config.collectors.disk_usage.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(30), "collector.interval is the default");
+    }
+
+    #[test]
+    fn the_backlog_has_no_rate_unless_it_is_given_one() {
+        let forward = read("").unwrap().forward;
+        assert_eq!((forward.in_flight, forward.order), (4, Order::FreshFirst));
+        assert_eq!((forward.backlog_rate, forward.encoding), (None, Encoding::Gzip));
+        let text = "[forward]\nbacklog_rate = \"256KiB\"\norder = \"oldest_first\"\nin_flight = 1
+            encoding = \"zstd\"";
+        let forward = read(text).unwrap().forward;
+        assert_eq!((forward.in_flight, forward.order), (1, Order::OldestFirst));
+        assert_eq!((forward.backlog_rate, forward.encoding), (Some(256 << 10), Encoding::Zstd));
     }
 
     #[test]

@@ -39,6 +39,6 @@ pub use replay::{
 };
 pub use server::{Server, Sources, Subject};
 pub use status::{
-    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, ConfigStatus, Forwarding,
-    IntakeStatus, RefusedConfig, RemoteState, Replay, Status,
+    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, ConfigStatus, DrainStatus,
+    Forwarding, IntakeStatus, RefusedConfig, RemoteState, Replay, Status,
 };

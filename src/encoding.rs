@@ -39,6 +39,16 @@ pub enum InflateError {
 }
 
 impl Encoding {
+    /// Its name in `Content-Encoding`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Zlib => "deflate",
+        }
+    }
+
     /// What the first bytes show.
     pub fn of(body: &[u8]) -> Self {
         match body {

@@ -1,12 +1,20 @@
-//! Stage 3: batches leave. One at a time, oldest first; what fails stays where it was.
+//! Stage 3: batches leave, several at once; what fails stays where it was.
 //!
 //! The forwarder knows neither where batches are kept ([`Source`]) nor how they travel ([`Wire`]).
-//! After a failure of the backend or the network everything waits ([`pace`]). A batch that the
-//! backend refuses is taken apart until the records are found that it refuses by themselves; those
-//! go to the dead letters ([`split`]). Nothing is given up.
+//! There are two lanes: fresh windows go first, and the backlog drains beside them, as fast as it
+//! may ([`rate`]). After a failure of the backend or the network everything waits ([`pace`]), and a
+//! probe asks whether it is back ([`breaker`]). A batch that the backend refuses is taken apart
+//! until the records are found that it refuses by themselves; those go to the dead letters
+//! ([`split`]). Nothing is given up.
 
 pub mod batch; // envelope + compression
+pub mod breaker; // whether batches may leave, and how many at once
+mod course; // what is remembered from one drain to the next
+mod drive; // what happens when: the only part that waits
+mod flight; // one request after another for one batch
 pub mod pace; // how long to wait
+pub mod rate; // bytes per second
+pub mod recent; // how fast the backlog leaves
 pub mod split; // which part of a refused batch is sent next
 pub mod verdict; // what an answer means
 
@@ -18,25 +26,24 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub use self::split::Refused;
-use self::{
-    pace::Pace,
-    split::{Refusing, Split},
-    verdict::{Refusal, Verdict},
+pub use self::{
+    batch::Body,
+    drive::{Drained, Forwarder},
+    recent::Speed,
+    split::Refused,
 };
-use crate::{
-    clock,
-    metric::envelope::{AgentInfo, EnvelopeHead, PushResponse},
-    units,
-};
+use crate::{encoding::Encoding, metric::envelope::AgentInfo};
 
 /// Where batches wait.
 pub trait Source: Send + Sync {
     /// Names a batch to its source.
     type Key: Copy + Send + Sync;
 
-    /// The oldest batch that is due; it counts as being sent until one of the two below.
-    fn next(&self) -> impl Future<Output = Result<Option<Outgoing<Self::Key>>, String>> + Send;
+    /// A batch that is due; it counts as being sent until one of the two below.
+    fn next(
+        &self,
+        choice: Choice,
+    ) -> impl Future<Output = Result<Option<Outgoing<Self::Key>>, String>> + Send;
 
     /// The backend has the batch, apart from what it refused.
     fn delivered(
@@ -67,9 +74,33 @@ pub trait Wire: Send + Sync {
     /// Sends a body under its batch's id.
     fn push(
         &self,
-        body: Bytes,
+        body: Body,
         batch_id: Uuid,
     ) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+
+    /// Asks for a sign of life, as cheaply as possible. The body of the answer may say which
+    /// encodings are taken: `{"encodings": ["gzip", "zstd"]}`.
+    fn probe(&self) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+}
+
+/// Which batch is wanted next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// A fresh one, or without one the oldest of the backlog.
+    FreshFirst,
+    /// A fresh one.
+    FreshOnly,
+    /// The oldest one.
+    OldestFirst,
+}
+
+/// Where a batch comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// From a window that has just ended.
+    Fresh,
+    /// From what has waited.
+    Backlog,
 }
 
 /// A batch to be sent.
@@ -79,6 +110,8 @@ pub struct Outgoing<K> {
     pub key: K,
     /// Its name at the backend, for ever.
     pub id: Uuid,
+    /// Where it comes from.
+    pub lane: Lane,
     /// The records' sequence numbers and times (milliseconds since 1970 UTC).
     pub records: Vec<(u64, i64)>,
     /// The records' JSON.
@@ -97,7 +130,7 @@ impl<K: Copy> Outgoing<K> {
         let number = |record: Option<&(u64, i64)>| record.map_or(0, |(seq, _)| *seq);
         let name = format!("{}..{}", number(records.first()), number(records.last()));
         let id = Uuid::new_v5(&self.id, name.as_bytes());
-        Self { key: self.key, id, records, metrics }
+        Self { key: self.key, id, lane: self.lane, records, metrics }
     }
 }
 
@@ -120,17 +153,74 @@ pub struct WireError {
     pub message: String,
 }
 
-/// `[forward]` of the configuration, and who is sending.
+/// `[forward]` of the configuration, and who is sending. `Default` holds the documented defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardConfig {
     /// The agent's id at the backend.
     pub collector_id: String,
     /// This host.
     pub hostname: String,
-    /// 0 (fast) to 9 (small).
+    /// Batches on their way at once at most, 1 to 16.
+    pub in_flight: usize,
+    /// Which batches go first.
+    pub order: Order,
+    /// Bytes of compressed bodies a second that the backlog may take; `None`: all there is.
+    pub backlog_rate: Option<u64>,
+    /// How bodies are packed, if the backend takes it: gzip or zstd.
+    pub encoding: Encoding,
+    /// Of gzip: 0 (fast) to 9 (small).
     pub gzip_level: u32,
+    /// Of zstd: 1 (fast) to 19 (small).
+    pub zstd_level: i32,
     /// The first and the highest ceiling of a pause after a failure.
     pub backoff: (Duration, Duration),
+}
+
+impl Default for ForwardConfig {
+    fn default() -> Self {
+        Self {
+            collector_id: String::new(),
+            hostname: String::new(),
+            in_flight: 4,
+            order: Order::FreshFirst,
+            backlog_rate: None,
+            encoding: Encoding::Gzip,
+            gzip_level: 6,
+            zstd_level: 3,
+            backoff: (pace::FIRST, pace::CAP),
+        }
+    }
+}
+
+impl ForwardConfig {
+    /// For a forwarder whose settings never change.
+    pub fn fixed(self) -> watch::Receiver<Self> {
+        watch::channel(self).1
+    }
+}
+
+/// Which batches go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Windows that have just ended, and the backlog beside them.
+    FreshFirst,
+    /// Everything in the order in which it was collected.
+    OldestFirst,
+}
+
+/// What the forwarder does at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doing {
+    /// Batches leave as they come.
+    #[default]
+    Sending,
+    /// A probe asks whether the backend is back.
+    Probing,
+    /// The backend is down: nothing leaves until the next try.
+    BackingOff,
+    /// A person must look: nothing leaves until the next try. With what can be done.
+    Paused(String),
 }
 
 /// What the forwarder has done and is doing.
@@ -165,262 +255,15 @@ pub struct ForwardStatus {
     pub next_try_at: Option<Timestamp>,
     /// The version of the configuration that the backend has for this agent.
     pub next_config_version: Option<i64>,
-}
-
-/// How a drain has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Drained {
-    /// Nothing that is due is left.
-    Empty,
-    /// Everything waits this long.
-    Waiting(Duration),
-}
-
-/// Sends batches until told otherwise.
-#[derive(Debug)]
-pub struct Forwarder<S, W> {
-    source: S,
-    wire: W,
-    config: ForwardConfig,
-    pace: Pace,
-    troubled: bool,
-    /// The batch that was being taken apart when everything had to wait.
-    apart: Option<(Uuid, Split)>,
-    status: watch::Sender<ForwardStatus>,
-}
-
-/// What has come of a request.
-enum Tried {
-    /// The backend has the records, apart from those that its answer names.
-    Taken(u16, Option<PushResponse>),
-    Refused(Refusing),
-    /// Everything has to wait.
-    Wait(String, Duration),
-}
-
-impl<S: Source, W: Wire> Forwarder<S, W> {
-    /// A forwarder that has sent nothing yet, and where its status shows.
-    pub fn new(
-        source: S,
-        wire: W,
-        config: ForwardConfig,
-    ) -> (Self, watch::Receiver<ForwardStatus>) {
-        let (status, shown) = watch::channel(ForwardStatus::default());
-        let pace = Pace::new(config.backoff.0, config.backoff.1);
-        (Self { source, wire, config, pace, troubled: false, apart: None, status }, shown)
-    }
-
-    /// Goes on with another configuration.
-    pub fn configure(&mut self, config: ForwardConfig) {
-        if config.backoff != self.config.backoff {
-            self.pace = Pace::new(config.backoff.0, config.backoff.1);
-        }
-        self.config = config;
-    }
-
-    /// Sends what is due until nothing is left or everything has to wait.
-    pub async fn drain(&mut self) -> Drained {
-        self.status.send_modify(|status| status.next_try_at = None);
-        loop {
-            let batch = match self.source.next().await {
-                Ok(Some(batch)) => batch,
-                Ok(None) => return Drained::Empty,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read the queue");
-                    return Drained::Waiting(self.pace.after_failure(1.0, None));
-                }
-            };
-            if let Some(wait) = self.send(&batch).await {
-                let next = later(wait);
-                self.status.send_modify(|status| status.next_try_at = Some(next));
-                return Drained::Waiting(wait);
-            }
-        }
-    }
-
-    /// Sends one batch, whole or in parts. `Some` when everything has to wait.
-    async fn send(&mut self, batch: &Outgoing<S::Key>) -> Option<Duration> {
-        let begun = self.apart.take().filter(|(id, _)| *id == batch.id);
-        let mut split = begun.map_or_else(|| Split::of(batch.metrics.len()), |(_, split)| split);
-        while let Some(part) = split.next_part() {
-            match self.push(&batch.part(part)).await {
-                Tried::Taken(status, response) => {
-                    let rejected = response.map_or_else(Vec::new, |response| response.rejected);
-                    split.taken(rejected, status, clock::now());
-                }
-                Tried::Refused(answer) => {
-                    if split.is_whole() {
-                        self.taking_apart(batch, &answer);
-                    }
-                    split.refused(&answer);
-                }
-                Tried::Wait(answer, wait) => {
-                    self.apart = Some((batch.id, split));
-                    self.failed(batch, answer, wait).await;
-                    return Some(wait);
-                }
-            }
-        }
-        let refused = split.into_refused();
-        self.delivered(batch, &refused).await;
-        // A backend that takes nothing at all is more likely wrong than every record is.
-        let nothing = refused.len() > 1 && refused.len() == batch.metrics.len();
-        (nothing && refused.iter().all(|record| record.status >= 400)).then(|| {
-            let wait = self.pace.at_cap(fastrand::f64());
-            let (wait_shown, hint) = (units::show_duration(wait), "is backend.url right?");
-            tracing::error!(wait = wait_shown, hint, "the backend refuses every record");
-            wait
-        })
-    }
-
-    /// Sends some records as a batch of their own.
-    async fn push(&mut self, batch: &Outgoing<S::Key>) -> Tried {
-        let (body, agent) = self.encode(batch).await;
-        let sent = (body.raw_bytes, body.bytes.len() as u64);
-        let answer = match self.wire.push(body.bytes, batch.id).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                return Tried::Wait(error.message, self.pace.after_failure(fastrand::f64(), None));
-            }
-        };
-        if let (200..300, Some(agent)) = (answer.status, &agent) {
-            self.source.heard(agent).await;
-        }
-        let shown = show_answer(&answer);
-        let known_batch = answer.status == 409 && names_known_batch(&answer.body);
-        match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
-            Verdict::Delivered => Tried::Taken(answer.status, self.taken(&answer, sent)),
-            Verdict::BackOff(at_least) => {
-                Tried::Wait(shown, self.pace.after_failure(fastrand::f64(), at_least))
-            }
-            Verdict::Pause(trouble) => {
-                let hint = trouble.hint(slug(&answer.body).as_deref());
-                let text = format!("{shown}\n  hint: {hint}");
-                Tried::Wait(text, self.pace.at_cap(fastrand::f64()))
-            }
-            Verdict::Refused(refusal) => {
-                self.pace.reset();
-                let status = answer.status;
-                Tried::Refused(Refusing { refusal, status, message: shown, at: clock::now() })
-            }
-        }
-    }
-
-    fn taking_apart(&self, batch: &Outgoing<S::Key>, answer: &Refusing) {
-        let what = match answer.refusal {
-            Refusal::TooLarge => "the backend finds a batch too large; it is sent in halves",
-            Refusal::Invalid => "the backend refuses a batch; it is sent in parts",
-        };
-        let (batch, answer) = (batch.id, &answer.message);
-        tracing::warn!(%batch, answer, "{what}");
-        self.status.send_modify(|status| {
-            status.split_batches += 1;
-            status.last_answer = Some(answer.clone());
-            status.last_answer_at = Some(clock::now());
-        });
-    }
-
-    async fn encode(&self, batch: &Outgoing<S::Key>) -> (batch::Body, Option<AgentInfo>) {
-        let agent = self.source.agent_info().await;
-        let (config, metrics) = (self.config.clone(), batch.metrics.clone());
-        let timestamp = clock::now();
-        let encode = move || {
-            let head = EnvelopeHead {
-                collector_id: &config.collector_id,
-                hostname: &config.hostname,
-                timestamp,
-                agent: agent.as_ref(),
-            };
-            (batch::encode(&head, &metrics, config.gzip_level), agent)
-        };
-        // Compression of a full batch takes tens of milliseconds: not on the runtime's threads.
-        tokio::task::spawn_blocking(encode).await.expect("compression does not panic")
-    }
-
-    /// Counts what the backend has taken with one request.
-    fn taken(&mut self, answer: &WireAnswer, (raw, sent): (u64, u64)) -> Option<PushResponse> {
-        let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
-        if std::mem::take(&mut self.troubled) {
-            tracing::info!("the backend takes batches again");
-        }
-        self.pace.reset();
-        let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
-        let now = clock::now();
-        self.status.send_modify(|status| {
-            status.duplicate_batches += u64::from(duplicate);
-            status.sent_bytes += sent;
-            status.raw_bytes += raw;
-            status.last_batch_bytes = (raw, sent);
-            status.last_answer = Some(show_answer(answer));
-            status.last_answer_at = Some(now);
-            status.last_delivery_at = Some(now);
-            if let Some(response) = &response {
-                status.next_config_version = Some(response.next_config_version);
-            }
-        });
-        response
-    }
-
-    /// Every record of a batch is taken or refused.
-    async fn delivered(&self, batch: &Outgoing<S::Key>, refused: &[Refused]) {
-        if let Err(error) = self.source.delivered(batch, refused).await {
-            // The batch may come again, under the same id, and the backend will know it.
-            tracing::warn!(%error, "a delivery could not be noted in the queue");
-        }
-        if let Some(first) = refused.first() {
-            tracing::error!(
-                batch = %batch.id,
-                records = refused.len(),
-                of = batch.metrics.len(),
-                first = format!("{}: {}", first.path, first.message),
-                "the backend refused records; they are in the dead letters"
-            );
-        }
-        let taken = batch.metrics.len().saturating_sub(refused.len()) as u64;
-        self.status.send_modify(|status| {
-            status.delivered_batches += u64::from(taken > 0);
-            status.delivered_records += taken;
-            status.rejected_records += refused.len() as u64;
-        });
-    }
-
-    async fn failed(&mut self, batch: &Outgoing<S::Key>, answer: String, wait: Duration) {
-        if !std::mem::replace(&mut self.troubled, true) {
-            let wait = units::show_duration(wait);
-            tracing::warn!(batch = %batch.id, answer, wait, "a batch was not delivered; it stays");
-        }
-        self.status.send_modify(|status| {
-            status.failures += 1;
-            status.last_answer = Some(answer.clone());
-            status.last_answer_at = Some(clock::now());
-        });
-        self.source.put_back(batch.key, answer, later(wait)).await;
-    }
-}
-
-fn later(wait: Duration) -> Timestamp {
-    clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX)
-}
-
-/// The status and the start of the message, for logs and `inspect`.
-fn show_answer(answer: &WireAnswer) -> String {
-    let body: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
-    let message = body.as_ref().and_then(|body| body.get("message")?.as_str()).unwrap_or_default();
-    let message: String = message.chars().take(200).collect();
-    format!("{} {message}", answer.status).trim_end().to_owned()
-}
-
-/// Whether a 409 is about the batch id and not about something else.
-fn names_known_batch(body: &[u8]) -> bool {
-    slug(body).is_some_and(|slug| {
-        matches!(slug.as_str(), "duplicate_batch" | "batch_exists" | "already_exists")
-    })
-}
-
-/// The short name of the error in an error body.
-fn slug(body: &[u8]) -> Option<String> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-    Some(body.get("error")?.as_str()?.to_owned())
+    /// What it does at the moment.
+    #[serde(default)]
+    pub doing: Doing,
+    /// Batches on their way.
+    #[serde(default)]
+    pub in_flight: u64,
+    /// How fast the backlog leaves, while it does.
+    #[serde(default)]
+    pub drain: Option<Speed>,
 }
 
 #[cfg(test)]

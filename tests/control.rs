@@ -37,17 +37,7 @@ impl Subject for Still {
             backend: BackendStatus {
                 url: "https://backend.example".to_owned(),
                 verified: true,
-                proxy: None,
-                reason: None,
-                forwarding: Forwarding::Flowing,
-                last_answer: None,
-                last_answer_at: None,
-                last_delivery_at: None,
-                next_try_at: None,
-                clock_offset_ms: 0,
-                sent_bytes: 0,
-                certificate: None,
-                token_expires_at: None,
+                ..BackendStatus::default()
             },
             collectors: Vec::new(),
             intake: None,

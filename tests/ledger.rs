@@ -58,13 +58,12 @@ async fn a_loss_is_said_until_the_backend_has_heard_it() {
     let config = ForwardConfig {
         collector_id: "c".to_owned(),
         hostname: "h".to_owned(),
-        gzip_level: 6,
-        backoff: (Duration::from_secs(1), Duration::from_secs(300)),
+        ..ForwardConfig::default()
     };
     let config_state = ConfigState::default();
     let source =
         QueueSource { queue: queue.clone(), link: Arc::clone(&link), config: config_state };
-    let (mut forwarder, _status) = Forwarder::new(source, LinkWire(link), config);
+    let (mut forwarder, _status) = Forwarder::new(source, LinkWire(link), config.fixed());
     let append = async |records: Vec<NewRecord>, rejected| {
         let group = Group { rejected, ..Group::of(records) };
         queue.append(group).await.expect("taken");

@@ -7,7 +7,6 @@
 
 mod dead; // refused records, sent again as new batches
 mod job; // what outlives the process
-mod rate; // bytes per second
 mod run; // from a job to its end
 mod source; // batches for the forwarder
 

@@ -1,17 +1,16 @@
 //! What joins the forwarder to the queue and to the link.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{letter, reload::ConfigState};
 use crate::{
-    forward::{Outgoing, Refused, Source, Wire, WireAnswer, WireError},
-    link::{Link, Push},
+    forward::{Body, Choice, Lane, Outgoing, Refused, Source, Wire, WireAnswer, WireError},
+    link::{Answer, Link, Push, SendError},
     metric::envelope::{AgentInfo, Backlog, LostRange},
-    queue::{Batch, BatchKey, Loss, Queue},
+    queue::{self, Batch, BatchKey, Loss, Pick, Picked, Queue},
 };
 
 /// The most characters of a refusal that travel with each push.
@@ -32,14 +31,26 @@ pub struct QueueSource {
 #[derive(Debug)]
 pub struct LinkWire(pub Arc<Link>);
 
+/// A drain makes many pushes a second: they may say the same of the backlog.
+const REPORT_AGE_MAX: Duration = Duration::from_secs(1);
+
 impl Source for QueueSource {
     type Key = BatchKey;
 
-    async fn next(&self) -> Result<Option<Outgoing<BatchKey>>, String> {
-        let batch = self.queue.next_batch().await.map_err(|error| error.to_string())?;
-        Ok(batch.map(|batch| {
+    async fn next(&self, choice: Choice) -> Result<Option<Outgoing<BatchKey>>, String> {
+        let pick = match choice {
+            Choice::FreshFirst => Pick::FreshFirst,
+            Choice::FreshOnly => Pick::FreshOnly,
+            Choice::OldestFirst => Pick::Oldest,
+        };
+        let picked = self.queue.pick_batch(pick).await.map_err(|error| error.to_string())?;
+        Ok(picked.map(|Picked { batch, lane }| {
+            let lane = match lane {
+                queue::Lane::Fresh => Lane::Fresh,
+                queue::Lane::Backlog => Lane::Backlog,
+            };
             let key = batch.key;
-            outgoing(batch, key)
+            outgoing(batch, key, lane)
         }))
     }
 
@@ -60,7 +71,7 @@ impl Source for QueueSource {
     }
 
     async fn agent_info(&self) -> Option<AgentInfo> {
-        let status = self.queue.status().await.ok()?;
+        let status = self.queue.recent_status(REPORT_AGE_MAX).await.ok()?;
         let lost = self.queue.losses_to_send().await.ok()?;
         let config = self.config.snapshot();
         let refused = config.refused.as_ref();
@@ -92,13 +103,20 @@ impl Source for QueueSource {
 }
 
 impl Wire for LinkWire {
-    async fn push(&self, body: Bytes, batch_id: Uuid) -> Result<WireAnswer, WireError> {
-        let push = Push { body, encoding: "gzip", batch_id: Some(batch_id) };
-        let answer =
-            self.0.push(push).await.map_err(|error| WireError { message: error.to_string() })?;
-        let (status, retry_after) = (answer.status, answer.retry_after);
-        Ok(WireAnswer { status, retry_after, body: answer.body })
+    async fn push(&self, body: Body, batch_id: Uuid) -> Result<WireAnswer, WireError> {
+        let encoding = body.encoding.label();
+        answered(self.0.push(Push { body: body.bytes, encoding, batch_id: Some(batch_id) }).await)
     }
+
+    async fn probe(&self) -> Result<WireAnswer, WireError> {
+        answered(self.0.probe().await)
+    }
+}
+
+fn answered(answer: Result<Answer, SendError>) -> Result<WireAnswer, WireError> {
+    let answer = answer.map_err(|error| WireError { message: error.to_string() })?;
+    let (status, retry_after) = (answer.status, answer.retry_after);
+    Ok(WireAnswer { status, retry_after, body: answer.body })
 }
 
 fn lost_range(loss: &Loss) -> Option<LostRange> {
@@ -117,10 +135,11 @@ fn lost_range(loss: &Loss) -> Option<LostRange> {
 }
 
 /// A batch of the queue, ready to be sent.
-pub(super) fn outgoing<K>(batch: Batch, key: K) -> Outgoing<K> {
+pub(super) fn outgoing<K>(batch: Batch, key: K, lane: Lane) -> Outgoing<K> {
     Outgoing {
         key,
         id: batch.id,
+        lane,
         records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
         metrics: batch.records.into_iter().map(|record| record.payload).collect(),
     }

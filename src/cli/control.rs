@@ -12,10 +12,11 @@ use crate::agent::AgentView;
 use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
-    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, Forwarding, IntakeStatus,
-    ReplayError, ReplayProgress, ReplayRequest, Server, SocketError, Sources, Subject,
+    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, DrainStatus, Forwarding,
+    IntakeStatus, ReplayError, ReplayProgress, ReplayRequest, Server, SocketError, Sources,
+    Subject,
 };
-use crate::forward::ForwardStatus;
+use crate::forward::{Doing, ForwardStatus, Speed};
 use crate::link::CertificateState;
 
 /// How long answers that have begun may take at a shutdown.
@@ -105,6 +106,13 @@ impl Subject for Shown {
                 sent_bytes: forward.sent_bytes,
                 certificate: self.view.link.certificate().map(certificate),
                 token_expires_at: self.view.link.token_expires_at(),
+                doing: doing(&forward.doing),
+                in_flight: forward.in_flight,
+                drain: forward.drain.map(|Speed { batches, millis }| DrainStatus {
+                    batches,
+                    millis,
+                    eta_s: None, // what waits is known to the queue
+                }),
             },
             collectors: self.collectors(),
             config: self.view.config_state.snapshot(),
@@ -189,6 +197,15 @@ fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
     ]
 }
 
+fn doing(doing: &Doing) -> String {
+    match doing {
+        Doing::Sending => "sending".to_owned(),
+        Doing::Probing => "probing".to_owned(),
+        Doing::BackingOff => "backing off".to_owned(),
+        Doing::Paused(hint) => format!("paused: {hint}"),
+    }
+}
+
 /// Told by the last answer: whether a batch was delivered with it, and the status it begins with.
 fn forwarding(forward: &ForwardStatus) -> Forwarding {
     if forward.last_answer_at == forward.last_delivery_at {
@@ -203,6 +220,12 @@ fn forwarding(forward: &ForwardStatus) -> Forwarding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_forwarder_does_is_told_in_words() {
+        assert_eq!(doing(&Doing::Probing), "probing");
+        assert_eq!(doing(&Doing::Paused("check x".to_owned())), "paused: check x");
+    }
 
     #[test]
     fn forwarding_is_told_by_the_last_answer() {

@@ -183,6 +183,7 @@ fn config(screen: &Screen, agent: &AgentStatus) -> String {
 
 fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     let doing = match backend.forwarding {
+        Forwarding::Flowing | Forwarding::BackingOff if backend.doing == "probing" => "probing",
         Forwarding::Flowing => "flowing",
         Forwarding::BackingOff => "backing off",
         Forwarding::Paused => "paused",
@@ -203,6 +204,17 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     let proxy = backend.proxy.iter().map(|proxy| format!(" through {proxy}")).collect::<String>();
     let mut text = format!("backend    {}{proxy}\n           {}\n", backend.url, parts.join(", "));
     text.push_str(&proofs(screen, backend));
+    if let Some(drain) = &backend.drain {
+        let left = drain.eta_s.map(|eta| units::show_duration(Duration::from_secs(eta.max(1))));
+        let left = left.map_or_else(String::new, |left| format!(", empty in about {left}"));
+        let _ = writeln!(
+            text,
+            "           the backlog drains: {} in {}, {} on their way{left}",
+            counted(drain.batches, "batch"),
+            units::show_duration(Duration::from_millis(drain.millis)),
+            backend.in_flight,
+        );
+    }
     if let Some(answer) = &backend.last_answer {
         let when = backend.last_answer_at.map(|at| format!(" ({} ago)", screen.age(at)));
         let when = when.unwrap_or_default();
@@ -304,7 +316,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cli::screen::Look;
-    use crate::control::{ConfigStatus, RefusedConfig};
+    use crate::control::{ConfigStatus, DrainStatus, RefusedConfig};
     use crate::queue::Counts;
 
     fn at(text: &str) -> Timestamp {
@@ -345,6 +357,8 @@ pub(super) mod tests {
                 error: None,
             }),
             token_expires_at: None,
+            doing: "sending".to_owned(),
+            ..BackendStatus::default()
         };
         let agent = AgentStatus {
             version: "0.1.0".to_owned(),
@@ -454,6 +468,20 @@ pub(super) mod tests {
     fn trouble_is_named() {
         assert_eq!(concerns(&troubled(), screen(80).now).len(), 12);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
+    }
+
+    /// What waits and how fast it leaves: when it will be gone.
+    #[test]
+    fn a_drain_shows_its_end() {
+        let mut status = healthy();
+        status.queue.batches = 7_500;
+        status.agent.backend.in_flight = 4;
+        let drain = DrainStatus { batches: 500, millis: 60_000, eta_s: None };
+        status.agent.backend.drain = Some(drain);
+        let status = Status::new(status.agent, status.queue);
+        let text = page(&screen(80), &status);
+        let line = "the backlog drains: 500 batches in 1min, 4 on their way, empty in about 15min";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

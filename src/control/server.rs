@@ -141,7 +141,7 @@ impl From<QueueError> for Failure {
 
 async fn status<A: Subject>(State(sources): State<Sources<A>>) -> Result<Response, Failure> {
     let queue = sources.queue.status().await?;
-    Ok(Json(Status { agent: sources.agent.describe(), queue }).into_response())
+    Ok(Json(Status::new(sources.agent.describe(), queue)).into_response())
 }
 
 async fn segments<A: Subject>(State(sources): State<Sources<A>>) -> Result<Response, Failure> {

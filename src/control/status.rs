@@ -116,7 +116,7 @@ pub struct IntakeStatus {
 }
 
 /// How forwarding goes. Times are the host's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// `backend.url`.
     pub url: String,
@@ -150,6 +150,16 @@ pub struct BackendStatus {
     /// own or reads it from a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_expires_at: Option<Timestamp>,
+    /// What the forwarder does: `sending`, `probing`, `backing off`, or `paused: ` and what a
+    /// person can do.
+    #[serde(default)]
+    pub doing: String,
+    /// Batches on their way.
+    #[serde(default)]
+    pub in_flight: u64,
+    /// How fast the backlog drains; absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainStatus>,
 }
 
 impl BackendStatus {
@@ -186,6 +196,17 @@ impl CertificateStatus {
         let life = self.expires_at.duration_since(self.begins_at);
         self.expires_at.duration_since(now) < life / 6
     }
+}
+
+/// How fast the backlog drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Batches of it that were delivered in the last minute.
+    pub batches: u64,
+    /// In how many milliseconds.
+    pub millis: u64,
+    /// Seconds until it is empty at that speed; absent when that is not known.
+    pub eta_s: Option<u64>,
 }
 
 /// What the forwarder is doing.
@@ -236,4 +257,40 @@ pub struct Replay {
     pub batches: u64,
     /// Records in their segments.
     pub records: u64,
+}
+
+impl DrainStatus {
+    /// How long `batches` more take, in seconds, rounded up.
+    fn seconds_for(&self, batches: u64) -> Option<u64> {
+        let millis = u128::from(batches) * u128::from(self.millis);
+        let millis = millis.checked_div(u128::from(self.batches))?;
+        u64::try_from(millis.div_ceil(1_000)).ok()
+    }
+}
+
+impl Status {
+    /// Agent and queue together: when the backlog will be gone follows from both.
+    pub fn new(mut agent: AgentStatus, queue: QueueStatus) -> Self {
+        if let Some(drain) = &mut agent.backend.drain {
+            drain.eta_s = drain.seconds_for(queue.batches);
+        }
+        Self { agent, queue }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_eta_is_what_waits_over_the_recent_speed() {
+        let check = |batches, millis, waiting, expected| {
+            let drain = DrainStatus { batches, millis, eta_s: None };
+            assert_eq!(drain.seconds_for(waiting), expected);
+        };
+        check(120, 60_000, 1_000, Some(500));
+        check(3, 1_000, 1, Some(1));
+        check(0, 1_000, 1, None);
+        check(1, u64::MAX, u64::MAX, None);
+    }
 }

@@ -1,11 +1,17 @@
 //! The forwarder against a source and a wire of its own.
 
+mod lanes; // several batches at once, fresh ones and the backlog
+mod outage; // hours of failure
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
 };
 
-use super::*;
+use super::{
+    drive::{names_known_batch, show_answer},
+    *,
+};
 use crate::metric::envelope::Backlog;
 
 #[derive(Debug, Clone, Default)]
@@ -13,7 +19,9 @@ struct Queued(Arc<Mutex<Held>>);
 
 #[derive(Debug, Default)]
 struct Held {
+    /// Batches of the backlog, and fresh ones.
     waiting: VecDeque<u64>,
+    fresh: VecDeque<u64>,
     put_back: Vec<(u64, String)>,
     delivered: Vec<(u64, usize)>,
     heard: u64,
@@ -29,11 +37,18 @@ impl Queued {
 impl Source for Queued {
     type Key = u64;
 
-    async fn next(&self) -> Result<Option<Outgoing<u64>>, String> {
-        let key = self.0.lock().unwrap().waiting.pop_front();
+    async fn next(&self, choice: Choice) -> Result<Option<Outgoing<u64>>, String> {
+        let mut held = self.0.lock().unwrap();
+        let fresh = (choice != Choice::OldestFirst).then(|| held.fresh.pop_back()).flatten();
+        let (key, lane) = match fresh {
+            Some(key) => (Some(key), Lane::Fresh),
+            None if choice == Choice::FreshOnly => (None, Lane::Fresh),
+            None => (held.waiting.pop_front().or_else(|| held.fresh.pop_front()), Lane::Backlog),
+        };
         let batch = |key| Outgoing {
             key,
             id: Uuid::from_u128(u128::from(key)),
+            lane,
             records: vec![(0, 0), (1, 0), (2, 0)],
             metrics: vec![Bytes::from_static(b"{}"); 3],
         };
@@ -79,10 +94,14 @@ impl Script {
 }
 
 impl Wire for Script {
-    async fn push(&self, _body: Bytes, id: Uuid) -> Result<WireAnswer, WireError> {
+    async fn push(&self, _body: Body, id: Uuid) -> Result<WireAnswer, WireError> {
         let mut script = self.0.lock().unwrap();
         script.1.push(id);
         script.0.pop_front().expect("one answer per push")
+    }
+
+    async fn probe(&self) -> Result<WireAnswer, WireError> {
+        answer(404, "")
     }
 }
 
@@ -102,7 +121,7 @@ async fn drain(
 ) -> (Drained, Queued, ForwardStatus) {
     let queued = Queued::with(batches);
     let script = Script::of(answers);
-    let (mut forwarder, status) = Forwarder::new(queued.clone(), script.clone(), config());
+    let (mut forwarder, status) = Forwarder::new(queued.clone(), script.clone(), config().fixed());
     let drained = forwarder.drain().await;
     let status = status.borrow().clone();
     assert!(script.0.lock().unwrap().0.is_empty(), "every answer was asked for");
@@ -110,11 +129,12 @@ async fn drain(
 }
 
 fn config() -> ForwardConfig {
+    // One after another, as the scripts go.
     ForwardConfig {
         collector_id: "c".to_owned(),
         hostname: "h".to_owned(),
-        gzip_level: 6,
-        backoff: (pace::FIRST, pace::CAP),
+        in_flight: 1,
+        ..ForwardConfig::default()
     }
 }
 
@@ -203,7 +223,7 @@ async fn taking_apart_goes_on_where_it_was() {
     let (ok, no) = (|| answer(200, ""), || answer(422, ""));
     let script = Script::of(vec![no(), ok(), unreachable(), ok(), no()]);
     let queued = Queued::with(1);
-    let (mut forwarder, _) = Forwarder::new(queued.clone(), script.clone(), config());
+    let (mut forwarder, _) = Forwarder::new(queued.clone(), script.clone(), config().fixed());
     assert!(matches!(forwarder.drain().await, Drained::Waiting(_)));
     assert_eq!(queued.0.lock().unwrap().put_back.len(), 1);
     queued.0.lock().unwrap().waiting.push_back(0);
@@ -224,6 +244,13 @@ async fn rejected_metrics_are_handed_to_the_source() {
     assert_eq!(queued.0.lock().unwrap().delivered, [(0, 1)]);
     assert_eq!((status.delivered_records, status.rejected_records), (2, 1));
     assert_eq!((status.duplicate_batches, status.next_config_version), (1, Some(4)));
+}
+
+#[test]
+fn an_answer_is_shown_in_one_line() {
+    let shown = |status, body| show_answer(&answer(status, body).unwrap());
+    assert_eq!(shown(503, r#"{"message":"the store is down"}"#), "503 the store is down");
+    assert_eq!((&*shown(502, "<html>"), &*shown(200, "")), ("502", "200"));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub enum Trouble {
     Forbidden,
     /// 3xx, 404, 405, 410, 501.
     WrongBackend,
+    /// Every record of a batch was refused: the backend is more likely wrong than they are.
+    TakesNothing,
 }
 
 /// Why one batch is not taken.
@@ -77,6 +79,7 @@ impl Trouble {
                 "the backend knows this agent under another id or certificate, or has removed it"
             }
             (Self::WrongBackend, _) => "check backend.url",
+            (Self::TakesNothing, _) => "the backend refuses every record: is backend.url right?",
         }
     }
 }

@@ -31,6 +31,8 @@ pub(super) use tunnel::{Credentials, ProxyFailed, What as ProxyAnswer};
 
 /// A connection that has been quiet for longer is closed by this side: proxies forget theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
+/// Connections of HTTP/1.1 that are kept: one for each batch that may be on its way, and one more.
+const IDLE_CONNECTIONS_MAX: usize = 17;
 /// How often an HTTP/2 connection is checked while a request is under way.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -284,7 +286,7 @@ fn pool(connector: &Connector, settings: &LinkConfig) -> Http {
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
-        .pool_max_idle_per_host(2)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .http2_keep_alive_timeout(settings.connect_timeout)
         .build(connector.clone())

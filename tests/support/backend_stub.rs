@@ -378,6 +378,10 @@ async fn serve(
         let (script, client_certificate) = (Arc::clone(&script), client_certificate.clone());
         async move {
             let (head, body) = request.into_parts();
+            if head.uri.path() == "/version" {
+                // A probe: it is no part of what a test is about.
+                return perform_version();
+            }
             let recorded = Recorded {
                 method: head.method.to_string(),
                 path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
@@ -413,6 +417,11 @@ type Body = Either<
     Full<Bytes>,
     StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>,
 >;
+
+fn perform_version() -> Result<Response<Body>, io::Error> {
+    let version = Bytes::from_static(br#"{"version":"0.1.0","api":"1.0.0"}"#);
+    Response::builder().body(Either::Left(Full::new(version))).map_err(io::Error::other)
+}
 
 async fn perform(reply: Reply, request: &Recorded) -> Result<Response<Body>, io::Error> {
     let (status, headers, body) = match reply {

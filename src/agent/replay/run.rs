@@ -133,8 +133,9 @@ impl Replayer {
 
     async fn send(&self, source: &ReplaySource, shown: &Shown) -> ReplayProgress {
         let wire = LinkWire(Arc::clone(&self.link));
-        let (mut forwarder, mut status) =
-            Forwarder::new(source.clone(), wire, self.forward.clone());
+        // One batch after another; the pace is the replay's own.
+        let settings = ForwardConfig { in_flight: 1, backlog_rate: None, ..self.forward.clone() };
+        let (mut forwarder, mut status) = Forwarder::new(source.clone(), wire, settings.fixed());
         let show = |status: &watch::Receiver<_>| {
             shown.send_replace(Some(source.progress(&status.borrow())));
         };

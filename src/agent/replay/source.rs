@@ -13,13 +13,12 @@ use uuid::Uuid;
 use super::{
     dead,
     job::{self, Item, Job, JobFile, Standing},
-    rate::Rate,
 };
 use crate::{
     agent::{letter, seams},
     clock,
     control::ReplayProgress,
-    forward::{ForwardStatus, Outgoing, Refused, Source},
+    forward::{Choice, ForwardStatus, Lane, Outgoing, Refused, Source, rate::Rate},
     metric::envelope::AgentInfo,
     queue::{Batch, BatchInfo, Queue, QueueError},
 };
@@ -172,7 +171,7 @@ impl ReplaySource {
                     let mut state = self.state();
                     state.job.progress.corrupt += missing;
                     state.out = Some(Out::Batch(item));
-                    return Ok(Some(seams::outgoing(batch, ())));
+                    return Ok(Some(seams::outgoing(batch, (), Lane::Backlog)));
                 }
                 Found::Moved => {}
                 Found::Corrupt => self.state().job.note_corrupt(item),
@@ -231,7 +230,7 @@ impl ReplaySource {
         let Some(group) = read.map_err(|error| error.to_string())? else { return Ok(None) };
         let (id, records, metrics) = (group.id(queue_id), group.records(), group.metrics());
         self.state().out = Some(Out::Dead(group));
-        Ok(Some(Outgoing { key: (), id, records, metrics }))
+        Ok(Some(Outgoing { key: (), id, lane: Lane::Backlog, records, metrics }))
     }
 
     /// Notes in the queue what the backend has taken.
@@ -279,7 +278,7 @@ impl Source for ReplaySource {
     /// One batch is out at a time.
     type Key = ();
 
-    async fn next(&self) -> Result<Option<Outgoing<()>>, String> {
+    async fn next(&self, _choice: Choice) -> Result<Option<Outgoing<()>>, String> {
         {
             let mut state = self.state();
             if let Some(refused) = state.put_back.take() {

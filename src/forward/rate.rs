@@ -1,4 +1,4 @@
-//! How fast a replay may go. Pure: it is told the time.
+//! How fast the backlog, or a replay, may go. Pure: it is told the time.
 
 use std::time::Duration;
 
@@ -15,6 +15,19 @@ impl Rate {
     /// At most `bytes_s` bytes a second; `None`: no limit.
     pub fn new(bytes_s: Option<u64>) -> Self {
         Self { bytes_s: bytes_s.map(|limit| limit.max(1)), paid_at: Duration::ZERO }
+    }
+
+    /// Changes the limit. What was sent under the last one is paid for as it was.
+    pub fn set(&mut self, bytes_s: Option<u64>) {
+        self.bytes_s = bytes_s.map(|limit| limit.max(1));
+        if self.bytes_s.is_none() {
+            self.paid_at = Duration::ZERO;
+        }
+    }
+
+    /// Whether there is a limit.
+    pub fn is_limited(&self) -> bool {
+        self.bytes_s.is_some()
     }
 
     /// How long to wait before the next bytes may be sent. `now` counts from any fixed moment.
@@ -86,5 +99,13 @@ mod tests {
         rate.spend(u64::MAX, Duration::MAX);
         assert!(rate.wait(ms(0)) > ms(1));
         Rate::new(Some(u64::MAX)).spend(u64::MAX, ms(0));
+    }
+
+    #[test]
+    fn a_limit_that_is_lifted_is_waited_for_no_more() {
+        let mut rate = Rate::new(Some(1));
+        rate.spend(1_000, ms(0));
+        rate.set(None);
+        assert_eq!((rate.wait(ms(0)), rate.is_limited()), (ms(0), false));
     }
 }

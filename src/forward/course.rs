@@ -1,0 +1,229 @@
+//! What a forwarder remembers from one drain to the next, and what of it shows.
+
+use std::{collections::VecDeque, sync::Arc, thread::available_parallelism, time::Duration};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::{
+    Doing, ForwardConfig, ForwardStatus, WireAnswer, WireError,
+    batch::Packing,
+    breaker::{At, Breaker, State},
+    drive::show_answer,
+    flight::Sent,
+    pace::Pace,
+    rate::Rate,
+    recent::Recent,
+    split::{Refusing, Split},
+    verdict::Refusal,
+};
+use crate::{clock, encoding::Encoding, metric::envelope::PushResponse, units};
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Course {
+    pub(super) config: Arc<ForwardConfig>,
+    pub(super) breaker: Breaker,
+    pub(super) rate: Rate,
+    pub(super) recent: Recent,
+    /// As many batches are packed at once as there are processors.
+    pub(super) packers: Arc<Semaphore>,
+    pub(super) status: watch::Sender<ForwardStatus>,
+    /// Whether the backend takes zstd, if that is known.
+    pub(super) zstd: Option<bool>,
+    /// Batches that were being taken apart when everything had to wait.
+    apart: VecDeque<(Uuid, Split)>,
+    troubled: bool,
+    begun: Instant,
+}
+
+/// Batches whose taking apart is remembered. No more are out at once; one whose batch vanishes
+/// meanwhile makes room for the next.
+const APART_MAX: usize = 16;
+
+/// What a probe's answer may say.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    encodings: Vec<String>,
+}
+
+impl Course {
+    pub(super) fn new(config: ForwardConfig) -> (Self, watch::Receiver<ForwardStatus>) {
+        let (status, shown) = watch::channel(ForwardStatus::default());
+        let processors = available_parallelism().map_or(1, usize::from);
+        let course = Self {
+            breaker: Breaker::new(Pace::new(config.backoff.0, config.backoff.1), config.in_flight),
+            rate: Rate::new(config.backlog_rate),
+            recent: Recent::default(),
+            packers: Arc::new(Semaphore::new(processors)),
+            status,
+            zstd: None,
+            apart: VecDeque::new(),
+            troubled: false,
+            begun: Instant::now(),
+            config: Arc::new(config),
+        };
+        (course, shown)
+    }
+
+    /// Goes on with these settings.
+    pub(super) fn adopt(&mut self, config: ForwardConfig) {
+        if *self.config == config {
+            return;
+        }
+        if self.config.backoff != config.backoff {
+            self.breaker.set_pace(Pace::new(config.backoff.0, config.backoff.1));
+        }
+        if self.config.backlog_rate != config.backlog_rate {
+            self.rate.set(config.backlog_rate);
+        }
+        self.breaker.set_at_once_max(config.in_flight);
+        self.config = Arc::new(config);
+    }
+
+    /// The time, for what is told the time.
+    pub(super) fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    pub(super) fn at(&self) -> At {
+        At { now: self.now(), draw: fastrand::f64() }
+    }
+
+    /// How bodies are packed now.
+    pub(super) fn packing(&self) -> Packing {
+        match (self.config.encoding, self.zstd) {
+            (Encoding::Zstd, Some(true)) => Packing::Zstd(self.config.zstd_level),
+            _ => Packing::Gzip(self.config.gzip_level),
+        }
+    }
+
+    /// Whether a probe is due: to see whether the backend is back, or what it takes.
+    pub(super) fn wants_probe(&self) -> bool {
+        let must_learn = self.config.encoding == Encoding::Zstd && self.zstd.is_none();
+        self.breaker.state() == State::Probing || must_learn
+    }
+
+    /// A probe has been answered, or not.
+    pub(super) fn probed(&mut self, answer: Result<WireAnswer, WireError>) {
+        let ticket = self.breaker.ticket();
+        let (failure, at_least) = match answer {
+            Ok(answer) if !matches!(answer.status, 408 | 425 | 429 | 500..) => {
+                let version = serde_json::from_slice::<Version>(&answer.body);
+                let listed = version.map_or_else(|_| Vec::new(), |version| version.encodings);
+                self.zstd = Some(listed.iter().any(|name| name == Encoding::Zstd.label()));
+                return self.breaker.alive();
+            }
+            Ok(answer) => (show_answer(&answer), answer.retry_after),
+            Err(error) => (error.message, None),
+        };
+        self.breaker.down(ticket, at_least, self.at());
+        self.note_failure("the backend does not answer", &failure);
+    }
+
+    /// Counts what the backend has taken with one request.
+    pub(super) fn taken(&mut self, answer: &WireAnswer, sent: Sent) -> Option<PushResponse> {
+        let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
+        self.breaker.delivered(sent.ticket);
+        if self.breaker.state() == State::Sending && std::mem::take(&mut self.troubled) {
+            tracing::info!("the backend takes batches again");
+        }
+        let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
+        let now = clock::now();
+        self.status.send_modify(|status| {
+            status.duplicate_batches += u64::from(duplicate);
+            status.sent_bytes += sent.bytes.1;
+            status.raw_bytes += sent.bytes.0;
+            status.last_batch_bytes = sent.bytes;
+            status.last_answer = Some(show_answer(answer));
+            status.last_answer_at = Some(now);
+            status.last_delivery_at = Some(now);
+            if let Some(response) = &response {
+                status.next_config_version = Some(response.next_config_version);
+            }
+        });
+        response
+    }
+
+    pub(super) fn taking_apart(&self, batch: Uuid, answer: &Refusing) {
+        let what = match answer.refusal {
+            Refusal::TooLarge => "the backend finds a batch too large; it is sent in halves",
+            Refusal::Invalid => "the backend refuses a batch; it is sent in parts",
+        };
+        let answer = &answer.message;
+        tracing::warn!(%batch, answer, "{what}");
+        self.status.send_modify(|status| {
+            status.split_batches += 1;
+            status.last_answer = Some(answer.clone());
+            status.last_answer_at = Some(clock::now());
+        });
+    }
+
+    /// A request has failed, and everything waits.
+    pub(super) fn note_failure(&mut self, what: &str, answer: &str) {
+        let wait = self.breaker.wait(self.now()).unwrap_or_default();
+        if !std::mem::replace(&mut self.troubled, true) {
+            let wait = units::show_duration(wait);
+            tracing::warn!(answer, wait, "{what}");
+        }
+        self.status.send_modify(|status| {
+            status.failures += 1;
+            status.last_answer = Some(answer.to_owned());
+            status.last_answer_at = Some(clock::now());
+            status.next_try_at = Some(later(wait));
+        });
+    }
+
+    /// What is left of a batch of so many records.
+    pub(super) fn take_split(&mut self, batch: Uuid, records: usize) -> Split {
+        let begun = self.apart.iter().position(|(id, _)| *id == batch);
+        let begun = begun.and_then(|place| self.apart.remove(place));
+        begun.map_or_else(|| Split::of(records), |(_, split)| split)
+    }
+
+    /// Remembers what was found out about a batch that goes back.
+    pub(super) fn keep_split(&mut self, batch: Uuid, split: Split) {
+        if split.is_whole() {
+            return;
+        }
+        if self.apart.len() >= APART_MAX {
+            self.apart.pop_front();
+        }
+        self.apart.push_back((batch, split));
+    }
+
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.apart.len()
+    }
+
+    /// Shows what is going on, with so many batches on their way.
+    pub(super) fn show(&self, out: usize) {
+        let doing = match self.breaker.state() {
+            State::Sending => Doing::Sending,
+            State::Probing => Doing::Probing,
+            State::Down { .. } => Doing::BackingOff,
+            State::Paused { hint, .. } => Doing::Paused(hint.to_owned()),
+        };
+        let in_flight = out as u64;
+        self.status.send_if_modified(|status| {
+            let is_new = status.in_flight != in_flight || status.doing != doing;
+            if is_new {
+                status.in_flight = in_flight;
+                status.doing = doing;
+            }
+            is_new
+        });
+    }
+}
+
+/// The wall clock's time after `wait`.
+pub(super) fn later(wait: Duration) -> Timestamp {
+    clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
