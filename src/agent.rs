@@ -143,7 +143,10 @@ impl Agent {
             log: setup.log.clone(),
             shown,
         };
-        let backend = AtBackend::new(Arc::clone(&link), &collector_id, forward.clone(), queue_id);
+        // One pause for all that a start may send, so that a host does not come twice.
+        let pause = windows::found_pause(config.agent.push_interval, fastrand::f64());
+        let (backend_link, shown) = (Arc::clone(&link), forward.clone());
+        let backend = AtBackend::new(backend_link, &collector_id, shown, queue_id, pause);
         let (keeper, reload) = Keeper::new(setup, parts, backend, config_state.clone());
         let mut stages = JoinSet::new();
         stages.spawn(keeper.run(shutdown.clone()));
@@ -152,8 +155,7 @@ impl Agent {
         stages.spawn(lane.run(shutdown.clone()));
         stages.spawn(renew::run(Arc::clone(&link), shutdown));
         let (finish, finishing) = watch::channel(false);
-        let found_pause = || windows::found_pause(config.agent.push_interval, fastrand::f64());
-        let found = (found > 0).then(found_pause);
+        let found = (found > 0).then_some(pause);
         let told = Told { signals: signals.clone(), settings: changes, finishing };
         let forwarder = tokio::spawn(forward_batches(forwarder, queue.clone(), told, found));
         let view = AgentView {

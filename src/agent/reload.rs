@@ -8,6 +8,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -77,6 +78,8 @@ pub(super) struct AtBackend {
     /// Names newer versions.
     forward: watch::Receiver<ForwardStatus>,
     spread: f64,
+    /// Left at a start before it asks for another configuration than the kept one.
+    pause: Duration,
 }
 
 /// Keeps the configuration in force.
@@ -167,15 +170,17 @@ impl Reload {
 }
 
 impl AtBackend {
-    /// Asked as `collector_id`, at a time of its own for each queue.
+    /// Asked as `collector_id`, at a time of its own for each queue; at a start after `pause` by
+    /// an agent that has a configuration.
     pub(super) fn new(
         link: Arc<Link>,
         collector_id: &str,
         forward: watch::Receiver<ForwardStatus>,
         queue_id: Uuid,
+        pause: Duration,
     ) -> Self {
         let spread = windows::spread(queue_id);
-        Self { link, collector_id: collector_id.to_owned(), forward, spread }
+        Self { link, collector_id: collector_id.to_owned(), forward, spread, pause }
     }
 }
 
@@ -193,7 +198,7 @@ impl Keeper {
         let keeper = Self {
             started: loaded.clone(),
             refused: None,
-            asking: Asking::new(version, Instant::now()),
+            asking: Asking::new(version, Instant::now(), backend.pause),
             kept: Kept::of(&loaded.config.agent.state_dir, &backend.collector_id),
             layers,
             loaded,

@@ -70,9 +70,11 @@ struct Record {
 }
 
 impl Asking {
-    /// At once; `known` is what an earlier process has left.
-    pub(super) fn new(known: Option<i64>, now: Instant) -> Self {
-        Self { known, due: now, last: None, is_absent: false, answered: 0, named: 0 }
+    /// At once, or, with a configuration that an earlier process has left (`known`), after `pause`:
+    /// after a power cut all agents of a fleet have one, and start in the same second.
+    pub(super) fn new(known: Option<i64>, now: Instant, pause: Duration) -> Self {
+        let due = if known.is_some() { now + pause } else { now };
+        Self { known, due, last: None, is_absent: false, answered: 0, named: 0 }
     }
 
     /// When to ask.
@@ -275,8 +277,9 @@ mod tests {
     async fn a_newer_version_is_asked_for_once() {
         let (now, interval) = (Instant::now(), Duration::from_secs(300));
         let later = now + Duration::from_secs(60);
-        let mut asking = Asking::new(None, now);
+        let mut asking = Asking::new(None, now, GAP);
         assert_eq!(asking.due(), now, "at the start");
+        assert_eq!(Asking::new(Some(1), now, GAP).due(), now + GAP, "it has one meanwhile");
         assert!(!asking.is_news(1, now), "it is asked for already");
         let seven = Pulled::New(Remote { version: 7, text: String::new() });
         asking.answered(&seven, interval, now);
