@@ -155,9 +155,10 @@ fn copy(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("a directory");
     for entry in fs_err::read_dir(from).expect("the backlog").flatten() {
         let target = to.join(entry.file_name());
-        match entry.file_type().expect("a file").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => _ = fs_err::copy(entry.path(), target).expect("room for a copy"),
+        if entry.file_type().expect("a file").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs_err::copy(entry.path(), target).expect("room for a copy");
         }
     }
 }
@@ -190,12 +191,13 @@ fn post(socket: &Path, path: &str, body: &str) {
 fn agent(dir: &Path, home: &Path, encoding: &str, port: u16) -> Process {
     let path = |name: &str| dir.join(name).display().to_string();
     let text = format!(
-        "[collector]\nstate_dir = {home:?}\npush_interval = \"1h\"\n[backend]\nurl = \
+        "[collector]\nstate_dir = {:?}\npush_interval = \"1h\"\n[backend]\nurl = \
          \"https://localhost:{port}\"\ntoken_file = {:?}\n[tls]\nca_file = {:?}\ncert_file = \
          {:?}\nkey_file = {:?}\n[queue]\nbytes_max = \"100GiB\"\ncommit_interval = \"0s\"\n\
          [forward]\nencoding = {encoding:?}\n[intake]\nlisten = \"unix:{}\"\n[sysstat]\nenabled = \
          false\n[disk_usage]\nenabled = false\n[pg_stats]\nenabled = false\n[pg_log]\nenabled = \
          false\n[log]\nlevel = \"error\"\n",
+        home.display().to_string(),
         path("token"),
         path("ca.crt"),
         path("collector.crt"),

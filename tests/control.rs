@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pganalytics::control::{
-    AgentStatus, BackendStatus, Client, ClientError, Forwarding, ReplayError, ReplayProgress,
-    ReplayRequest, Server, SocketError, Sources, Subject,
+    AgentStatus, BackendStatus, Client, ClientError, ReplayError, ReplayProgress, ReplayRequest,
+    Server, SocketError, Sources, Subject,
 };
 use pganalytics::queue::{
     Group, Log, LogLimits, MemoryDisk, NewRecord, Queue, QueueThread, SegmentState,

@@ -149,7 +149,8 @@ impl Breaker {
         self.wait(at.now).unwrap_or_default()
     }
 
-    /// An answer says that a person must look, and at what. Nothing leaves for the time that is returned.
+    /// An answer says that a person must look, and at what. Nothing leaves for the time that is
+    /// returned.
     pub fn trouble(&mut self, hint: &'static str, at: At) -> Duration {
         if !matches!(self.state, State::Paused { .. }) {
             let until = at.now + self.pace.at_cap(at.draw);

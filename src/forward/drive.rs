@@ -46,14 +46,25 @@ struct Drain<'a, S: Source, W> {
     out: usize,
     backlog: usize,
     unweighed: usize,
-    fetching: bool,
-    /// What the source had nothing of when it was asked last.
-    no_fresh: bool,
-    nothing: bool,
+    /// Whether the source is being asked, and how often it was to be looked at again by then.
+    fetching: Option<u64>,
+    looks: u64,
+    left: Left,
     /// The batch that is being taken apart, and those that wait for their turn to be.
     apart: Option<Uuid>,
     held: VecDeque<Slot<S::Key>>,
     unreadable: bool,
+}
+
+/// What the source had when it was asked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// A batch, or it was not asked since something has changed.
+    Unknown,
+    /// No fresh one.
+    NoFresh,
+    /// None at all.
+    Nothing,
 }
 
 impl<S: Source, W: Wire> Forwarder<S, W>
@@ -123,9 +134,9 @@ where
             out: 0,
             backlog: 0,
             unweighed: 0,
-            fetching: false,
-            no_fresh: false,
-            nothing: false,
+            fetching: None,
+            looks: 0,
+            left: Left::Unknown,
             apart: None,
             held: VecDeque::new(),
             unreadable: false,
@@ -140,7 +151,7 @@ where
             }
         }
         if let Some(choice) = self.choice() {
-            self.fetching = true;
+            self.fetching = Some(self.looks);
             self.steps.push(flight::fetch(self.source, choice));
         }
         self.course.show(self.out);
@@ -150,7 +161,11 @@ where
     /// What to ask the source for now.
     fn choice(&self) -> Option<Choice> {
         let at_once = self.course.breaker.at_once();
-        if self.fetching || self.unreadable || self.nothing || self.out >= at_once {
+        if self.fetching.is_some()
+            || self.unreadable
+            || self.out >= at_once
+            || self.left == Left::Nothing
+        {
             return None;
         }
         let may_drain = self.course.rate.wait(self.course.now()).is_zero()
@@ -161,7 +176,7 @@ where
             Order::FreshFirst if may_drain && self.backlog < (at_once - 1).max(1) => {
                 Some(Choice::FreshFirst)
             }
-            Order::FreshFirst => (!self.no_fresh).then_some(Choice::FreshOnly),
+            Order::FreshFirst => (self.left == Left::Unknown).then_some(Choice::FreshOnly),
         }
     }
 
@@ -169,12 +184,13 @@ where
     fn rest(&self) -> Option<Duration> {
         let sending = self.course.breaker.at_once() > 0;
         let wait = self.course.rate.wait(self.course.now());
-        (sending && !self.nothing && !self.unreadable && !wait.is_zero()).then_some(wait)
+        let some = self.left != Left::Nothing && !self.unreadable;
+        (sending && some && !wait.is_zero()).then_some(wait)
     }
 
     fn look_again(&mut self) {
-        self.no_fresh = false;
-        self.nothing = false;
+        self.looks += 1;
+        self.left = Left::Unknown;
     }
 
     /// What follows from a step.
@@ -189,12 +205,14 @@ where
     }
 
     fn fetched(&mut self, choice: Choice, fetched: Result<Option<Outgoing<S::Key>>, String>) {
-        self.fetching = false;
+        // What has come since the question is not in the answer.
+        let is_latest = self.fetching.take() == Some(self.looks);
         let batch = match fetched {
             Ok(Some(batch)) => batch,
+            Ok(None) if !is_latest => return,
             Ok(None) => {
-                self.no_fresh = true;
-                self.nothing |= choice != Choice::FreshOnly;
+                let only_fresh = choice == Choice::FreshOnly;
+                self.left = if only_fresh { Left::NoFresh } else { Left::Nothing };
                 return;
             }
             Err(error) => {

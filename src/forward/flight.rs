@@ -102,8 +102,8 @@ where
             Packed { id, body, agent }
         };
         // Compression of a full batch takes tens of milliseconds: not on the runtime's threads.
-        let packed = tokio::task::spawn_blocking(encode).await;
-        Done::Packed(slot, packed.expect("compression does not panic"))
+        let body = tokio::task::spawn_blocking(encode).await;
+        Done::Packed(slot, body.expect("compression does not panic"))
     })
 }
 

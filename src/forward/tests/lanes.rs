@@ -10,11 +10,13 @@ use crate::encoding::{Encoding, inflate};
 /// What the backend says to a push: after how long, and what.
 type Reply = (Duration, Result<WireAnswer, WireError>);
 
+type OnPush = dyn Fn(Uuid, &Body) -> Reply + Send + Sync;
+
 /// A wire that answers by a rule, and remembers what was sent when.
 #[derive(Clone)]
 pub(super) struct Road {
     pub(super) seen: Arc<Mutex<Seen>>,
-    push: Arc<dyn Fn(Uuid, &Body) -> Reply + Send + Sync>,
+    push: Arc<OnPush>,
     probe: Arc<dyn Fn() -> Reply + Send + Sync>,
     begun: Instant,
 }
@@ -125,6 +127,46 @@ async fn a_fresh_window_does_not_wait_for_the_backlog() {
     assert!(status.borrow().drain.is_some_and(|speed| speed.batches > 1));
     assert_eq!(drain.await.unwrap(), Drained::Empty);
     assert_eq!(status.borrow().drain, None);
+}
+
+/// A window that ends while the source is being asked, and says that it has none, is sent.
+#[tokio::test(start_paused = true)]
+async fn a_window_that_ends_during_a_question_is_not_missed() {
+    #[derive(Clone)]
+    struct Slow(Queued);
+
+    impl Source for Slow {
+        type Key = u64;
+
+        async fn next(&self, choice: Choice) -> Result<Option<Outgoing<u64>>, String> {
+            let answer = self.0.next(choice).await;
+            tokio::time::sleep(s(1)).await;
+            answer
+        }
+
+        async fn delivered(&self, batch: &Outgoing<u64>, bad: &[Refused]) -> Result<(), String> {
+            self.0.delivered(batch, bad).await
+        }
+
+        async fn put_back(&self, key: u64, answer: String, next_at: Timestamp) {
+            self.0.put_back(key, answer, next_at).await;
+        }
+
+        async fn agent_info(&self) -> Option<AgentInfo> {
+            None
+        }
+    }
+
+    let (road, queued) = (Road::new(|_, _| (s(0), answer(200, ""))), Queued::with(0));
+    let wake = Arc::new(Notify::new());
+    let (forwarder, _) = Forwarder::new(Slow(queued.clone()), road, four().fixed());
+    let mut forwarder = forwarder.woken_by(Arc::clone(&wake));
+    let drain = tokio::spawn(async move { forwarder.drain().await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    fresh(&queued, 1_000);
+    wake.notify_one();
+    assert_eq!(drain.await.unwrap(), Drained::Empty);
+    assert_eq!(queued.0.lock().unwrap().delivered, [(1_000, 0)]);
 }
 
 /// The newest window first, the backlog beside it; or everything in its order.
