@@ -150,6 +150,10 @@ impl Agent {
         let (keeper, reload) = Keeper::new(setup, parts, backend, config_state.clone());
         let mut stages = JoinSet::new();
         stages.spawn(keeper.run(shutdown.clone()));
+        if !config.link.more_urls.is_empty() {
+            let return_after = config.link.return_after;
+            stages.spawn(watch_backends(Arc::clone(&link), return_after, shutdown.clone()));
+        }
         let replayer = Replayer::of_host(&config, queue.clone(), Arc::clone(&link), collector_id);
         let (replay, lane) = replay::lane(replayer);
         stages.spawn(lane.run(shutdown.clone()));
@@ -242,6 +246,22 @@ struct Told {
     signals: Signals,
     settings: watch::Receiver<ForwardConfig>,
     finishing: watch::Receiver<bool>,
+}
+
+/// Goes back to an earlier backend when it is there again. The looks are spread, so that the hosts
+/// that lost a backend together do not return to it together.
+async fn watch_backends(link: Arc<Link>, return_after: Duration, mut shutdown: shutdown::Shutdown) {
+    loop {
+        let pause = return_after.mul_f64(0.1 + 0.8 * fastrand::f64());
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = link.return_to_earlier() => {}
+        }
+    }
 }
 
 /// Drains when woken, and again after a failure's pause; when told to finish, once more. What a

@@ -3,6 +3,7 @@
 //! The keys of the first table in `docs/CONFIGURATION.md` are those of existing installations; the
 //! others are grouped by stage. `config.sample.toml` lists all of them, and a test keeps it so.
 
+mod backend; // [backend] and the way to it
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
 
@@ -26,7 +27,7 @@ use crate::{
     encoding::Encoding,
     forward::Order,
     intake::{IntakeConfig, Listen},
-    link::{LinkConfig, TlsConfig, endpoint::Endpoint, proxy::ProxySetting},
+    link::{LinkConfig, TlsConfig},
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
 };
@@ -155,8 +156,9 @@ impl Config {
         let mut document = Document::layered(own, remote)?;
         let (agent, interval) = agent(&mut document.section("collector"));
         let tls = tls(&mut document.section("tls").all_local_at_start(REACH));
-        let mut link = link(&mut document.section("backend").all_local_at_start(REACH), tls);
-        link.proxy = proxy(&mut document.section("forward"));
+        let mut link =
+            backend::link(&mut document.section("backend").all_local_at_start(REACH), tls);
+        link.proxy = backend::proxy(&mut document.section("forward").all_local_at_start(REACH));
         let postgres = postgres(&mut document.section("postgres"));
         let config = Self {
             collectors: collectors(&mut document, interval, &postgres),
@@ -215,31 +217,6 @@ fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
         key_file: section.path("key_file", "/etc/pganalytics/collector.key"),
         ca_file: section.optional_path("ca_file"),
     }
-}
-
-fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig {
-    let config = LinkConfig {
-        url: section.text("url", "https://localhost:8080"),
-        connect_timeout: section.duration("connect_timeout", "10s", ["100ms", "5min"]),
-        request_timeout: section.duration("request_timeout", "30s", ["100ms", "1h"]),
-        allow_plaintext: section.boolean("allow_plaintext", false),
-        token_file: section.optional_path("token_file"),
-        tls,
-        ..LinkConfig::default()
-    };
-    if let Err(error) = Endpoint::parse(&config.url, config.allow_plaintext) {
-        section.reject("url", &error.what, &error.hint);
-    }
-    config
-}
-
-/// The way to the backend; the value may hold a password.
-fn proxy(section: &mut Section<'_, '_>) -> ProxySetting {
-    let text = section.local(REACH).at_start().secret("proxy");
-    ProxySetting::parse(text.expose_secret()).unwrap_or_else(|error| {
-        section.reject_secret("proxy", &error.what, &error.hint);
-        ProxySetting::Off
-    })
 }
 
 /// The connection and the databases to visit.

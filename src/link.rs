@@ -29,11 +29,13 @@ use tokio::sync::{Mutex, RwLock, watch};
 use uuid::Uuid;
 
 pub use answer::Answer;
+pub use client::InUse;
 pub use error::{LinkError, SendError, SendErrorKind};
 pub use identity::Identity;
 
 use crate::clock;
 use client::{Client, Outgoing};
+use endpoint::Endpoint;
 use proxy::ProxySetting;
 use tls::{ClientCertificate, OwnCertificate, Validity};
 use token::{Token, TokenError, TokenSource};
@@ -47,6 +49,10 @@ const REFRESH_PATH: &str = "/api/v1/collectors/refresh-token";
 pub struct LinkConfig {
     /// `backend.url`: scheme, host, port, and a path prefix if a proxy adds one.
     pub url: String,
+    /// The further ones of `backend.urls`, in order; they share one store with the first.
+    pub more_urls: Vec<String>,
+    /// `backend.return_after`: how long after its last failure an earlier backend is asked again.
+    pub return_after: Duration,
     /// `forward.proxy`: the way to the backend.
     pub proxy: ProxySetting,
     /// Limit for name lookup, TCP, a proxy's `CONNECT` and TLS together.
@@ -69,6 +75,8 @@ impl Default for LinkConfig {
     fn default() -> Self {
         Self {
             url: "https://localhost:8080".to_owned(),
+            more_urls: Vec::new(),
+            return_after: Duration::from_secs(60),
             proxy: ProxySetting::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
@@ -172,8 +180,8 @@ impl Link {
     /// identity with neither secret nor token.
     pub fn new(config: &LinkConfig, identity: Identity) -> Result<Self, LinkError> {
         let tokens = TokenSource::choose(config.token_file.as_deref(), &identity)?;
-        let endpoint = endpoint::Endpoint::parse(&config.url, config.allow_plaintext)?;
-        let (tls, own) = if endpoint.is_plaintext() {
+        let endpoints = config.endpoints()?;
+        let (tls, own) = if endpoints.iter().all(Endpoint::is_plaintext) {
             (None, None)
         } else {
             let trust = tls::Trust::for_pushes(&config.tls, identity.ca_file.as_deref())?;
@@ -181,7 +189,7 @@ impl Link {
             let tls = tls::client_config(trust, Some(Arc::clone(&own.shown)))?;
             (Some(tls), Some(own))
         };
-        let client = Client::new(endpoint, config, tls)?;
+        let client = Client::new(endpoints, config, tls)?;
         let token_ends = match &tokens {
             TokenSource::Renewed(token) => Some(token.expires_at()),
             TokenSource::Minted(_) | TokenSource::File(_) => None,
@@ -242,6 +250,17 @@ impl Link {
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
     pub fn clock_offset_ms(&self) -> i64 {
         self.client.clock_offset_ms()
+    }
+
+    /// The backend in use.
+    pub fn in_use(&self) -> InUse {
+        self.client.in_use()
+    }
+
+    /// Asks an earlier backend than the one in use for a sign of life, if it is time to, and goes
+    /// back to it when it gives one.
+    pub async fn return_to_earlier(&self) {
+        self.client.return_to_earlier().await;
     }
 
     /// The proxy on the way to the backend, without user and password.

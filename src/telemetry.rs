@@ -69,6 +69,8 @@ pub mod counter {
     pub const SEND_FAILURES: &str = "agent_send_failures_total";
     /// Answers of the backend, by `status`.
     pub const ANSWERS: &str = "agent_answers_total";
+    /// How often another backend of `backend.urls` came into use.
+    pub const BACKEND_CHANGES: &str = "agent_backend_changes_total";
     /// Ticks that went by because a collection took too long, by `collector`.
     pub const MISSED: &str = "agent_collections_missed_total";
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pganalytics::link::client::{Client, Outgoing};
-use pganalytics::link::endpoint::Endpoint;
 use pganalytics::link::tls::{Fingerprint, Pin, Trust, client_config};
 use pganalytics::link::{Identity, Link, LinkConfig, Push, SendError, SendErrorKind, TlsConfig};
 use rcgen::{SerialNumber, date_time_ymd};
@@ -191,8 +190,8 @@ async fn what_a_server_has_against_a_client_certificate_is_told_apart() {
 }
 
 fn client(settings: &LinkConfig, tls: rustls::ClientConfig) -> Client {
-    let endpoint = Endpoint::parse(&settings.url, false).expect("a URL");
-    Client::new(endpoint, settings, Some(tls)).expect("a client")
+    let endpoints = settings.endpoints().expect("a URL");
+    Client::new(endpoints, settings, Some(tls)).expect("a client")
 }
 
 /// C39: TLS 1.2 is not spoken: neither with a server that refuses 1.3, nor with one that picks 1.2.

@@ -2,6 +2,7 @@
 //! while it does not.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ const SOON: Duration = Duration::from_secs(30);
 pub struct Host {
     pub folder: TempDir,
     pub stub: Stub,
+    authority: Authority,
 }
 
 impl Host {
@@ -53,7 +55,24 @@ impl Host {
             tls.ca_file.expect("installed").display(),
         );
         std::fs::write(folder.path().join("agent.toml"), config).expect("write");
-        Self { folder, stub }
+        Self { folder, stub, authority }
+    }
+
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Ends the backend and starts another one, at `address` or on a port that nobody knows.
+    /// Returns what is left of the old one: its requests.
+    pub async fn replace_stub(&mut self, address: Option<SocketAddr>) -> Stub {
+        let (server, clients) = (self.authority.server(Flaw::None), Clients::Of(&self.authority));
+        let next = match address {
+            Some(address) => Stub::https_at(address, &server, clients).await,
+            None => Stub::https(&server, clients).await,
+        };
+        let mut old = std::mem::replace(&mut self.stub, next);
+        old.end().await;
+        old
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

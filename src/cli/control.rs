@@ -17,7 +17,7 @@ use crate::control::{
     Subject,
 };
 use crate::forward::{Doing, ForwardStatus, Speed};
-use crate::link::CertificateState;
+use crate::link::{CertificateState, LinkConfig};
 
 /// How long answers that have begun may take at a shutdown.
 const FINISH_MAX: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub async fn serve(
         config_file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         collector_id,
         hostname: config.agent.hostname.clone(),
-        url: config.link.url.clone(),
+        urls: urls(&config.link),
         verified: config.link.tls.verify,
     };
     let queue = view.queue.clone();
@@ -71,7 +71,8 @@ struct Facts {
     config_file: PathBuf,
     collector_id: String,
     hostname: String,
-    url: String,
+    /// The backends in their order.
+    urls: Vec<String>,
     verified: bool,
 }
 
@@ -85,6 +86,8 @@ impl Subject for Shown {
     fn describe(&self) -> AgentStatus {
         let facts = self.facts.clone();
         let forward = self.view.forward.borrow().clone();
+        let in_use = self.view.link.in_use();
+        let several = facts.urls.len() > 1;
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -93,7 +96,9 @@ impl Subject for Shown {
             collector_id: facts.collector_id,
             hostname: facts.hostname,
             backend: BackendStatus {
-                url: facts.url,
+                url: in_use.url,
+                urls: if several { facts.urls } else { Vec::new() },
+                in_use_since: several.then_some(in_use.since),
                 proxy: self.view.link.proxy(),
                 verified: facts.verified,
                 forwarding: forwarding(&forward),
@@ -186,6 +191,11 @@ fn certificate(state: CertificateState) -> CertificateStatus {
         by_hand: state.by_hand,
         error: state.error,
     }
+}
+
+fn urls(link: &LinkConfig) -> Vec<String> {
+    let endpoints = link.endpoints().unwrap_or_default();
+    endpoints.iter().map(|endpoint| endpoint.base().to_owned()).collect()
 }
 
 fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {

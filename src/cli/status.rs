@@ -67,6 +67,10 @@ fn concerns(status: &Status, now: Timestamp) -> Vec<String> {
         found
             .push("the backend refuses this agent; nothing is dropped, see the last answer".into());
     }
+    let first = agent.backend.urls.first();
+    if let Some(first) = first.filter(|first| **first != agent.backend.url) {
+        found.push(format!("the backend {first} is down; another is in use"));
+    }
     if let Some(error) = &queue.disk_error {
         found.push(format!("the disk takes no records, they are in memory: {error}"));
     }
@@ -202,7 +206,14 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     });
     parts.push(format!("{} sent", units::show_size(backend.sent_bytes)));
     let proxy = backend.proxy.iter().map(|proxy| format!(" through {proxy}")).collect::<String>();
-    let mut text = format!("backend    {}{proxy}\n           {}\n", backend.url, parts.join(", "));
+    let mut text = format!("backend    {}{proxy}\n", backend.url);
+    if let Some(since) = backend.in_use_since {
+        let others: Vec<&str> =
+            backend.urls.iter().map(String::as_str).filter(|url| *url != backend.url).collect();
+        let since = screen.age(since);
+        let _ = writeln!(text, "           in use for {since}; others: {}", others.join(", "));
+    }
+    let _ = writeln!(text, "           {}", parts.join(", "));
     text.push_str(&proofs(screen, backend));
     if let Some(drain) = &backend.drain {
         let left = drain.eta_s.map(|eta| units::show_duration(Duration::from_secs(eta.max(1))));
@@ -338,6 +349,8 @@ pub(super) mod tests {
         };
         let backend = BackendStatus {
             url: "https://backend.example.com:8080".to_owned(),
+            urls: Vec::new(),
+            in_use_since: None,
             proxy: None,
             verified: true,
             forwarding: Forwarding::Flowing,
@@ -416,6 +429,8 @@ pub(super) mod tests {
         backend.forwarding = Forwarding::Paused;
         backend.reason = Some("certificate_mismatch".to_owned());
         backend.verified = false;
+        backend.urls = vec!["https://first.example.com:8080".to_owned(), backend.url.clone()];
+        backend.in_use_since = Some(at("2026-11-21T11:55:00Z"));
         backend.proxy = Some("http://proxy.example.com:3128".to_owned());
         backend.last_answer = Some("403 certificate does not match the token's collector".into());
         backend.last_delivery_at = None;
@@ -466,7 +481,7 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_is_named() {
-        assert_eq!(concerns(&troubled(), screen(80).now).len(), 12);
+        assert_eq!(concerns(&troubled(), screen(80).now).len(), 13);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
     }
 

@@ -90,6 +90,7 @@ impl Gauges {
 
 const COUNTERS: &[(&str, &str)] = &[
     (telemetry::SEND_FAILURES, "Requests to the backend that failed or were refused, by reason."),
+    (telemetry::BACKEND_CHANGES, "How often another of backend.urls came into use."),
     (telemetry::ANSWERS, "Answers of the backend, by status."),
     ("agent_queue_appended_records_total", "Records taken since the start."),
     ("agent_queue_delivered_records_total", "Records delivered since the start."),

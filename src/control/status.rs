@@ -118,8 +118,14 @@ pub struct IntakeStatus {
 /// How forwarding goes. Times are the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendStatus {
-    /// `backend.url`.
+    /// The URL of the backend in use.
     pub url: String,
+    /// All of `backend.urls`, in order; absent when there is one only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+    /// Since when this one of them is in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use_since: Option<Timestamp>,
     /// The proxy on the way to it, without user and password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,

@@ -1,40 +1,37 @@
-//! One kept HTTP connection (HTTP/1.1, or HTTP/2 by ALPN) with limits on time and size.
+//! One kept HTTP connection (HTTP/1.1, or HTTP/2 by ALPN) to each backend that is needed, with
+//! limits on time and size.
 
+mod backend;
 mod connect;
+mod route;
 mod tally;
 mod tunnel;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use jiff::Timestamp;
 use rustls::ClientConfig;
 
 use super::answer::{self, Answer, Exchange};
 use super::endpoint::Endpoint;
 use super::error::Circumstances;
-use super::proxy::Proxy;
 use super::{LinkConfig, LinkError, SendError, SendErrorKind, tls};
 use crate::clock;
-use connect::{Connector, Hosts, Refusal};
+use backend::Backend;
+use route::{Change, Outcome, Routes};
 use tally::Tally;
-use tunnel::Through;
 
 pub(super) use tally::reasons;
 pub(super) use tunnel::{Credentials, ProxyFailed, What as ProxyAnswer};
 
-/// A connection that has been quiet for longer is closed by this side: proxies forget theirs.
-const IDLE_MAX: Duration = Duration::from_secs(90);
-/// Connections of HTTP/1.1 that are kept: one for each batch that may be on its way, and one more.
-const IDLE_CONNECTIONS_MAX: usize = 17;
-/// How often an HTTP/2 connection is checked while a request is under way.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// What an earlier backend is asked before it is used again: it answers 200 only while its store
+/// takes metrics.
+const HEALTH_PATH: &str = "/api/v1/health";
 
 /// Whether a request is about this host's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,73 +99,146 @@ impl Outgoing {
     }
 }
 
-type Http = legacy::Client<Connector, Full<Bytes>>;
-
-/// Sends requests to one backend.
+/// Sends requests to the first of the backends that stands.
 pub struct Client {
-    http: Mutex<Http>,
-    connector: Connector,
-    refusal: Refusal,
-    endpoint: Endpoint,
-    proxy: Option<Proxy>,
+    backends: Vec<Backend>,
+    routes: Mutex<Routes>,
     settings: LinkConfig,
     clock_offset_ms: AtomicI64,
     tally: Tally,
     time_known: AtomicBool,
 }
 
+/// The backend in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// Its URL.
+    pub url: String,
+    /// Its place among all, from 1.
+    pub number: usize,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        let endpoints: Vec<_> = self.backends.iter().map(|backend| &backend.endpoint).collect();
+        f.debug_struct("Client").field("endpoints", &endpoints).finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// A client for this backend; `tls` is not needed for plain HTTP to loopback.
+    /// A client for these backends, the first preferred; `tls` is not needed for plain HTTP to
+    /// loopback.
     ///
     /// Errors: a proxy that cannot be used.
     pub fn new(
-        endpoint: Endpoint,
+        endpoints: Vec<Endpoint>,
         settings: &LinkConfig,
         tls: Option<ClientConfig>,
     ) -> Result<Self, LinkError> {
-        let hosts = if endpoint.is_plaintext() { Hosts::LoopbackOnly } else { Hosts::All };
-        let proxy = settings.proxy.choose(&endpoint)?;
-        if let Some(proxy) = &proxy {
-            tracing::info!(backend = endpoint.authority(), %proxy, "a proxy is on the way");
-        }
-        let through = proxy.clone().map(|proxy| through(proxy, settings)).transpose()?;
-        let connector = Connector::new(hosts, settings.connect_timeout, tls, through);
-        let refusal = connector.refusal();
-        let http = Mutex::new(pool(&connector, settings));
+        let routes = Routes::new(endpoints.len(), settings.return_after, clock::now());
+        let backend = |endpoint| Backend::new(endpoint, settings, tls.clone());
+        let backends = endpoints.into_iter().map(backend).collect::<Result<_, _>>()?;
         Ok(Self {
-            http,
-            connector,
-            refusal,
-            endpoint,
-            proxy,
+            backends,
+            routes: Mutex::new(routes),
             settings: settings.clone(),
             clock_offset_ms: AtomicI64::new(0),
-            time_known: AtomicBool::new(false),
             tally: Tally::new(),
+            time_known: AtomicBool::new(false),
         })
     }
 
     /// Makes new connections from now on; requests under way end on theirs.
     pub fn reconnect(&self) {
-        let fresh = pool(&self.connector, &self.settings);
-        *self.http.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.backends.iter().for_each(Backend::reconnect);
     }
 
     /// Sends a request and reads its whole answer, within the limits of time and size.
     pub async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
         let (limit, purpose) = (self.settings.request_timeout, request.purpose);
-        let outcome = match tokio::time::timeout(limit, self.exchange(request)).await {
-            Ok(result) => result,
-            Err(_) => Err(SendError::timeout(self.circumstances())),
-        };
-        self.tally.count(purpose, &outcome);
-        outcome
+        let mut asked = self.routes().order().first().copied().unwrap_or(0);
+        let whole = tokio::time::timeout(limit, self.try_in_turn(request, &mut asked)).await;
+        let result = whole.unwrap_or_else(|_| {
+            let result = Err(SendError::timeout(self.circumstances(asked)));
+            self.note(asked, purpose, &result);
+            result
+        });
+        self.tally.count(purpose, &result);
+        result
+    }
+
+    /// Asks one backend after the other until one stands; `asked` is the one that is being asked.
+    async fn try_in_turn(&self, request: Outgoing, asked: &mut usize) -> Result<Answer, SendError> {
+        let order = self.routes().order();
+        let last = order.last().copied().unwrap_or(0);
+        for route in order {
+            *asked = route;
+            let result = self.exchange(route, request.clone()).await;
+            self.note(route, request.purpose, &result);
+            if route == last || self.routes().stands(route) {
+                return result;
+            }
+            Tally::passed_over(&result);
+        }
+        self.exchange(last, request).await
+    }
+
+    /// Notes what a backend has answered, and says so when that changes where requests go.
+    fn note(&self, route: usize, purpose: Purpose, result: &Result<Answer, SendError>) {
+        let now = (clock::monotonic(), clock::now());
+        let change = self.routes().note(route, Outcome::of(purpose, result), now);
+        if self.backends.len() < 2 {
+            return;
+        }
+        let backend = self.backend(route).map(|backend| backend.endpoint.authority());
+        match change {
+            Some(Change::Down) => {
+                let why = match result {
+                    Ok(answer) => format!("{} {}", answer.status, answer.message()),
+                    Err(error) => error.to_string(),
+                };
+                tracing::warn!(backend, why, "a backend is down; the next one is asked");
+            }
+            Some(Change::InUse) => {
+                Tally::changed();
+                tracing::warn!(backend, "another backend is in use now");
+            }
+            None => {}
+        }
+    }
+
+    /// Asks an earlier backend than the one in use for a sign of life, if it is time to, and goes
+    /// back to it when it gives one.
+    pub async fn return_to_earlier(&self) {
+        let Some(route) = self.routes().due(clock::monotonic()) else { return };
+        let limit = self.settings.request_timeout;
+        let asking = self.exchange(route, Outgoing::probe(HEALTH_PATH));
+        match tokio::time::timeout(limit, asking).await {
+            Ok(Ok(answer)) if matches!(answer.status, 200..=299) => {
+                self.routes().returned(route, clock::now());
+                Tally::changed();
+                let backend = self.backend(route).map(|backend| backend.endpoint.authority());
+                tracing::info!(backend, "an earlier backend is back, and in use again");
+            }
+            _ => self.routes().still_down(route, clock::monotonic()),
+        }
+    }
+
+    /// The backend in use.
+    pub fn in_use(&self) -> InUse {
+        let (route, since) = self.routes().in_use();
+        let url = self.backend(route).map(|backend| backend.endpoint.base().to_owned());
+        InUse { url: url.unwrap_or_default(), number: route + 1, since }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn backend(&self, route: usize) -> Option<&Backend> {
+        self.backends.get(route)
     }
 
     /// Why the latest request failed, by its name in metrics; `None` when it went well.
@@ -186,28 +256,35 @@ impl Client {
         self.time_known.load(Ordering::Relaxed)
     }
 
-    /// Host and port of the backend.
+    /// Host and port of the backend in use.
     pub fn authority(&self) -> &str {
-        self.endpoint.authority()
+        let route = self.routes().in_use().0;
+        self.backend(route).map_or("", |backend| backend.endpoint.authority())
     }
 
-    /// The proxy on the way, without user and password.
+    /// The proxy on the way to the backend in use, without user and password.
     pub fn proxy(&self) -> Option<String> {
-        self.proxy.as_ref().map(ToString::to_string)
+        let route = self.routes().in_use().0;
+        Some(self.backend(route)?.proxy.as_ref()?.to_string())
     }
 
-    async fn exchange(&self, request: Outgoing) -> Result<Answer, SendError> {
-        let request = self.build(request)?;
+    async fn exchange(&self, route: usize, request: Outgoing) -> Result<Answer, SendError> {
+        let Some(backend) = self.backend(route) else {
+            let hint = "set backend.url";
+            return Err(SendError::new(SendErrorKind::Protocol, "there is no backend", hint));
+        };
+        let request = self.build(&backend.endpoint, request)?;
         let sent = clock::now();
         let failed = |error: &(dyn std::error::Error + 'static)| {
-            let found = SendError::classify(error, self.circumstances());
-            match self.refusal.take() {
-                Some(refusal) if !found.kind.is_tls() => tls::explain(&refusal, self.authority()),
+            let found = SendError::classify(error, self.circumstances(route));
+            match backend.refusal.take() {
+                Some(refusal) if !found.kind.is_tls() => {
+                    tls::explain(&refusal, backend.endpoint.authority())
+                }
                 _ => found,
             }
         };
-        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let response = http.request(request).await.map_err(|error| failed(&error))?;
+        let response = backend.http().request(request).await.map_err(|error| failed(&error))?;
         let exchange = Exchange { sent, received: clock::now() };
         let (head, body) = response.into_parts();
         self.learn_clock(&head.headers, exchange);
@@ -225,7 +302,11 @@ impl Client {
         })
     }
 
-    fn build(&self, request: Outgoing) -> Result<http::Request<Full<Bytes>>, SendError> {
+    fn build(
+        &self,
+        endpoint: &Endpoint,
+        request: Outgoing,
+    ) -> Result<http::Request<Full<Bytes>>, SendError> {
         let impossible = |what: &str| {
             let kind = SendErrorKind::Protocol;
             SendError::new(kind, what, "report this: the request cannot be built")
@@ -233,7 +314,7 @@ impl Client {
         if let Some(name) = request.invalid {
             return Err(impossible(&format!("header {name} has a value that HTTP cannot carry")));
         }
-        let url = self.endpoint.url(&request.path);
+        let url = endpoint.url(&request.path);
         let mut built = http::Request::builder()
             .method(request.method)
             .uri(&url)
@@ -260,34 +341,13 @@ impl Client {
         }
     }
 
-    fn circumstances(&self) -> Circumstances<'_> {
+    fn circumstances(&self, route: usize) -> Circumstances<'_> {
+        let backend = self.backend(route);
         Circumstances {
-            authority: self.endpoint.authority(),
-            proxy: self.proxy.as_ref(),
+            authority: backend.map_or("", |backend| backend.endpoint.authority()),
+            proxy: backend.and_then(|backend| backend.proxy.as_ref()),
             connect_timeout: self.settings.connect_timeout,
             request_timeout: self.settings.request_timeout,
         }
     }
-}
-
-/// What a proxy needs beyond its name. It never sees this host's certificate.
-fn through(proxy: Proxy, settings: &LinkConfig) -> Result<Arc<Through>, LinkError> {
-    let tls = if proxy.is_tls() {
-        let trust = tls::Trust::for_proxies(&settings.tls)?;
-        Some(Arc::new(tls::client_config(trust, None)?))
-    } else {
-        None
-    };
-    Ok(Arc::new(Through { proxy, tls }))
-}
-
-fn pool(connector: &Connector, settings: &LinkConfig) -> Http {
-    legacy::Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_MAX)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .http2_keep_alive_timeout(settings.connect_timeout)
-        .build(connector.clone())
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::Uri;
 
-use super::LinkError;
+use super::{LinkConfig, LinkError};
 
 /// A backend address that may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +104,14 @@ impl Endpoint {
     /// Plain HTTP, on loopback.
     pub fn is_plaintext(&self) -> bool {
         self.scheme == Scheme::Plain
+    }
+}
+
+impl LinkConfig {
+    /// The backends in their order, each checked.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>, LinkError> {
+        let urls = std::iter::once(&self.url).chain(&self.more_urls);
+        urls.map(|url| Endpoint::parse(url, self.allow_plaintext)).collect()
     }
 }
 

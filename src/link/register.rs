@@ -95,11 +95,12 @@ pub async fn register(registration: &Registration) -> Result<Registered, Registe
     finish(&registration.state_dir)?;
     // A damaged identity must not keep this host from getting a new one.
     let old = Identity::find(&registration.state_dir).ok().flatten();
-    let endpoint = Endpoint::parse(&registration.link.url, registration.link.allow_plaintext)?;
-    let trust = if endpoint.is_plaintext() { None } else { Some(first_trust(registration, old)?) };
+    let endpoints = registration.link.endpoints()?;
+    let plaintext = endpoints.iter().all(Endpoint::is_plaintext);
+    let trust = if plaintext { None } else { Some(first_trust(registration, old)?) };
     let key = NewKey::generate(&registration.hostname)?;
     let places = Places::of(registration);
-    let outcome = enrol(registration, endpoint, trust, &key, &places).await;
+    let outcome = enrol(registration, endpoints, trust, &key, &places).await;
     if outcome.is_err() {
         places.forget();
     }
@@ -108,7 +109,7 @@ pub async fn register(registration: &Registration) -> Result<Registered, Registe
 
 async fn enrol(
     registration: &Registration,
-    endpoint: Endpoint,
+    endpoints: Vec<Endpoint>,
     trust: Option<Trust>,
     key: &NewKey,
     places: &Places,
@@ -118,10 +119,10 @@ async fn enrol(
     for path in [&places.cert, &places.ca, &places.identity] {
         files::prepare(&files::next_to(path), b"", Readers::Owner)?;
     }
-    let base = endpoint.base().to_owned();
+    let base = endpoints.first().map(|first| first.base().to_owned()).unwrap_or_default();
     let witness = Witness::of(trust.as_ref());
     let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
-    let client = Client::new(endpoint, &registration.link, tls)?;
+    let client = Client::new(endpoints, &registration.link, tls)?;
     let response = client
         .send(request(registration, key.csr())?)
         .await

@@ -234,7 +234,7 @@ pub struct Stub {
     pub address: SocketAddr,
     script: Arc<Mutex<Script>>,
     scheme: &'static str,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// Whose client certificates a stub accepts.
@@ -252,6 +252,16 @@ impl Stub {
     }
 
     pub async fn https_with(server: &Pair, clients: Clients<'_>, alpn: &[&str]) -> Self {
+        Self::start("https", any_port(), Some(Self::acceptor(server, clients, alpn))).await
+    }
+
+    /// HTTPS where another stub has been before.
+    pub async fn https_at(address: SocketAddr, server: &Pair, clients: Clients<'_>) -> Self {
+        let acceptor = Self::acceptor(server, clients, &["h2", "http/1.1"]);
+        Self::start("https", address, Some(acceptor)).await
+    }
+
+    fn acceptor(server: &Pair, clients: Clients<'_>, alpn: &[&str]) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -270,25 +280,30 @@ impl Stub {
             .with_single_cert(server.chain.clone(), server.private_key())
             .expect("a certificate with its key");
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Self::start("https", Some(TlsAcceptor::from(Arc::new(config)))).await
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// Plain HTTP.
     pub async fn http() -> Self {
-        Self::start("http", None).await
+        Self::start("http", any_port(), None).await
     }
 
-    async fn start(scheme: &'static str, tls: Option<TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    async fn start(scheme: &'static str, at: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind(at).await.expect("bind");
         let address = listener.local_addr().expect("an address");
         let script = Arc::new(Mutex::new(Script::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, tls, Arc::clone(&script)));
-        Self { address, script, scheme, _tasks: tasks }
+        Self { address, script, scheme, tasks }
     }
 
     pub fn url(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.address.port())
+    }
+
+    /// Closes the port and every connection; what was asked stays known.
+    pub async fn end(&mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Adds to the replies; after the last one the stub answers 200 `{}`.
@@ -325,6 +340,10 @@ impl Stub {
             ..LinkConfig::default()
         }
     }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 fn verifier(

@@ -16,35 +16,51 @@ pub(super) struct Tally {
 impl Tally {
     /// Shows every reason at 0, so that the first failure is a step that an alert can see.
     pub(super) fn new() -> Self {
+        metrics::counter!(counter::BACKEND_CHANGES).increment(0);
         for reason in reasons() {
             metrics::counter!(counter::SEND_FAILURES, "reason" => reason).increment(0);
         }
         Self::default()
     }
 
-    /// Counts what has come of a request.
+    /// Counts what has come of a request, and remembers why it failed.
     pub(super) fn count(&self, purpose: Purpose, outcome: &Result<Answer, SendError>) {
-        let reason = match outcome {
-            Ok(answer) => {
-                // A status has three digits, so the series are few whatever a backend answers.
-                let status = answer.status.to_string();
-                metrics::counter!(counter::ANSWERS, "status" => status).increment(1);
-                answer.trouble().map(Trouble::as_str)
-            }
-            Err(error) => Some(error.kind.as_str()),
-        };
-        if let Some(reason) = reason {
-            metrics::counter!(counter::SEND_FAILURES, "reason" => reason).increment(1);
-        }
+        let reason = counted(outcome);
         if reason.is_some() || purpose == Purpose::Work {
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         }
+    }
+
+    /// Counts what one backend has answered to a request that goes on to the next one.
+    pub(super) fn passed_over(outcome: &Result<Answer, SendError>) {
+        counted(outcome);
+    }
+
+    /// Counts that another backend is in use.
+    pub(super) fn changed() {
+        metrics::counter!(counter::BACKEND_CHANGES).increment(1);
     }
 
     /// The reason of the latest failure; `None` when the latest request about data went well.
     pub(super) fn reason(&self) -> Option<&'static str> {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn counted(outcome: &Result<Answer, SendError>) -> Option<&'static str> {
+    let reason = match outcome {
+        Ok(answer) => {
+            // A status has three digits, so the series are few whatever a backend answers.
+            let status = answer.status.to_string();
+            metrics::counter!(counter::ANSWERS, "status" => status).increment(1);
+            answer.trouble().map(Trouble::as_str)
+        }
+        Err(error) => Some(error.kind.as_str()),
+    };
+    if let Some(reason) = reason {
+        metrics::counter!(counter::SEND_FAILURES, "reason" => reason).increment(1);
+    }
+    reason
 }
 
 /// Every reason there is.
