@@ -171,10 +171,13 @@ fn config(screen: &Screen, agent: &AgentStatus) -> String {
         (_, 0) => writeln!(text, "           nothing of the backend over it{asked}"),
         (_, version) => {
             let keys = match config.remote_keys.as_slice() {
-                [] => "no key".to_owned(),
-                keys => keys.join(", "),
+                [] => ", which sets no key".to_owned(),
+                keys => {
+                    let lines: Vec<_> = keys.chunks(2).map(|pair| pair.join(", ")).collect();
+                    format!("\n           which sets {}", lines.join(",\n           "))
+                }
             };
-            writeln!(text, "           version {version} of the backend over it{asked}: {keys}")
+            writeln!(text, "           version {version} of the backend over it{asked}{keys}")
         }
     };
     let refused = config.refused.iter().map(|refused| &refused.error);
