@@ -336,4 +336,84 @@ mod tests {
         queue.close().await.unwrap();
         thread.join();
     }
+
+    fn open() -> (Queue, crate::queue::QueueThread, Stages) {
+        let log = Log::open(MemoryDisk::new().open(), LogLimits::default()).unwrap();
+        let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
+        let door = Door { queue: queue.clone(), collections: Collections::default() };
+        let window = (Duration::from_secs(3_600), Uuid::nil());
+        (queue, thread, Stages::new(door, Arc::default(), window))
+    }
+
+    /// C26: a collector that is removed in the middle of a collection, one that may take minutes,
+    /// ends at once.
+    #[tokio::test]
+    async fn a_collection_under_way_does_not_hold_its_end() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let off = "[sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n";
+        let server_of = format!("[postgres]\nhost = \"127.0.0.1\"\nport = {port}\n");
+        let slow = "connect_timeout = \"1min\"\n[pg_log]\nenabled = false\n[pg_stats]\n\
+                    interval = \"1h\"\ntimeout = \"10min\"\n";
+        let (queue, thread, mut stages) = open();
+        stages.apply(&config(&format!("{off}{server_of}{slow}"))).await;
+        let (_silent, _) = server.accept().await.unwrap();
+        let limit = Duration::from_secs(10);
+        let host_only = config(&format!("{off}{HOST_ONLY}"));
+        let applied = stages.apply(&host_only);
+        tokio::time::timeout(limit, applied).await.expect("it does not wait for the server");
+        assert!(stages.collectors.is_empty());
+        stages.stop().await;
+        queue.close().await.unwrap();
+        thread.join();
+    }
+
+    /// C26: `pg_log` with another setting goes on where it was: nothing twice, nothing left out.
+    #[tokio::test]
+    async fn the_log_is_read_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("postgresql.log");
+        let lines = |messages: &[&str]| -> String {
+            let line = |message| format!("2026-01-01 00:00:00.000 UTC [1] LOG:  {message}\n");
+            messages.iter().map(line).collect()
+        };
+        fs_err::write(&path, lines(&["first", "second", "third"])).unwrap();
+        let off = "[sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n[pg_stats]\n\
+                   enabled = false\n";
+        let log = format!(
+            "{off}[pg_log]\npath = {path:?}\nline_prefix = \"%m [%p] \"\ntimezone = \"UTC\"\n\
+             start_at = \"beginning\"\ninterval = \"100ms\"\n"
+        );
+        let (queue, thread, mut stages) = open();
+        let mut read = String::new();
+        let mut until = async |message: &str| {
+            let reading = async {
+                while !read.contains(message) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    queue.seal().await.unwrap();
+                    while let Some(batch) = queue.next_batch().await.unwrap() {
+                        for record in &batch.records {
+                            read.push_str(str::from_utf8(&record.payload).unwrap());
+                        }
+                        let records = batch.records.len() as u64;
+                        queue.delivered(batch.key, records, Vec::new()).await.unwrap();
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), reading).await.expect("it is read");
+        };
+        stages.apply(&config(&log)).await;
+        until("first").await;
+        stages.apply(&config(&format!("{off}[pg_log]\nenabled = false\n"))).await;
+        let more = lines(&["first", "second", "third", "fourth", "fifth", "sixth"]);
+        fs_err::write(&path, more).unwrap();
+        stages.apply(&config(&format!("{log}redact = false\n"))).await;
+        until("fifth").await;
+        for message in ["first", "second", "third", "fourth", "fifth"] {
+            assert_eq!(read.matches(message).count(), 1, "{message}: {read}");
+        }
+        stages.stop().await;
+        queue.close().await.unwrap();
+        thread.join();
+    }
 }
