@@ -330,17 +330,16 @@ fn kept_identity(folder: &Path) -> Identity {
 async fn a_backend_that_does_not_renew_is_named() {
     let (stub, folder, config) = with_stub().await;
     let link = Arc::new(Link::new(&config, kept_identity(folder.path())).expect("a link"));
-    // The first request asks for the time.
-    stub.reply([Reply::status(200), Reply::status(404)]);
+    stub.reply([Reply::status(404)]);
     let _renewing = renewing(&link);
     until_state(&link, "it says so", |state| state.by_hand.is_some()).await;
     let why = link.certificate().and_then(|state| state.by_hand).expect("a reason");
     assert!(why.contains("renews no certificates (404): run `agent register --force`"), "{why}");
     let requests = stub.requests();
     let paths: Vec<_> = requests.iter().map(|request| request.path.as_str()).collect();
-    assert_eq!(paths, ["/version", "/api/v1/collectors/renew-certificate"]);
-    assert!(requests[1].token().split('.').count() == 3 && requests[0].token().is_empty());
-    let request: serde_json::Value = serde_json::from_slice(&requests[1].body).expect("JSON");
+    assert_eq!(paths, ["/api/v1/collectors/renew-certificate"]);
+    assert_eq!(requests[0].token().split('.').count(), 3);
+    let request: serde_json::Value = serde_json::from_slice(&requests[0].body).expect("JSON");
     assert!(request["csr"].as_str().expect("PEM").contains("BEGIN CERTIFICATE REQUEST"));
     assert_eq!(link.push(empty_push("x")).await.expect("answered").status, 200);
 }
@@ -353,7 +352,7 @@ async fn an_answer_that_does_not_fit_is_not_kept() {
         let read = || fs_err::read(&config.tls.cert_file).expect("a file");
         let before = read();
         let link = Arc::new(Link::new(&config, kept_identity(folder.path())).expect("a link"));
-        stub.reply([Reply::status(200), answer]);
+        stub.reply([answer]);
         let _renewing = renewing(&link);
         until_state(&link, "it says so", |state| state.error.is_some()).await;
         let error = link.certificate().and_then(|state| state.error).expect("an error");
