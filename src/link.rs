@@ -189,7 +189,7 @@ impl Link {
             let tls = tls::client_config(trust, Some(Arc::clone(&own.shown)))?;
             (Some(tls), Some(own))
         };
-        let client = Client::new(endpoints, config, tls)?;
+        let client = Client::new(endpoints, config, tls.as_ref())?;
         let token_ends = match &tokens {
             TokenSource::Renewed(token) => Some(token.expires_at()),
             TokenSource::Minted(_) | TokenSource::File(_) => None,

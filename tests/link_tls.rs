@@ -183,15 +183,15 @@ async fn what_a_server_has_against_a_client_certificate_is_told_apart() {
 
     let stub = Stub::https(&server, Clients::Of(&authority)).await;
     let tls = client_config(Trust::Only(vec![authority.der()]), None).expect("a client");
-    let client = client(&stub.link_config(TlsConfig::default()), tls);
+    let client = client(&stub.link_config(TlsConfig::default()), &tls);
     let error = client.send(Outgoing::new(http::Method::GET, "/version")).await;
     let parts = ["it wants one and got none", "tls.cert_file"];
     says(&error.expect_err("no certificate"), SendErrorKind::TlsNoClientCert, &parts);
 }
 
-fn client(settings: &LinkConfig, tls: rustls::ClientConfig) -> Client {
+fn client(settings: &LinkConfig, tls: &rustls::ClientConfig) -> Client {
     let endpoints = settings.endpoints().expect("a URL");
-    Client::new(endpoints, settings, Some(tls)).expect("a client")
+    Client::new(endpoints, settings, Some(&tls)).expect("a client")
 }
 
 /// C39: TLS 1.2 is not spoken: neither with a server that refuses 1.3, nor with one that picks 1.2.
@@ -280,7 +280,7 @@ async fn fingerprint_is_trusted_and_no_other() {
         let pin = Pin::new(wanted);
         let tls = client_config(Trust::Pinned(pin.clone()), None).expect("a client");
         let settings = stub.link_config(TlsConfig::default());
-        let client = client(&settings, tls);
+        let client = client(&settings, &tls);
         let request = Outgoing::new(http::Method::GET, "/version");
         let result = client.send(request).await.map(|answer| answer.status);
         (result, pin.seen())

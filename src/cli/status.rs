@@ -208,7 +208,8 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
         None => "no delivery yet".to_owned(),
     });
     parts.push(format!("{} sent", units::show_size(backend.sent_bytes)));
-    let proxy = backend.proxy.iter().map(|proxy| format!(" through {proxy}")).collect::<String>();
+    let proxy = backend.proxy.as_ref().map(|proxy| format!(" through {proxy}"));
+    let proxy = proxy.unwrap_or_default();
     let mut text = format!("backend    {}{proxy}\n", backend.url);
     if let Some(since) = backend.in_use_since {
         let others: Vec<&str> =

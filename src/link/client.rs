@@ -135,10 +135,10 @@ impl Client {
     pub fn new(
         endpoints: Vec<Endpoint>,
         settings: &LinkConfig,
-        tls: Option<ClientConfig>,
+        tls: Option<&ClientConfig>,
     ) -> Result<Self, LinkError> {
         let routes = Routes::new(endpoints.len(), settings.return_after, clock::now());
-        let backend = |endpoint| Backend::new(endpoint, settings, tls.clone());
+        let backend = |endpoint| Backend::new(endpoint, settings, tls.cloned());
         let backends = endpoints.into_iter().map(backend).collect::<Result<_, _>>()?;
         Ok(Self {
             backends,

@@ -64,7 +64,7 @@ impl ProxySetting {
             Self::Url(url) => Proxy::parse(url.expose_secret(), "forward.proxy").map(Some),
             Self::Environment => {
                 let first = |names: [&str; 2]| {
-                    let mut set = names.into_iter().filter_map(|name| variable(name));
+                    let mut set = names.into_iter().filter_map(&variable);
                     set.find(|value| !value.trim().is_empty())
                 };
                 let Some(url) = first(["HTTPS_PROXY", "https_proxy"]) else { return Ok(None) };

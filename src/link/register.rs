@@ -122,7 +122,7 @@ async fn enrol(
     let base = endpoints.first().map(|first| first.base().to_owned()).unwrap_or_default();
     let witness = Witness::of(trust.as_ref());
     let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
-    let client = Client::new(endpoints, &registration.link, tls)?;
+    let client = Client::new(endpoints, &registration.link, tls.as_ref())?;
     let response = client
         .send(request(registration, key.csr())?)
         .await
