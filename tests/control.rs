@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pganalytics::control::{
-    AgentStatus, BackendStatus, Client, ClientError, ReplayError, ReplayProgress, ReplayRequest,
-    Server, SocketError, Sources, Subject,
+    AgentStatus, BackendStatus, Client, ClientError, ConfigStatus, ReplayError, ReplayProgress,
+    ReplayRequest, Server, SocketError, Sources, Subject,
 };
 use pganalytics::queue::{
     Group, Log, LogLimits, MemoryDisk, NewRecord, Queue, QueueThread, SegmentState,
@@ -30,7 +30,7 @@ impl Subject for Still {
             version: "0".to_owned(),
             pid: 1,
             started_at: Timestamp::UNIX_EPOCH,
-            config: Default::default(),
+            config: ConfigStatus::default(),
             config_file: PathBuf::new(),
             collector_id: "c-1".to_owned(),
             hostname: "db.example".to_owned(),

@@ -25,7 +25,7 @@ fn reload(site: &Site, agent: &Process, change: impl FnOnce(String) -> String, w
 fn status(site: &Site) -> Value {
     let file = site.directory.path().join("ask.toml");
     let socket = site.directory.path().join("state/control.sock");
-    fs_err::write(&file, format!("[control]\nsocket = {socket:?}\n")).expect("write");
+    fs_err::write(&file, format!("[control]\nsocket = \"{}\"\n", socket.display())).expect("write");
     let done = run(agent(["status", "--json", "--config", file.to_str().expect("UTF-8")]));
     serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
 }

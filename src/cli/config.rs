@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use super::{EXIT_USAGE, run::identity};
 use crate::{
     agent::Setup,
-    config::{Config, reader::ConfigError},
+    config::{Config, Remote, reader::ConfigError},
 };
 
 /// What can be done with configuration files.
@@ -55,7 +55,7 @@ pub fn run(command: &Command) -> ExitCode {
                 let id = identity(&setup.loaded.config).map(|identity| identity.collector_id);
                 // A host that is not registered has nothing of a backend.
                 let setup = setup.with_kept(&id.unwrap_or_default());
-                let over = setup.layers.remote.as_ref().map(|remote| remote.name());
+                let over = setup.layers.remote.as_ref().map(Remote::name);
                 println!(
                     "# {}, over it: {}",
                     config.display(),

@@ -1,6 +1,9 @@
 //! The host's file, and what the backend lays over it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Config,
@@ -98,7 +101,7 @@ impl Loaded {
         for key in &self.keys {
             if key.section != section {
                 let gap = if section.is_empty() { "" } else { "\n" };
-                text.push_str(&format!("{gap}[{}]\n", key.section));
+                let _ = writeln!(text, "{gap}[{}]", key.section);
                 section = key.section;
             }
             let origin = match key.origin {
@@ -106,7 +109,7 @@ impl Loaded {
                 Origin::File => "  # the host's file",
                 Origin::Remote => "  # the backend",
             };
-            text.push_str(&format!("{} = {}{origin}\n", key.name, key.value));
+            let _ = writeln!(text, "{} = {}{origin}", key.name, key.value);
         }
         text
     }
