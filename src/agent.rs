@@ -118,8 +118,8 @@ impl Agent {
             .await
             .map_or((Uuid::nil(), 0), |status| (status.queue_id, status.records));
         let (trigger, shutdown) = shutdown::channel();
-        let (collections, config_state) = (Collections::default(), ConfigState::default());
-        let signals = Signals::default();
+        let (collections, config_state, signals): (Collections, ConfigState, Signals) =
+            <_>::default();
         let door = Door { queue: queue.clone(), collections: collections.clone() };
         let window = (config.agent.push_interval, queue_id);
         let mut running = Stages::new(door, Arc::clone(&signals.wake), window);
