@@ -108,8 +108,7 @@ impl Agent {
     pub async fn start(setup: Setup, identity: Identity) -> Result<Self, StartError> {
         let setup = setup.with_kept(&identity.collector_id);
         let config = setup.loaded.config.clone();
-        let collector_id = identity.collector_id.clone();
-        let who = (collector_id.clone(), config.agent.hostname.clone());
+        let who = (identity.collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
         let (queue, queue_thread) = config.queue.start()?;
         // The queue's thread has just been started: it answers.
@@ -130,7 +129,7 @@ impl Agent {
             link: Arc::clone(&link),
             config: config_state.clone(),
         };
-        let settings = forward_config(&config.forward, who);
+        let settings = forward_config(&config.forward, who.clone());
         let (settings, changes) = watch::channel(settings);
         let wire = LinkWire(Arc::clone(&link));
         let (forwarder, forward) = Forwarder::new(source, wire, changes.clone());
@@ -146,7 +145,7 @@ impl Agent {
         // One pause for all that a start may send, so that a host does not come twice.
         let pause = windows::found_pause(config.agent.push_interval, fastrand::f64());
         let (backend_link, shown) = (Arc::clone(&link), forward.clone());
-        let backend = AtBackend::new(backend_link, &collector_id, shown, queue_id, pause);
+        let backend = AtBackend::new(backend_link, &who.0, shown, queue_id, pause);
         let (keeper, reload) = Keeper::new(setup, parts, backend, config_state.clone());
         let mut stages = JoinSet::new();
         stages.spawn(keeper.run(shutdown.clone()));
@@ -154,7 +153,7 @@ impl Agent {
             let return_after = config.link.return_after;
             stages.spawn(watch_backends(Arc::clone(&link), return_after, shutdown.clone()));
         }
-        let replayer = Replayer::of_host(&config, queue.clone(), Arc::clone(&link), collector_id);
+        let replayer = Replayer::of_host(&config, queue.clone(), Arc::clone(&link), who.0);
         let (replay, lane) = replay::lane(replayer);
         stages.spawn(lane.run(shutdown.clone()));
         stages.spawn(renew::run(Arc::clone(&link), shutdown));
