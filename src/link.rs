@@ -278,8 +278,8 @@ impl Link {
         self.certificate.borrow().clone()
     }
 
-    /// The end of the token that the backend gave, by its clock; `None` when the agent mints its own
-    /// or reads it from a file.
+    /// The end of the token that the backend gave, by its clock; `None` when the agent mints its
+    /// own or reads it from a file.
     pub fn token_expires_at(&self) -> Option<Timestamp> {
         *self.token_ends.borrow()
     }

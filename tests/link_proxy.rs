@@ -102,19 +102,18 @@ async fn refusals_of_the_proxy_are_told_apart() {
         }
         assert_eq!(world.stub.connections(), 0);
     };
-    use SendErrorKind as Kind;
-    check(Manner::Answers(407), Kind::ProxyAuth, "(407)").await;
-    check(Manner::Answers(403), Kind::ProxyRefused, "answers 403").await;
-    check(Manner::Answers(403), Kind::ProxyRefused, "its rules must let this host").await;
-    check(Manner::Answers(502), Kind::ProxyRefused, "cannot reach the backend").await;
-    check(Manner::Garbage, Kind::ProxyRefused, "does not answer CONNECT").await;
+    check(Manner::Answers(407), SendErrorKind::ProxyAuth, "(407)").await;
+    check(Manner::Answers(403), SendErrorKind::ProxyRefused, "answers 403").await;
+    check(Manner::Answers(403), SendErrorKind::ProxyRefused, "its rules must let this host").await;
+    check(Manner::Answers(502), SendErrorKind::ProxyRefused, "cannot reach the backend").await;
+    check(Manner::Garbage, SendErrorKind::ProxyRefused, "does not answer CONNECT").await;
     let proxy = ConnectProxy::start(Manner::Open, world.stub.address).await;
     let gone = proxy.url();
     drop(proxy);
     let error = fails(&through(&world, &gone)).await;
-    assert_eq!(error.kind, Kind::ProxyConnect, "{error}");
+    assert_eq!(error.kind, SendErrorKind::ProxyConnect, "{error}");
     let unknown = fails(&through(&world, "http://no-such-proxy.invalid:3128")).await;
-    assert_eq!(unknown.kind, Kind::ProxyConnect, "{unknown}");
+    assert_eq!(unknown.kind, SendErrorKind::ProxyConnect, "{unknown}");
     assert!(unknown.message.contains("no-such-proxy.invalid:3128"), "{unknown}");
 }
 

@@ -82,7 +82,8 @@ impl Site {
         let end = clock::now() + SignedDuration::from_hours(65 * 24);
         let certificate = aged(end).signed_by(&key, &issuer).expect("a certificate");
         let digest = ring::digest::digest(&ring::digest::SHA256, certificate.der());
-        let thumbprint = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: Vec<String> = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let thumbprint = hex.concat();
         let mut identity = self.identity();
         let renewal = Renewal {
             id: identity.collector_id.parse().expect("an id"),

@@ -191,7 +191,7 @@ async fn what_a_server_has_against_a_client_certificate_is_told_apart() {
 
 fn client(settings: &LinkConfig, tls: &rustls::ClientConfig) -> Client {
     let endpoints = settings.endpoints().expect("a URL");
-    Client::new(endpoints, settings, Some(&tls)).expect("a client")
+    Client::new(endpoints, settings, Some(tls)).expect("a client")
 }
 
 /// C39: TLS 1.2 is not spoken: neither with a server that refuses 1.3, nor with one that picks 1.2.

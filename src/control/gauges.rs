@@ -69,7 +69,9 @@ impl Gauges {
             (TOKEN_EXPIRES, backend.token_expires_at),
         ] {
             let left = end.map(|end| end.duration_since(backend.server_time(now)).as_secs_f64());
-            left.into_iter().for_each(|left| gauge!(name).set(left));
+            if let Some(left) = left {
+                gauge!(name).set(left);
+            }
         }
         let counts = &facts.queue.counts;
         counter!("agent_queue_appended_records_total").absolute(counts.appended_records);

@@ -77,7 +77,7 @@ impl Renewer {
     async fn new(link: Arc<Link>) -> Option<Self> {
         let own = link.own.as_ref()?;
         let (leaf, files) = (own.shown.leaf()?, own.files.clone());
-        let Some(validity) = Validity::of(&leaf) else { return None };
+        let validity = Validity::of(&leaf)?;
         let (due, by_hand) = {
             let identity = link.state.lock().await;
             let draw = plan::lot(&identity.collector_id, &leaf);

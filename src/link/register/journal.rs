@@ -1,5 +1,5 @@
-//! The point of no return of a registration or of a renewal: a list of moves that are completed, now
-//! or later.
+//! The point of no return of a registration or of a renewal: a list of moves that are completed,
+//! now or later.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

@@ -35,8 +35,9 @@ pub(super) fn wait(now: Timestamp, at: Timestamp) -> Duration {
     wait.clamp(PAUSE_MIN, LOOK_AGAIN)
 }
 
-/// The pause after the `failures`th failure in a row, with `draw` (0 to 1): a minute, doubling, up to
-/// six hours, and never so long that fewer than ten tries are left; at least what the backend asks.
+/// The pause after the `failures`th failure in a row, with `draw` (0 to 1): a minute, doubling, up
+/// to six hours, and never so long that fewer than ten tries are left; at least what the backend
+/// asks.
 pub(super) fn pause(failures: u32, left: Duration, asked: Option<Duration>, draw: f64) -> Duration {
     let doubled = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(20)));
     let mut ceiling = doubled.min(CAP);
