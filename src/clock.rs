@@ -2,12 +2,30 @@
 
 use std::time::Instant;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// The host's wall clock, UTC, as metrics carry it.
 #[expect(clippy::disallowed_methods, reason = "this is the file that owns the clocks")]
 pub fn now() -> Timestamp {
     Timestamp::now()
+}
+
+/// A host's wall clock, which may be wrong: tests have hosts that are years off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostClock {
+    ahead: SignedDuration,
+}
+
+impl HostClock {
+    /// A clock that is `ahead` of this process's, or behind it when that is negative.
+    pub fn ahead_by(ahead: SignedDuration) -> Self {
+        Self { ahead }
+    }
+
+    /// What it says.
+    pub fn now(self) -> Timestamp {
+        now().saturating_add(self.ahead).unwrap_or(Timestamp::MAX)
+    }
 }
 
 /// The monotonic clock, for rates, deadlines and ages.

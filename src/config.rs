@@ -27,7 +27,7 @@ use crate::{
     encoding::Encoding,
     forward::Order,
     intake::{IntakeConfig, Listen},
-    link::{LinkConfig, TlsConfig},
+    link::{CertificateClock, LinkConfig, TlsConfig},
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
 };
@@ -210,12 +210,16 @@ fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
     (config, section.duration("interval", "60", ["100ms", "1d"]))
 }
 
+const CERTIFICATE_CLOCKS: [(&str, CertificateClock); 2] =
+    [("server", CertificateClock::Server), ("host", CertificateClock::Host)];
+
 fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
     TlsConfig {
         verify: section.boolean("verify", true),
         cert_file: section.path("cert_file", "/etc/pganalytics/collector.crt"),
         key_file: section.path("key_file", "/etc/pganalytics/collector.key"),
         ca_file: section.optional_path("ca_file"),
+        clock: CERTIFICATE_CLOCKS[section.choice("clock", &CERTIFICATE_CLOCKS.map(|c| c.0))].1,
     }
 }
 

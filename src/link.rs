@@ -14,6 +14,7 @@ mod key; // a key pair made on this host
 pub mod proxy; // forward.proxy, or what the environment says
 pub mod register; // enrolment: key, request, certificate, identity
 pub mod renew; // the certificate, before its end
+pub mod skew; // the server's clock, and what it decides
 pub mod tls; // trust, the client certificate, what each TLS failure means
 pub mod token; // minted, renewed or read from a file
 
@@ -32,11 +33,12 @@ pub use answer::Answer;
 pub use client::InUse;
 pub use error::{LinkError, SendError, SendErrorKind};
 pub use identity::Identity;
+pub use skew::{CertificateClock, ServerClock};
 
-use crate::clock;
 use client::{Client, Outgoing};
 use endpoint::Endpoint;
 use proxy::ProxySetting;
+use skew::TimeAsker;
 use tls::{ClientCertificate, OwnCertificate, Validity};
 use token::{Token, TokenError, TokenSource};
 
@@ -69,6 +71,8 @@ pub struct LinkConfig {
     pub user_agent: String,
     /// Answers with a longer body are refused.
     pub answer_bytes_max: usize,
+    /// This host's clock, and what is known of the server's.
+    pub clock: ServerClock,
 }
 
 impl Default for LinkConfig {
@@ -85,6 +89,7 @@ impl Default for LinkConfig {
             token_file: None,
             user_agent: concat!("pganalytics-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
             answer_bytes_max: 4 << 20,
+            clock: ServerClock::default(),
         }
     }
 }
@@ -101,6 +106,8 @@ pub struct TlsConfig {
     /// The only CA trusted for the backend; without it the one learned at registration, else the
     /// system's roots.
     pub ca_file: Option<PathBuf>,
+    /// Whose clock decides whether the server's certificate is good now.
+    pub clock: CertificateClock,
 }
 
 impl Default for TlsConfig {
@@ -110,6 +117,7 @@ impl Default for TlsConfig {
             cert_file: PathBuf::from("/etc/pganalytics/collector.crt"),
             key_file: PathBuf::from("/etc/pganalytics/collector.key"),
             ca_file: None,
+            clock: CertificateClock::Server,
         }
     }
 }
@@ -132,6 +140,8 @@ pub struct Link {
     tokens: Mutex<TokenSource>,
     state: Mutex<Identity>,
     own: Option<Own>,
+    clock: ServerClock,
+    time_asker: Option<TimeAsker>,
     /// Held for reading by requests, for writing while the certificate changes: one that is under
     /// way with the old certificate must not arrive after one with the new.
     passage: RwLock<()>,
@@ -181,13 +191,16 @@ impl Link {
     pub fn new(config: &LinkConfig, identity: Identity) -> Result<Self, LinkError> {
         let tokens = TokenSource::choose(config.token_file.as_deref(), &identity)?;
         let endpoints = config.endpoints()?;
-        let (tls, own) = if endpoints.iter().all(Endpoint::is_plaintext) {
-            (None, None)
+        let (tls, own, time_asker) = if endpoints.iter().all(Endpoint::is_plaintext) {
+            (None, None, None)
         } else {
             let trust = tls::Trust::for_pushes(&config.tls, identity.ca_file.as_deref())?;
             let own = Own::read(&config.tls)?;
-            let tls = tls::client_config(trust, Some(Arc::clone(&own.shown)))?;
-            (Some(tls), Some(own))
+            let shown = Some(Arc::clone(&own.shown));
+            let asker = TimeAsker::new(&endpoints, config, &trust, shown.as_ref());
+            let judge = tls::Judge::of(config.tls.clock);
+            let tls = tls::timed_client_config(trust, shown, &config.clock, judge)?;
+            (Some(tls), Some(own), asker)
         };
         let client = Client::new(endpoints, config, tls.as_ref())?;
         let token_ends = match &tokens {
@@ -201,6 +214,8 @@ impl Link {
             tokens: Mutex::new(tokens),
             state: Mutex::new(identity),
             own,
+            clock: config.clock.clone(),
+            time_asker,
             passage: RwLock::new(()),
             certificate: watch::Sender::new(validity.map(CertificateState::new)),
             token_ends: watch::Sender::new(token_ends),
@@ -244,12 +259,16 @@ impl Link {
     /// Asks for the backend's version, without a token: the cheapest sign of life, for probes.
     pub async fn probe(&self) -> Result<Answer, SendError> {
         let _passage = self.passage.read().await;
-        self.client.send(Outgoing::probe("/version")).await
+        let send = || self.client.send(Outgoing::probe("/version"));
+        match send().await {
+            Err(error) if self.learns_time(&error).await => send().await,
+            outcome => outcome,
+        }
     }
 
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
     pub fn clock_offset_ms(&self) -> i64 {
-        self.client.clock_offset_ms()
+        self.clock.offset_ms()
     }
 
     /// The backend in use.
@@ -284,9 +303,14 @@ impl Link {
         *self.token_ends.borrow()
     }
 
+    /// This host's clock, and what is known of the server's.
+    pub fn clock(&self) -> &ServerClock {
+        &self.clock
+    }
+
     /// The server's time, as far as it is known.
     pub fn server_now(&self) -> Timestamp {
-        answer::shift(clock::now(), self.clock_offset_ms())
+        self.clock.now()
     }
 
     /// Host and port of the backend, for messages and status.
@@ -296,7 +320,15 @@ impl Link {
 
     /// Whether an answer has told the server's time.
     fn knows_server_time(&self) -> bool {
-        self.client.knows_server_time()
+        self.clock.is_known()
+    }
+
+    /// Whether a request failed for want of the right time, which is known now.
+    async fn learns_time(&self, error: &SendError) -> bool {
+        match &self.time_asker {
+            Some(asker) => asker.helps(error).await,
+            None => false,
+        }
     }
 
     fn note_certificate(&self, change: impl FnOnce(&mut CertificateState)) {
@@ -320,6 +352,13 @@ impl Link {
 
     async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
         let _passage = self.passage.read().await;
+        match self.authorised(request.clone()).await {
+            Err(error) if self.learns_time(&error).await => self.authorised(request).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn authorised(&self, request: Outgoing) -> Result<Answer, SendError> {
         let token = self.token(None).await?;
         let answer = self.client.send(request.clone().bearer(&token)).await?;
         if answer.status != 401 {

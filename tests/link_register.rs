@@ -45,7 +45,7 @@ impl World {
             verify: true,
             cert_file: self.path("tls/collector.crt"),
             key_file: self.path("tls/collector.key"),
-            ca_file: None,
+            ..TlsConfig::default()
         };
         Registration {
             link: self.stub.link_config(tls),

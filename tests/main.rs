@@ -41,6 +41,7 @@ mod link_reasons; // why nothing is delivered: in status, log and metrics
 mod link_register; // enrolment: what is sent and kept, and what a failure leaves
 mod link_renew; // a new certificate before the end of the old, and whatever goes wrong with it
 mod link_routes; // several backends: the next one, and back
+mod link_skew; // hosts whose clock is wrong, by an hour or by years
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger

@@ -7,7 +7,6 @@ mod route;
 mod tally;
 mod tunnel;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -104,9 +103,7 @@ pub struct Client {
     backends: Vec<Backend>,
     routes: Mutex<Routes>,
     settings: LinkConfig,
-    clock_offset_ms: AtomicI64,
     tally: Tally,
-    time_known: AtomicBool,
 }
 
 /// The backend in use.
@@ -144,9 +141,7 @@ impl Client {
             backends,
             routes: Mutex::new(routes),
             settings: settings.clone(),
-            clock_offset_ms: AtomicI64::new(0),
             tally: Tally::new(),
-            time_known: AtomicBool::new(false),
         })
     }
 
@@ -246,16 +241,6 @@ impl Client {
         self.tally.reason()
     }
 
-    /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
-    pub fn clock_offset_ms(&self) -> i64 {
-        self.clock_offset_ms.load(Ordering::Relaxed)
-    }
-
-    /// Whether an answer has told the server's time.
-    pub fn knows_server_time(&self) -> bool {
-        self.time_known.load(Ordering::Relaxed)
-    }
-
     /// Host and port of the backend in use.
     pub fn authority(&self) -> &str {
         let route = self.routes().in_use().0;
@@ -274,7 +259,8 @@ impl Client {
             return Err(SendError::new(SendErrorKind::Protocol, "there is no backend", hint));
         };
         let request = self.build(&backend.endpoint, request)?;
-        let sent = clock::now();
+        let clock = &self.settings.clock;
+        let sent = clock.host_now();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             let found = SendError::classify(error, self.circumstances(route));
             match backend.refusal.take() {
@@ -285,15 +271,17 @@ impl Client {
             }
         };
         let response = backend.http().request(request).await.map_err(|error| failed(&error))?;
-        let exchange = Exchange { sent, received: clock::now() };
+        let exchange = Exchange { sent, received: clock.host_now() };
         let (head, body) = response.into_parts();
-        self.learn_clock(&head.headers, exchange);
+        if let Some(date) = answer::date(&head.headers) {
+            clock.learn(exchange, date);
+        }
         let body = Limited::new(body, self.settings.answer_bytes_max)
             .collect()
             .await
             .map_err(|error| failed(error.as_ref()))?
             .to_bytes();
-        let server_now = answer::shift(exchange.received, self.clock_offset_ms());
+        let server_now = answer::shift(exchange.received, clock.offset_ms());
         Ok(Answer {
             status: head.status.as_u16(),
             retry_after: answer::retry_after(&head.headers, server_now),
@@ -325,20 +313,6 @@ impl Client {
             built.headers_mut().insert(header::USER_AGENT, agent);
         }
         Ok(built)
-    }
-
-    fn learn_clock(&self, headers: &HeaderMap, exchange: Exchange) {
-        let Some(date) = answer::date(headers) else { return };
-        let before = self.clock_offset_ms();
-        let offset = answer::next_offset_ms(before, exchange, date);
-        self.clock_offset_ms.store(offset, Ordering::Relaxed);
-        self.time_known.store(true, Ordering::Relaxed);
-        if offset.abs_diff(before) >= 5_000 {
-            tracing::warn!(
-                offset_ms = offset,
-                "this host's clock differs from the backend's; tokens follow the backend's clock"
-            );
-        }
     }
 
     fn circumstances(&self, route: usize) -> Circumstances<'_> {

@@ -21,9 +21,9 @@ use super::client::{Client, Outgoing};
 use super::endpoint::Endpoint;
 use super::files::{self, Readers};
 use super::key::NewKey;
+use super::skew::TimeAsker;
 use super::tls::{self, Fingerprint, Pin, Trust};
-use super::{Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
-use crate::clock;
+use super::{Answer, Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
 
 pub use journal::finish;
 
@@ -121,12 +121,7 @@ async fn enrol(
     }
     let base = endpoints.first().map(|first| first.base().to_owned()).unwrap_or_default();
     let witness = Witness::of(trust.as_ref());
-    let tls = trust.map(|trust| tls::client_config(trust, None)).transpose()?;
-    let client = Client::new(endpoints, &registration.link, tls.as_ref())?;
-    let response = client
-        .send(request(registration, key.csr())?)
-        .await
-        .map_err(|error| at_first_contact(error, &registration.contact))?;
+    let response = contact(registration, endpoints, trust, key).await?;
     let response = answer::read(&response, registration)?;
 
     let mut written = vec![places.key.clone(), places.cert.clone()];
@@ -146,7 +141,7 @@ async fn enrol(
     let identity = Identity {
         name: registration.name.clone(),
         backend_url: base,
-        registered_at: clock::now(),
+        registered_at: registration.link.clock.now(),
         certificate_expires_at: response.certificate_expires_at,
         ca_file: learned.map(|_| places.ca.clone()),
         secret: response.secret,
@@ -161,6 +156,31 @@ async fn enrol(
     finish(&registration.state_dir)?;
     let identity = Identity::load(&registration.state_dir)?;
     Ok(Registered { identity, written })
+}
+
+/// Sends the request; again when nothing but this host's clock stood between.
+async fn contact(
+    registration: &Registration,
+    endpoints: Vec<Endpoint>,
+    trust: Option<Trust>,
+    key: &NewKey,
+) -> Result<Answer, RegisterError> {
+    let settings = &registration.link;
+    let time_asker =
+        trust.as_ref().and_then(|trust| TimeAsker::new(&endpoints, settings, trust, None));
+    let judge = tls::Judge::of(settings.tls.clock);
+    let tls = trust
+        .map(|trust| tls::timed_client_config(trust, None, &settings.clock, judge))
+        .transpose()?;
+    let client = Client::new(endpoints, settings, tls.as_ref())?;
+    let request = request(registration, key.csr())?;
+    let mut response = client.send(request.clone()).await;
+    if let (Err(error), Some(asker)) = (&response, &time_asker)
+        && asker.helps(error).await
+    {
+        response = client.send(request).await;
+    }
+    Ok(response.map_err(|error| at_first_contact(error, &registration.contact))?)
 }
 
 /// At a first contact there is more to do about an unknown CA than later.

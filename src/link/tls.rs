@@ -16,16 +16,17 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{LinkError, TlsConfig};
+use super::{CertificateClock, LinkError, ServerClock, TlsConfig};
 
 pub(super) use explain::explain;
+pub(super) use own::unix_time;
 pub use own::{ClientCertificate, OwnCertificate, Validity};
 pub use pem::{
     certificates_from_pem, certificates_to_pem, private_key_from_pem, read_certificates,
 };
 
 /// Whose certificates are accepted from the server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Trust {
     /// The roots of the operating system.
     System,
@@ -133,14 +134,47 @@ impl fmt::Display for Fingerprint {
     }
 }
 
+/// Who says whether the server's certificate is good now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// The host's clock.
+    Host,
+    /// The server's clock as far as it is known, where certain CA certificates are trusted.
+    Server,
+    /// Nobody: all but the time is verified, to ask for the time.
+    Nobody,
+}
+
+impl Judge {
+    /// The one that is configured.
+    pub(super) fn of(clock: CertificateClock) -> Self {
+        match clock {
+            CertificateClock::Server => Self::Server,
+            CertificateClock::Host => Self::Host,
+        }
+    }
+}
+
 /// A TLS 1.3 client with this trust, which shows `own` to servers that ask.
 pub fn client_config(
     trust: Trust,
     own: Option<Arc<OwnCertificate>>,
 ) -> Result<ClientConfig, LinkError> {
+    timed_client_config(trust, own, &ServerClock::default(), Judge::Host)
+}
+
+/// The same with another clock than the process's.
+pub(super) fn timed_client_config(
+    trust: Trust,
+    own: Option<Arc<OwnCertificate>>,
+    clock: &ServerClock,
+    judge: Judge,
+) -> Result<ClientConfig, LinkError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = verifier(trust, &provider)?;
-    let builder = ClientConfig::builder_with_provider(provider)
+    // A public CA certifies for anybody: there the host's own clock decides.
+    let judge = if matches!(trust, Trust::Only(_)) { judge } else { Judge::Host };
+    let verifier = verifier(trust, &provider, clock, judge)?;
+    let builder = ClientConfig::builder_with_details(provider, clock.for_certificates(judge))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| LinkError::new(format!("TLS 1.3 is unavailable: {error}"), "reinstall"))?
         .dangerous()
@@ -157,6 +191,8 @@ pub fn client_config(
 fn verifier(
     trust: Trust,
     provider: &Arc<CryptoProvider>,
+    clock: &ServerClock,
+    judge: Judge,
 ) -> Result<Arc<dyn ServerCertVerifier>, LinkError> {
     Ok(match trust {
         Trust::System => verify::Explaining::new(system_roots()?, provider)?,
@@ -165,7 +201,10 @@ fn verifier(
             store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             verify::Explaining::new(store, provider)?
         }
-        Trust::Only(certificates) => verify::Explaining::new(roots(&certificates)?, provider)?,
+        Trust::Only(certificates) => {
+            let inner = verify::Explaining::new(roots(&certificates)?, provider)?;
+            Arc::new(verify::Timed { inner, clock: clock.clone(), judge })
+        }
         Trust::Pinned(pin) => Arc::new(verify::Pinned::new(pin, provider)),
         Trust::Anything => Arc::new(verify::Unverified::new(provider)),
     })

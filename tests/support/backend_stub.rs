@@ -14,7 +14,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use pganalytics::link::{LinkConfig, TlsConfig};
+use pganalytics::link::{CertificateClock, LinkConfig, TlsConfig};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams,
     CertificateSigningRequestParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -153,6 +153,7 @@ impl Pair {
         };
         TlsConfig {
             verify: true,
+            clock: CertificateClock::Server,
             cert_file: write("collector.crt", &self.cert_pem),
             key_file: write("collector.key", &self.key.serialize_pem()),
             ca_file: Some(write("ca.crt", &ca.pem())),

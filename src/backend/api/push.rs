@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -128,11 +128,12 @@ fn check(
     // A body with `metrics` twice has no text to pair with the values: those are written again.
     let raw = serde_json::from_slice::<Raw<'_>>(body).ok().map(|raw| raw.metrics);
     let raw = raw.filter(|raw| raw.len() == request.metrics.len()).unwrap_or_default();
+    let latest = latest(now, request.agent.as_ref());
     let mut metrics = Vec::with_capacity(request.metrics.len());
     let mut rejected = Vec::new();
     for (index, value) in request.metrics.into_iter().enumerate() {
         let text = raw.get(index).map(|raw| raw.get());
-        if let Err(invalid) = add(value, text, now, &mut metrics) {
+        if let Err(invalid) = add(value, text, latest, &mut metrics) {
             let Invalid { path, message } = invalid;
             rejected.push(Rejected { index, path, message });
         }
@@ -154,6 +155,14 @@ fn check(
         lost,
     };
     Ok(Checked { push, rejected })
+}
+
+/// The time that metrics are measured by: they keep their host's, and a host whose clock is ahead
+/// says so.
+fn latest(now: Timestamp, agent: Option<&AgentInfo>) -> Timestamp {
+    let offset = agent.map_or(0, |agent| agent.clock_offset_ms);
+    let host = now.saturating_sub(SignedDuration::from_millis(offset)).unwrap_or(now);
+    now.max(host)
 }
 
 /// Adds the rows of one metric: one, or one for each database of an older collector's document.

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::pem::{private_key_from_pem, read_certificates};
@@ -122,10 +122,22 @@ impl Validity {
         self.ends.duration_since(self.begins)
     }
 
+    /// The moment of it that is next to `at`.
+    pub fn nearest(&self, at: UnixTime) -> UnixTime {
+        let (begins, ends) = (unix_time(self.begins), unix_time(self.ends));
+        at.max(begins).min(ends)
+    }
+
     /// Whether it holds `at`.
     pub fn contains(&self, at: Timestamp) -> bool {
         self.begins <= at && at <= self.ends
     }
+}
+
+/// A time as rustls has it; there is none before 1970.
+pub(in crate::link) fn unix_time(at: Timestamp) -> UnixTime {
+    let seconds = u64::try_from(at.as_second()).unwrap_or(0);
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
 }
 
 fn registered_first(error: LinkError, key_file: &Path) -> LinkError {

@@ -12,8 +12,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 
-use super::{Fingerprint, Pin};
-use crate::link::LinkError;
+use super::{Fingerprint, Judge, Pin, Validity};
+use crate::link::{LinkError, ServerClock};
 
 /// The server's certificate is signed by its own key and is not itself trusted.
 #[derive(Debug)]
@@ -86,6 +86,64 @@ impl ServerCertVerifier for Explaining {
                 ) if is_self_signed(end_entity) => other(SelfSigned),
                 _ => error,
             })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// [`Explaining`], with the time that [`Judge`] says. Tells the clock what certificate it has seen.
+#[derive(Debug)]
+pub(super) struct Timed {
+    pub(super) inner: Arc<Explaining>,
+    pub(super) clock: ServerClock,
+    pub(super) judge: Judge,
+}
+
+impl ServerCertVerifier for Timed {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let validity = Validity::of(end_entity);
+        let at = match (self.judge, validity) {
+            (Judge::Nobody, Some(validity)) => validity.nearest(now),
+            _ => now,
+        };
+        let verified = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            at,
+        )?;
+        if let Some(validity) = validity {
+            self.clock.saw(validity);
+        }
+        Ok(verified)
     }
 
     fn verify_tls12_signature(
