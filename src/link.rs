@@ -359,7 +359,14 @@ impl Link {
     }
 
     async fn authorised(&self, request: Outgoing) -> Result<Answer, SendError> {
-        let token = self.token(None).await?;
+        let token = match self.token(None).await {
+            // An expired token that the backend does not renew: its own word is the answer.
+            Err(error) if error.kind == SendErrorKind::Token => {
+                let spent = self.spent_token().await.ok_or(error)?;
+                return self.client.send(request.bearer(&spent)).await;
+            }
+            token => token?,
+        };
         let answer = self.client.send(request.clone().bearer(&token)).await?;
         if answer.status != 401 {
             return Ok(answer);
@@ -383,12 +390,10 @@ impl Link {
         let now = self.server_now();
         match &mut *tokens {
             TokenSource::Minted(minter) => minter.token(now, refused).map_err(SendError::from),
-            TokenSource::File(file) => {
-                let text = fs_err::tokio::read_to_string(file.path())
-                    .await
-                    .map_err(|error| TokenError::unreadable(&error))?;
-                file.token(&text, now).map_err(SendError::from)
-            }
+            TokenSource::File(file) => match fs_err::tokio::read_to_string(file.path()).await {
+                Ok(text) => file.token(&text, now).map_err(SendError::from),
+                Err(error) => file.last(now).ok_or_else(|| TokenError::unreadable(&error).into()),
+            },
             TokenSource::Renewed(current) => {
                 let usable = refused.is_none_or(|token| !token.same_as(current));
                 if usable && current.is_valid(now) {
@@ -398,6 +403,14 @@ impl Link {
                 *current = renewed.clone();
                 Ok(renewed)
             }
+        }
+    }
+
+    /// The token that the backend gave last, expired or not.
+    async fn spent_token(&self) -> Option<Token> {
+        match &*self.tokens.lock().await {
+            TokenSource::Renewed(current) => Some(current.clone()),
+            TokenSource::Minted(_) | TokenSource::File(_) => None,
         }
     }
 

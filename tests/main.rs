@@ -42,6 +42,7 @@ mod link_register; // enrolment: what is sent and kept, and what a failure leave
 mod link_renew; // a new certificate before the end of the old, and whatever goes wrong with it
 mod link_routes; // several backends: the next one, and back
 mod link_skew; // hosts whose clock is wrong, by an hour or by years
+mod link_tokens; // tokens of a backend that gives no secret, and of another program
 mod link_tls; // trust, certificates, and what each failure says
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger

@@ -197,6 +197,11 @@ impl TokenFile {
         &self.path
     }
 
+    /// The last good token, as long as it is valid: for a file that is not there just now.
+    pub fn last(&self, now: Timestamp) -> Option<Token> {
+        self.last.clone().filter(|last| last.is_valid(now))
+    }
+
     /// Takes the file's text. While a writer replaces the file its text may be unusable: then the
     /// last good token is used as long as it is valid.
     pub fn token(&mut self, text: &str, now: Timestamp) -> Result<Token, TokenError> {
@@ -205,12 +210,10 @@ impl TokenFile {
                 self.last = Some(token.clone());
                 Ok(token)
             }
-            Err(error) => {
-                self.last.clone().filter(|last| last.is_valid(now)).ok_or_else(|| TokenError {
-                    what: format!("token_file {}: {}", self.path.display(), error.what),
-                    hint: error.hint,
-                })
-            }
+            Err(error) => self.last(now).ok_or_else(|| TokenError {
+                what: format!("token_file {}: {}", self.path.display(), error.what),
+                hint: error.hint,
+            }),
         }
     }
 }
