@@ -225,7 +225,7 @@ impl Link {
     /// Sends one push. A 401 renews the token and sends once more; what comes back then is
     /// returned as it is, a second 401 included.
     pub async fn push(&self, push: Push) -> Result<Answer, SendError> {
-        let mut request = Outgoing::new(Method::POST, PUSH_PATH)
+        let mut request = Outgoing::data(PUSH_PATH)
             .header(header::CONTENT_TYPE, "application/json")
             .body(push.body);
         if push.encoding != "identity" {

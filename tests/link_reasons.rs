@@ -26,9 +26,9 @@ fn counted(socket: &Path, reason: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no {series}: {text}")).parse().expect("a number")
 }
 
-fn reason(status: &Finished) -> Option<String> {
-    let status: Value = serde_json::from_str(&status.stdout).ok()?;
-    Some(status["backend"]["reason"].as_str()?.to_owned())
+fn of_backend(status: &Finished, name: &str) -> String {
+    let status: Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+    status["backend"][name].as_str().unwrap_or_default().to_owned()
 }
 
 /// C39: a certificate that has expired, from the handshake to the operator's screen.
@@ -37,7 +37,9 @@ async fn expired_certificate_is_seen_by_everyone() {
     let host = Host::with("300ms", Flaw::Expired).await;
     let agent = host.start();
     until("the reason is in the status", LIMIT, || {
-        reason(&host.ask(&["status", "--json"])).as_deref() == Some("tls_expired")
+        let status = host.ask(&["status", "--json"]);
+        of_backend(&status, "forwarding") == "backing_off"
+            && of_backend(&status, "reason") == "tls_expired"
     });
     let socket = host.path("control.sock");
     assert!(counted(&socket, "tls_expired") > 0);
@@ -50,7 +52,7 @@ async fn expired_certificate_is_seen_by_everyone() {
         assert!(text.contains("expired at 2020-01-01"), "{text}");
         assert!(text.contains("renew the backend's certificate"), "{text}");
     }
-    assert!(screen.contains("backing off (tls_expired)"), "{screen}");
+    assert!(screen.contains(" (tls_expired), "), "{screen}");
 }
 
 /// C34: a certificate that is registered no longer, and a collector that is deleted: two reasons,
@@ -72,17 +74,16 @@ async fn revoked_certificate_and_deleted_collector_are_told_apart() {
         fs_err::write(path, old).expect("put the old one back");
     }
     let agent = site.run();
-    let becomes = |expected: &str| {
-        until(expected, LIMIT, || {
-            reason(&site.command(&["status", "--json"])).as_deref() == Some(expected)
+    // Whatever asks the backend first hears why not; a push has to hear it, too.
+    let becomes = |reason: &str, hint: &str| {
+        let forwarding = format!("paused ({reason})");
+        until(hint, LIMIT, || {
+            let screen = site.command(&["status"]).stdout;
+            screen.contains(&forwarding) && screen.contains(hint)
         });
-        assert!(counted(&file("state/control.sock"), expected) > 0);
+        assert!(counted(&file("state/control.sock"), reason) > 0);
     };
-    becomes("certificate_mismatch");
-    let screen = site.command(&["status"]).stdout;
-    for part in ["paused (certificate_mismatch)", "replaced at the backend by a newer one"] {
-        assert!(screen.contains(part), "{part}: {screen}");
-    }
+    becomes("certificate_mismatch", "replaced at the backend by a newer one");
 
     let admin = site.served.user_token(Role::Admin).await;
     let status: Value =
@@ -91,11 +92,7 @@ async fn revoked_certificate_and_deleted_collector_are_told_apart() {
     let delete = Ask::new(Method::DELETE, &format!("/api/v1/collectors/{collector}"));
     let deleted = site.served.stranger().send(delete.bearer(&admin)).await;
     assert_eq!(deleted.status, 204, "{deleted:?}");
-    becomes("unauthorized");
-    let screen = site.command(&["status"]).stdout;
-    for part in ["paused (unauthorized)", "was the collector deleted"] {
-        assert!(screen.contains(part), "{part}: {screen}");
-    }
+    becomes("unauthorized", "was the collector deleted");
     let queued = site.queue_number("records");
     agent.stop();
     assert!(queued > 0 && site.queue_number("records") >= queued, "nothing is dropped");

@@ -177,7 +177,7 @@ async fn only_the_time_may_be_wrong() {
         let link = Link::new(&config, identity()).expect("a link");
         let error = link.push(push()).await.expect_err("no connection");
         assert!(expected.contains(&error.kind), "{error}");
-        assert_eq!(stub.requests().len(), 0, "nobody was asked for the time");
+        assert_eq!(stub.probes().len() + stub.requests().len(), 0, "nobody was asked for the time");
         assert_eq!(link.clock_offset_ms(), 0);
     };
     check(Flaw::OtherName, "its own", &[TlsExpired, TlsWrongName]).await;
@@ -193,14 +193,14 @@ async fn a_time_outside_of_the_certificate_is_not_believed() {
     let link = Link::new(&world.config(), identity()).expect("a link");
     let dates = ["Sat, 01 Jan 2022 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT"];
     for date in dates {
-        world.stub.reply([Reply::with(200, &[("date", date)], "{}")]);
+        world.stub.say_date(date);
         let error = link.push(push()).await.expect_err("expired");
         assert_eq!(error.kind, SendErrorKind::TlsExpired, "{error}");
         assert_eq!(link.clock_offset_ms(), 0);
     }
-    let requests = world.stub.requests();
-    assert_eq!(requests.len(), dates.len());
-    assert!(requests.iter().all(|r| r.path == "/version" && r.token().is_empty()));
+    let probes = world.stub.probes();
+    assert_eq!((probes.len(), world.stub.requests().len()), (dates.len(), 0));
+    assert!(probes.iter().all(|request| request.token().is_empty()));
 }
 
 /// A server that says a wrong time over a good connection spoils its own tokens, and not the

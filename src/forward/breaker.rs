@@ -144,7 +144,8 @@ impl Breaker {
             let until = at.now + self.pace.after_failure(at.draw, at_least);
             self.shut(State::Down { until });
         } else if let (State::Down { until }, Some(asked)) = (&mut self.state, at_least) {
-            *until = (*until).max(at.now + asked);
+            // Others were asked the same: the random part is what keeps them from coming together.
+            *until = (*until).max(at.now + self.pace.asked(at.draw, asked));
         }
         self.wait(at.now).unwrap_or_default()
     }
@@ -242,7 +243,8 @@ mod tests {
         for ticket in tickets {
             assert_eq!(breaker.down(ticket, None, at(5)), s(1));
         }
-        assert_eq!(breaker.down(tickets[0], Some(s(60)), at(5)), s(60), "what the backend asks");
+        let asked = breaker.down(tickets[0], Some(s(60)), At { now: s(5), draw: 0.5 });
+        assert_eq!(asked, s(90), "what the backend asks for, and a draw");
         breaker.delivered(tickets[1]);
         assert_eq!(breaker.at_once(), 0, "a late delivery does not end the pause");
         breaker.resume();

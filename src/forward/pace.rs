@@ -49,7 +49,15 @@ impl Pace {
         // The crate adds up to a nanosecond at random, even without its jitter.
         let ceiling = self.ceilings.next_backoff().unwrap_or(self.cap).min(self.cap);
         let ceiling = Duration::from_millis(u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX));
-        let asked = at_least.unwrap_or_default();
+        self.after(at_least.unwrap_or_default(), ceiling, draw)
+    }
+
+    /// The pause when the backend has asked for one, and the failure is counted already.
+    pub fn asked(&self, draw: f64, asked: Duration) -> Duration {
+        self.after(asked, Duration::ZERO, draw)
+    }
+
+    fn after(&self, asked: Duration, ceiling: Duration, draw: f64) -> Duration {
         let spread = ceiling.max(asked.min(self.cap));
         asked.saturating_add(spread.mul_f64(draw.clamp(0.0, 1.0)))
     }

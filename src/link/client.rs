@@ -32,13 +32,15 @@ pub(super) use tunnel::{Credentials, ProxyFailed, What as ProxyAnswer};
 /// takes metrics.
 const HEALTH_PATH: &str = "/api/v1/health";
 
-/// Whether a request is about this host's data.
+/// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// It is: what comes of it says how the agent does.
-    Work,
+    /// It brings this host's data: what comes of it says how the agent does.
+    Data,
     /// It asks for a sign of life only.
     Probe,
+    /// It is about the agent itself: registration, token, certificate, configuration.
+    Other,
 }
 
 /// A request without the parts that are the same for all.
@@ -56,8 +58,13 @@ impl Outgoing {
     /// A request for `path`, below the backend's URL.
     pub fn new(method: Method, path: &str) -> Self {
         let (headers, body) = (HeaderMap::new(), Bytes::new());
-        let (purpose, path) = (Purpose::Work, path.to_owned());
+        let (purpose, path) = (Purpose::Other, path.to_owned());
         Self { purpose, method, path, headers, body, invalid: None }
+    }
+
+    /// A request that brings data to `path`.
+    pub fn data(path: &str) -> Self {
+        Self { purpose: Purpose::Data, ..Self::new(Method::POST, path) }
     }
 
     /// A request for a sign of life.

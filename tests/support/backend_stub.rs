@@ -227,6 +227,8 @@ struct Script {
     pushes: Option<PushScript>,
     replies: VecDeque<Reply>,
     requests: Vec<Recorded>,
+    probes: Vec<Recorded>,
+    date: Option<&'static str>,
     connections: usize,
 }
 
@@ -327,6 +329,16 @@ impl Stub {
         self.script.lock().expect("script").requests.clone()
     }
 
+    /// Requests for `/version`, which are not among the others.
+    pub fn probes(&self) -> Vec<Recorded> {
+        self.script.lock().expect("script").probes.clone()
+    }
+
+    /// From now on `/version` is answered with this `Date`.
+    pub fn say_date(&self, date: &'static str) {
+        self.script.lock().expect("script").date = Some(date);
+    }
+
     pub fn connections(&self) -> usize {
         self.script.lock().expect("script").connections
     }
@@ -398,10 +410,6 @@ async fn serve(
         let (script, client_certificate) = (Arc::clone(&script), client_certificate.clone());
         async move {
             let (head, body) = request.into_parts();
-            if head.uri.path() == "/version" {
-                // A probe: it is no part of what a test is about.
-                return perform_version();
-            }
             let recorded = Recorded {
                 method: head.method.to_string(),
                 path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
@@ -413,6 +421,11 @@ async fn serve(
             };
             let (pushes, reply) = {
                 let mut script = script.lock().expect("script");
+                if recorded.path == "/version" {
+                    // A probe: it is no part of what most tests are about.
+                    script.probes.push(recorded);
+                    return perform_version(script.date);
+                }
                 script.requests.push(recorded.clone());
                 (script.pushes.clone(), script.replies.pop_front())
             };
@@ -421,7 +434,6 @@ async fn serve(
                 (None, None) => Reply::status(200),
                 (None, Some(pushes)) => match recorded.path.as_str() {
                     "/api/v1/metrics/push" => pushes(&recorded),
-                    "/version" => Reply::with(200, &[], r#"{"version":"test","api":"1.0.0"}"#),
                     _ => Reply::with(404, &[], "{}"),
                 },
             };
@@ -438,9 +450,13 @@ type Body = Either<
     StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>,
 >;
 
-fn perform_version() -> Result<Response<Body>, io::Error> {
+fn perform_version(date: Option<&'static str>) -> Result<Response<Body>, io::Error> {
     let version = Bytes::from_static(br#"{"version":"0.1.0","api":"1.0.0"}"#);
-    Response::builder().body(Either::Left(Full::new(version))).map_err(io::Error::other)
+    let mut response = Response::builder();
+    if let Some(date) = date {
+        response = response.header("date", date);
+    }
+    response.body(Either::Left(Full::new(version))).map_err(io::Error::other)
 }
 
 async fn perform(reply: Reply, request: &Recorded) -> Result<Response<Body>, io::Error> {

@@ -285,11 +285,11 @@ mod tests {
             Ok(Answer { status, retry_after: None, headers, body })
         };
         for status in [200, 302, 400, 401, 403, 404, 409, 413, 422, 429, 500, 501] {
-            assert_eq!(Outcome::of(Purpose::Work, &answer(status)), Answers, "{status}");
+            assert_eq!(Outcome::of(Purpose::Data, &answer(status)), Answers, "{status}");
             assert_eq!(Outcome::of(Purpose::Probe, &answer(status)), Lives, "{status}");
         }
         for status in [502, 503, 504] {
-            assert_eq!(Outcome::of(Purpose::Work, &answer(status)), Ails, "{status}");
+            assert_eq!(Outcome::of(Purpose::Data, &answer(status)), Ails, "{status}");
         }
         for kind in SendErrorKind::ALL {
             let expected = match kind {
@@ -299,7 +299,7 @@ mod tests {
                 _ => Gone,
             };
             let error = SendError { kind, message: String::new() };
-            assert_eq!(Outcome::of(Purpose::Work, &Err(error)), expected, "{kind}");
+            assert_eq!(Outcome::of(Purpose::Data, &Err(error)), expected, "{kind}");
         }
     }
 }

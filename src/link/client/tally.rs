@@ -26,7 +26,12 @@ impl Tally {
     /// Counts what has come of a request, and remembers why it failed.
     pub(super) fn count(&self, purpose: Purpose, outcome: &Result<Answer, SendError>) {
         let reason = counted(outcome);
-        if reason.is_some() || purpose == Purpose::Work {
+        let tells = match purpose {
+            Purpose::Data => true,
+            Purpose::Probe => reason.is_some(),
+            Purpose::Other => false,
+        };
+        if tells {
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         }
     }
@@ -89,15 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_of_life_does_not_hide_what_is_wrong_with_the_data() {
+    fn only_what_the_data_meets_is_the_reason() {
         let tally = Tally::new();
         let check = |purpose, outcome, expected| {
             tally.count(purpose, &Ok(outcome));
             assert_eq!(tally.reason(), expected);
         };
-        check(Purpose::Work, answer(403), Some("forbidden"));
+        check(Purpose::Data, answer(403), Some("forbidden"));
         check(Purpose::Probe, answer(200), Some("forbidden"));
+        check(Purpose::Other, answer(200), Some("forbidden"));
         check(Purpose::Probe, answer(502), Some("unavailable"));
-        check(Purpose::Work, answer(200), None);
+        check(Purpose::Data, answer(200), None);
+        check(Purpose::Other, answer(403), None);
     }
 }
