@@ -287,7 +287,7 @@ impl Link {
         self.client.proxy()
     }
 
-    /// Why the latest request failed, by its name in metrics; `None` when it went well.
+    /// Why the latest push or probe failed, by its name in metrics; `None` when it went well.
     pub fn trouble(&self) -> Option<&'static str> {
         self.client.trouble()
     }

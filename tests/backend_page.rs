@@ -61,8 +61,9 @@ async fn agents_and_their_numbers_are_shown() {
     let host = served.register("db1").await;
     let one = get(&client, "/data/overview").await;
     assert_eq!(one["agents"][0]["status"], "registered");
-    let at = clock::rfc3339(clock::now());
-    let before = |minutes| clock::rfc3339(clock::now() - jiff::SignedDuration::from_mins(minutes));
+    let now = clock::now();
+    let at = clock::rfc3339(now);
+    let before = |minutes| clock::rfc3339(now - jiff::SignedDuration::from_mins(minutes));
     let filesystem = json!({
         "device": "/dev/sda1", "mount": "/", "total_gb": 10.0, "used_gb": 4.0, "free_gb": 6.0,
         "percent_used": 40.0,

@@ -28,8 +28,13 @@ fn fill(place: &Path, content: &[u8]) -> Vec<PathBuf> {
 }
 
 /// A backend that is away and a disk that fills up meanwhile: each alone would be harmless.
+///
+/// Without `disk_free_min`: a disk that is merely low would have the oldest make room for the new.
 async fn check(options: &str, filling: &[u8]) {
     let site = Site::registered().await;
+    let text = fs_err::read_to_string(site.config()).expect("read");
+    let text = text.replace("[queue]\n", "[queue]\ndisk_free_min = 0\n");
+    fs_err::write(site.config(), text).expect("write");
     let (agent, place) = site.run_on(options);
     site.until_stored(5).await;
     site.proxy.set(Network::Down);

@@ -133,8 +133,8 @@ pub struct BackendStatus {
     pub verified: bool,
     /// What the forwarder is doing.
     pub forwarding: Forwarding,
-    /// Why the latest request failed, by its name in `agent_send_failures_total`; absent when it
-    /// went well.
+    /// Why the latest push or probe failed, by its name in `agent_send_failures_total`; absent when
+    /// it went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The last answer or error, in words.

@@ -243,7 +243,7 @@ impl Client {
         self.backends.get(route)
     }
 
-    /// Why the latest request failed, by its name in metrics; `None` when it went well.
+    /// Why the latest push or probe failed, by its name in metrics; `None` when it went well.
     pub fn trouble(&self) -> Option<&'static str> {
         self.tally.reason()
     }

@@ -46,7 +46,7 @@ impl Tally {
         metrics::counter!(counter::BACKEND_CHANGES).increment(1);
     }
 
-    /// The reason of the latest failure; `None` when the latest request about data went well.
+    /// The reason of the latest failure; `None` when the latest push went well.
     pub(super) fn reason(&self) -> Option<&'static str> {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
     }
