@@ -15,10 +15,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{allocated, directory, peak_mib, queue_config, records, result, setting, timed};
-use pganalytics::queue::Group;
+use common::{allocated, directory, fill, peak_mib, queue_config, result, setting, timed};
 
-const GROUP_RECORDS: u64 = 1_000;
 /// The argument that makes this program the process that opens and drains.
 const DRAIN: &str = "--drain";
 
@@ -60,17 +58,4 @@ fn drain(dir: &Path, records: u64) {
     assert_eq!(read, records, "every record is read");
     result("queue_read_records_s", read as f64 / took.as_secs_f64(), "records/s");
     result("queue_drain_rss_mib", peak_mib(), "MiB");
-}
-
-fn fill(dir: &Path, backlog: u64) -> (u64, u64) {
-    let mut log = queue_config(dir).open_log().expect("the queue opens");
-    let (mut written, mut n) = (0, 0);
-    while written < backlog {
-        let group = Group::of(records(n..n + GROUP_RECORDS));
-        n += GROUP_RECORDS;
-        written += group.records.iter().map(|record| record.payload.len() as u64).sum::<u64>();
-        log.append(vec![group], 1_000);
-    }
-    log.close(2_000);
-    (written, n)
 }

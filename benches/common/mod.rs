@@ -17,7 +17,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::{
     clock,
-    queue::{Budget, LogLimits, NewRecord, QueueConfig},
+    queue::{Budget, Group, LogLimits, NewRecord, QueueConfig},
 };
 use serde_json::json;
 
@@ -107,6 +107,21 @@ pub fn setting(name: &str, default: u64) -> u64 {
 pub fn queue_config(dir: &Path) -> QueueConfig {
     let limits = LogLimits { budget: Budget::UNBOUNDED, ..LogLimits::default() };
     QueueConfig { dir: dir.to_owned(), commit_interval: Duration::ZERO, limits }
+}
+
+/// Fills the queue in `dir` with `backlog` bytes of JSON or a little more; bytes and records.
+pub fn fill(dir: &Path, backlog: u64) -> (u64, u64) {
+    const GROUP_RECORDS: u64 = 1_000;
+    let mut log = queue_config(dir).open_log().expect("the queue opens");
+    let (mut written, mut n) = (0, 0);
+    while written < backlog {
+        let group = Group::of(records(n..n + GROUP_RECORDS));
+        n += GROUP_RECORDS;
+        written += group.records.iter().map(|record| record.payload.len() as u64).sum::<u64>();
+        log.append(vec![group], 1_000);
+    }
+    log.close(2_000);
+    (written, n)
 }
 
 /// Bytes that a directory's files occupy.
