@@ -16,6 +16,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
+use self::verify::Rule;
 use super::{CertificateClock, LinkError, ServerClock, TlsConfig};
 
 pub(super) use explain::explain;
@@ -173,7 +174,7 @@ pub(super) fn timed_client_config(
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     // A public CA certifies for anybody: there the host's own clock decides.
     let judge = if matches!(trust, Trust::Only(_)) { judge } else { Judge::Host };
-    let verifier = verifier(trust, &provider, clock, judge)?;
+    let verifier = verifier(trust, Arc::clone(&provider), clock, judge)?;
     let builder = ClientConfig::builder_with_details(provider, clock.for_certificates(judge))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| LinkError::new(format!("TLS 1.3 is unavailable: {error}"), "reinstall"))?
@@ -190,24 +191,25 @@ pub(super) fn timed_client_config(
 
 fn verifier(
     trust: Trust,
-    provider: &Arc<CryptoProvider>,
+    provider: Arc<CryptoProvider>,
     clock: &ServerClock,
     judge: Judge,
 ) -> Result<Arc<dyn ServerCertVerifier>, LinkError> {
-    Ok(match trust {
-        Trust::System => verify::Explaining::new(system_roots()?, provider)?,
+    let chain = |roots| verify::Chain::new(roots, &provider);
+    let rule = match trust {
+        Trust::System => Rule::Chain(chain(system_roots()?)?),
         Trust::SystemAnd(certificates) => {
             let mut store = roots(&certificates)?;
             store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            verify::Explaining::new(store, provider)?
+            Rule::Chain(chain(store)?)
         }
         Trust::Only(certificates) => {
-            let inner = verify::Explaining::new(roots(&certificates)?, provider)?;
-            Arc::new(verify::Timed { inner, clock: clock.clone(), judge })
+            Rule::Timed(chain(roots(&certificates)?)?, clock.clone(), judge)
         }
-        Trust::Pinned(pin) => Arc::new(verify::Pinned::new(pin, provider)),
-        Trust::Anything => Arc::new(verify::Unverified::new(provider)),
-    })
+        Trust::Pinned(pin) => Rule::Pinned(pin),
+        Trust::Anything => Rule::Anything,
+    };
+    Ok(Arc::new(verify::Verifier { rule, provider }))
 }
 
 fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, LinkError> {

@@ -1,4 +1,4 @@
-//! Server certificate verifiers: a CA with better reasons, a fingerprint, none.
+//! What is asked of a server's certificate: a CA, with better reasons, a fingerprint, nothing.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -45,17 +45,46 @@ fn other(error: impl StdError + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
-/// The ordinary verification, which tells a self-signed certificate from an unknown CA's.
+/// Verifies a server's certificate by a [`Rule`]. Whatever that is, the server must have the
+/// certificate's key: the handshake's signature is always checked.
 #[derive(Debug)]
-pub(super) struct Explaining {
-    inner: Arc<WebPkiServerVerifier>,
+pub(super) struct Verifier {
+    pub(super) rule: Rule,
+    pub(super) provider: Arc<CryptoProvider>,
 }
 
-impl Explaining {
+/// Which certificates are accepted.
+#[derive(Debug)]
+pub(super) enum Rule {
+    /// Those of a CA.
+    Chain(Chain),
+    /// The same at the time that the [`Judge`] says; tells the clock what it has seen.
+    Timed(Chain, ServerClock, Judge),
+    /// The one with a fingerprint, or those whose chain ends in it.
+    Pinned(Pin),
+    /// `tls.verify = false`: any.
+    Anything,
+}
+
+/// The ordinary verification, which tells a self-signed certificate from an unknown CA's.
+#[derive(Debug)]
+pub(super) struct Chain(Arc<WebPkiServerVerifier>);
+
+/// What a server has shown, to whom it was connected, and when.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    end_entity: &'a CertificateDer<'a>,
+    intermediates: &'a [CertificateDer<'a>],
+    server_name: &'a ServerName<'a>,
+    ocsp_response: &'a [u8],
+    now: UnixTime,
+}
+
+impl Chain {
     pub(super) fn new(
         roots: RootCertStore,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<Arc<Self>, LinkError> {
+    ) -> Result<Self, LinkError> {
         let inner =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
                 .build()
@@ -65,20 +94,12 @@ impl Explaining {
                         "set tls.ca_file to the backend's CA",
                     )
                 })?;
-        Ok(Arc::new(Self { inner }))
+        Ok(Self(inner))
     }
-}
 
-impl ServerCertVerifier for Explaining {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.inner
+    fn verify(&self, shown: Shown<'_>) -> Result<ServerCertVerified, Error> {
+        let Shown { end_entity, intermediates, server_name, ocsp_response, now } = shown;
+        self.0
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             .map_err(|error| match &error {
                 Error::InvalidCertificate(
@@ -87,39 +108,67 @@ impl ServerCertVerifier for Explaining {
                 _ => error,
             })
     }
+}
 
-    fn verify_tls12_signature(
+impl Rule {
+    fn verify(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        shown: Shown<'_>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<ServerCertVerified, Error> {
+        match self {
+            Self::Chain(chain) => chain.verify(shown),
+            Self::Timed(chain, clock, judge) => {
+                let validity = Validity::of(shown.end_entity);
+                let now = match (judge, validity) {
+                    (Judge::Nobody, Some(validity)) => validity.nearest(shown.now),
+                    _ => shown.now,
+                };
+                let verified = chain.verify(Shown { now, ..shown })?;
+                if let Some(validity) = validity {
+                    clock.saw(validity);
+                }
+                Ok(verified)
+            }
+            Self::Pinned(pin) => pin.verify(shown, provider),
+            Self::Anything => Ok(ServerCertVerified::assertion()),
+        }
     }
 }
 
-/// [`Explaining`], with the time that [`Judge`] says. Tells the clock what certificate it has seen.
-#[derive(Debug)]
-pub(super) struct Timed {
-    pub(super) inner: Arc<Explaining>,
-    pub(super) clock: ServerClock,
-    pub(super) judge: Judge,
+impl Pin {
+    fn verify(
+        &self,
+        shown: Shown<'_>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<ServerCertVerified, Error> {
+        let is_it =
+            |certificate: &CertificateDer<'_>| Fingerprint::of(certificate) == self.fingerprint;
+        if is_it(shown.end_entity) {
+            // The very certificate was named; its key is proven by the handshake's signature.
+            self.remember(shown.end_entity);
+            return Ok(ServerCertVerified::assertion());
+        }
+        let Some(ca) = shown.intermediates.iter().find(|above| is_it(above)) else {
+            let all = std::iter::once(shown.end_entity).chain(shown.intermediates);
+            return Err(other(OtherFingerprint { shown: all.map(Fingerprint::of).collect() }));
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        Chain::new(roots, provider)
+            .map_err(|error| Error::General(error.to_string()))?
+            .verify(shown)
+            .inspect(|_| self.remember(ca))
+    }
+
+    fn remember(&self, certificate: &CertificateDer<'_>) {
+        if let Ok(mut seen) = self.seen.lock() {
+            *seen = Some(certificate.clone().into_owned());
+        }
+    }
 }
 
-impl ServerCertVerifier for Timed {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -128,22 +177,8 @@ impl ServerCertVerifier for Timed {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let validity = Validity::of(end_entity);
-        let at = match (self.judge, validity) {
-            (Judge::Nobody, Some(validity)) => validity.nearest(now),
-            _ => now,
-        };
-        let verified = self.inner.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            at,
-        )?;
-        if let Some(validity) = validity {
-            self.clock.saw(validity);
-        }
-        Ok(verified)
+        let shown = Shown { end_entity, intermediates, server_name, ocsp_response, now };
+        self.rule.verify(shown, &self.provider)
     }
 
     fn verify_tls12_signature(
@@ -152,7 +187,8 @@ impl ServerCertVerifier for Timed {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -161,135 +197,16 @@ impl ServerCertVerifier for Timed {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
 fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
     x509_parser::parse_x509_certificate(certificate)
         .is_ok_and(|(_, parsed)| parsed.issuer() == parsed.subject())
-}
-
-/// Accepts the certificate with a fingerprint, or a chain that ends in it.
-#[derive(Debug)]
-pub(super) struct Pinned {
-    pin: Pin,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Pinned {
-    pub(super) fn new(pin: Pin, provider: &Arc<CryptoProvider>) -> Self {
-        Self { pin, provider: Arc::clone(provider) }
-    }
-
-    fn remember(&self, certificate: &CertificateDer<'_>) {
-        if let Ok(mut seen) = self.pin.seen.lock() {
-            *seen = Some(certificate.clone().into_owned());
-        }
-    }
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let wanted = self.pin.fingerprint;
-        if Fingerprint::of(end_entity) == wanted {
-            // The very certificate was named; its key is proven by the handshake's signature.
-            self.remember(end_entity);
-            return Ok(ServerCertVerified::assertion());
-        }
-        let Some(ca) = intermediates.iter().find(|shown| Fingerprint::of(shown) == wanted) else {
-            let shown = std::iter::once(end_entity).chain(intermediates);
-            return Err(other(OtherFingerprint { shown: shown.map(Fingerprint::of).collect() }));
-        };
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.clone().into_owned())?;
-        Explaining::new(roots, &self.provider)
-            .map_err(|error| Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-            .inspect(|_| self.remember(ca))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// `tls.verify = false`: any certificate whose key the server really has.
-#[derive(Debug)]
-pub(super) struct Unverified {
-    provider: Arc<CryptoProvider>,
-}
-
-impl Unverified {
-    pub(super) fn new(provider: &Arc<CryptoProvider>) -> Self {
-        Self { provider: Arc::clone(provider) }
-    }
-}
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
