@@ -5,6 +5,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::intake::{self, metric, push_of, stored_numbers};
+use crate::support::intake::head;
 use crate::support::process::{Process, agent, run};
 use crate::support::site::{Site, assert_distinct};
 use crate::support::{until, until_async};
@@ -111,4 +113,40 @@ async fn limits_and_intervals_change_under_a_backlog() {
     let stored = site.stored().await;
     assert_eq!(stored.len() as u64, site.queue_number("next_seq"));
     assert_distinct(&stored);
+}
+
+/// An intake with another setting finishes what it has begun to read, listens again at the same
+/// place, and has forgotten nothing; one that is switched off takes nothing, and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intake_is_replaced_between_two_requests() {
+    let (site, place) = intake::site("").await;
+    let agent = intake::run(&site, &place);
+    let applied = || status(&site)["config"]["applied_at"].clone();
+    let change = |from: &str, to: &str| {
+        let before = applied();
+        reload(&site, &agent, |text| text.replace(from, to), APPLIES);
+        until("it is applied", LIMIT, || applied() != before);
+    };
+    let taken = |n| place.push(&[], &push_of(&[metric(n)])).is_ok_and(|it| it.status == 200);
+
+    let mut begun = place.connect().expect("connect");
+    let body = push_of(&[metric(0)]);
+    let ask = [("Expect", "100-continue")];
+    begun.send(head("POST /api/v1/metrics/push", &ask, body.len()).as_bytes()).expect("send");
+    assert!(begun.line().expect("an answer").starts_with("HTTP/1.1 100"));
+    begun.line().expect("the end of it");
+    change("[intake]\n", "[intake]\nconnections_max = 1\n");
+    begun.send(&body).expect("send");
+    let answer = begun.answer().expect("it is finished");
+    assert_eq!((answer.status, answer.inserted()), (200, 1), "{answer:?}");
+    assert!(begun.is_ended(), "the earlier intake is gone");
+    until("it listens again", LIMIT, || taken(1));
+
+    change("listen = \"unix:", "#listen = \"unix:");
+    until("it is off", LIMIT, || place.connect().is_err());
+    site.until_stored(site.stored().await.len() + 5).await;
+    change("#listen = \"unix:", "listen = \"unix:");
+    until("it is back", LIMIT, || taken(2));
+    agent.stop();
+    assert_eq!(stored_numbers(&site).await, [0, 1, 2]);
 }

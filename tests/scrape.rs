@@ -11,6 +11,8 @@ use crate::support::site::Site;
 use crate::support::until;
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// What the names of the series begin with.
+const STAGES: [&str; 2] = ["agent_queue_", "agent_forward_"];
 
 fn scrape(site: &Site) -> String {
     scrape_socket(&site.directory.path().join("state/control.sock"))
@@ -28,9 +30,10 @@ pub fn scrape_socket(path: &Path) -> String {
     text.to_owned()
 }
 
-/// Series of the queue with their labels, and their values.
+/// Series of queue and forwarder with their labels, and their values.
 fn series(text: &str) -> BTreeMap<String, f64> {
-    let lines = text.lines().filter(|line| line.starts_with("agent_queue_"));
+    let of_these = |line: &&str| STAGES.iter().any(|stage| line.starts_with(stage));
+    let lines = text.lines().filter(of_these);
     lines
         .map(|line| {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
@@ -39,8 +42,8 @@ fn series(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// The queue's numbers are those of the moment, each explained, and all of them are in the
-/// operator's document with nothing beside them.
+/// The numbers of queue and forwarder are those of the moment, each explained, and all of them are
+/// in the operator's document with nothing beside them.
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::float_cmp, reason = "these numbers are whole")]
 async fn a_scraper_finds_the_queue() {
@@ -55,6 +58,9 @@ async fn a_scraper_finds_the_queue() {
     assert_eq!(flowing["agent_queue_lost_records_total{reason=\"evict\"}"], 0.0);
     assert_eq!(flowing["agent_queue_degraded"], 0.0);
     assert_eq!(flowing["agent_queue_eta_full_seconds"], f64::INFINITY);
+    assert_eq!(flowing["agent_forward_state{state=\"flowing\"}"], 1.0);
+    assert_eq!(flowing["agent_forward_drain_eta_seconds"], 0.0);
+    assert!(flowing["agent_forward_sent_bytes_total"] > 0.0);
     site.proxy.set(Network::Down);
     until("a backlog shows", LIMIT, || {
         let now = series(&scrape(&site));
@@ -63,6 +69,14 @@ async fn a_scraper_finds_the_queue() {
             && now["agent_queue_batches"] > 1.0
             && now["agent_queue_next_seq"] > flowing["agent_queue_next_seq"]
             && now["agent_queue_fill_ratio"] > 0.0
+    });
+    until("nothing may leave", LIMIT, || {
+        let now = series(&scrape(&site));
+        now["agent_forward_state{state=\"flowing\"}"] == 0.0
+            && now["agent_forward_state{state=\"backing_off\"}"] == 1.0
+            && now["agent_forward_next_try_seconds"] > 0.0
+            && now["agent_forward_in_flight"] == 0.0
+            && now["agent_forward_drain_eta_seconds"] == f64::INFINITY
     });
     let text = scrape(&site);
     let end = text.lines().find_map(|line| line.strip_prefix("agent_certificate_expires_seconds "));
@@ -74,9 +88,11 @@ async fn a_scraper_finds_the_queue() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} is not explained");
     }
     let document = include_str!("../docs/OPERATIONS.md");
-    let rows = document.lines().filter_map(|line| line.strip_prefix("| `agent_queue_"));
-    let written: BTreeSet<String> = rows
-        .filter_map(|row| Some(format!("agent_queue_{}", row.split(['`', '{']).next()?)))
+    let cells =
+        document.lines().filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next());
+    let written: BTreeSet<String> = cells
+        .filter(|cell| STAGES.iter().any(|stage| cell.starts_with(stage)))
+        .map(str::to_owned)
         .collect();
     assert_eq!(written, found);
     agent.stop();

@@ -189,15 +189,10 @@ fn config(screen: &Screen, agent: &AgentStatus) -> String {
 }
 
 fn backend(screen: &Screen, backend: &BackendStatus) -> String {
-    let doing = match backend.forwarding {
-        Forwarding::Flowing | Forwarding::BackingOff if backend.doing == "probing" => "probing",
-        Forwarding::Flowing => "flowing",
-        Forwarding::BackingOff => "backing off",
-        Forwarding::Paused => "paused",
-    };
+    let doing = backend.state().replace('_', " ");
     let mut parts = vec![match &backend.reason {
         Some(reason) => format!("{doing} ({reason})"),
-        None => doing.to_owned(),
+        None => doing,
     }];
     parts.extend(backend.next_try_at.map(|at| match screen.until(at).as_str() {
         "now" => "next try now".to_owned(),

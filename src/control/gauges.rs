@@ -1,4 +1,4 @@
-//! The queue's numbers in `/metrics`, taken when somebody asks for them.
+//! The numbers of queue and forwarder in `/metrics`, taken when somebody asks for them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
-use super::status::AgentStatus;
+use super::status::{AgentStatus, BackendStatus};
 use crate::queue::{Loss, QueueStatus, SegmentInfo, SegmentState};
 use crate::telemetry::counter as telemetry;
 
@@ -73,6 +73,11 @@ impl Gauges {
                 gauge!(name).set(left);
             }
         }
+        for state in BackendStatus::STATES {
+            let is_it = state == backend.state();
+            gauge!(FORWARD_STATE, "state" => state).set(f64::from(u8::from(is_it)));
+        }
+        counter!("agent_forward_sent_bytes_total").absolute(backend.sent_bytes);
         let counts = &facts.queue.counts;
         counter!("agent_queue_appended_records_total").absolute(counts.appended_records);
         counter!("agent_queue_delivered_records_total").absolute(counts.delivered_records);
@@ -94,6 +99,7 @@ const COUNTERS: &[(&str, &str)] = &[
     (telemetry::SEND_FAILURES, "Requests to the backend that failed or were refused, by reason."),
     (telemetry::BACKEND_CHANGES, "How often another of backend.urls came into use."),
     (telemetry::ANSWERS, "Answers of the backend, by status."),
+    ("agent_forward_sent_bytes_total", "Bytes of bodies that the backend has taken, as sent."),
     ("agent_queue_appended_records_total", "Records taken since the start."),
     ("agent_queue_delivered_records_total", "Records delivered since the start."),
     ("agent_queue_delivered_batches_total", "Batches delivered since the start."),
@@ -108,6 +114,7 @@ const COUNTERS: &[(&str, &str)] = &[
 
 const CERTIFICATE_EXPIRES: &str = "agent_certificate_expires_seconds";
 const TOKEN_EXPIRES: &str = "agent_token_expires_seconds";
+const FORWARD_STATE: &str = "agent_forward_state";
 
 const GAUGES: &[(&str, &str)] = &[
     (
@@ -117,6 +124,14 @@ const GAUGES: &[(&str, &str)] = &[
     (
         TOKEN_EXPIRES,
         "Until the token ends that the backend gave; absent when the agent mints its own.",
+    ),
+    (FORWARD_STATE, "1 for what the forwarder does, 0 for the others."),
+    ("agent_forward_in_flight", "Batches on their way."),
+    ("agent_forward_next_try_seconds", "Until the next try, while everything waits; else 0."),
+    (
+        "agent_forward_drain_eta_seconds",
+        "Until the backlog is gone, at the speed of the last minute; 0 while none drains, +Inf \
+         while nothing may leave.",
     ),
     ("agent_queue_segments", "Segments that wait, the open one included."),
     ("agent_queue_kept_segments", "Delivered segments that are kept."),
@@ -154,8 +169,18 @@ fn values(
     let age = queue.oldest_at.map_or(0.0, |at| now.duration_since(at).as_secs_f64().max(0.0));
     let lasts = |bytes: f64| growth.map_or(f64::INFINITY, |growth| bytes.max(0.0) / growth);
     let blocked = facts.agent.collectors.iter().filter(|c| c.blocked_since.is_some()).count();
+    let backend = &facts.agent.backend;
+    let next_try = backend.next_try_at.map_or(0.0, |at| at.duration_since(now).as_secs_f64());
+    let drain_eta = match backend.drain.and_then(|drain| drain.seconds_for(queue.batches)) {
+        Some(eta) => number(eta),
+        None if backend.state() == BackendStatus::FLOWING || queue.batches == 0 => 0.0,
+        None => f64::INFINITY,
+    };
     let unheard = facts.losses.iter().filter(|loss| !loss.acknowledged).count();
     [
+        ("agent_forward_in_flight", number(backend.in_flight)),
+        ("agent_forward_next_try_seconds", next_try.max(0.0)),
+        ("agent_forward_drain_eta_seconds", drain_eta),
         ("agent_queue_segments", number(queue.segments)),
         ("agent_queue_kept_segments", number(queue.kept_segments)),
         ("agent_queue_batches", number(queue.batches)),

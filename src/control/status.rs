@@ -169,6 +169,21 @@ pub struct BackendStatus {
 }
 
 impl BackendStatus {
+    /// Batches leave as they come.
+    pub const FLOWING: &str = "flowing";
+    /// What [`Self::state`] may say.
+    pub const STATES: [&str; 4] = [Self::FLOWING, "probing", "backing_off", "paused"];
+
+    /// What the forwarder does, in a word.
+    pub fn state(&self) -> &'static str {
+        match self.forwarding {
+            Forwarding::Flowing | Forwarding::BackingOff if self.doing == "probing" => "probing",
+            Forwarding::Flowing => Self::FLOWING,
+            Forwarding::BackingOff => "backing_off",
+            Forwarding::Paused => "paused",
+        }
+    }
+
     /// The backend's time when this host's clock says `now`.
     pub fn server_time(&self, now: Timestamp) -> Timestamp {
         now.saturating_add(SignedDuration::from_millis(self.clock_offset_ms)).unwrap_or(now)
@@ -267,7 +282,7 @@ pub struct Replay {
 
 impl DrainStatus {
     /// How long `batches` more take, in seconds, rounded up.
-    fn seconds_for(&self, batches: u64) -> Option<u64> {
+    pub(super) fn seconds_for(&self, batches: u64) -> Option<u64> {
         let millis = u128::from(batches) * u128::from(self.millis);
         let millis = millis.checked_div(u128::from(self.batches))?;
         u64::try_from(millis.div_ceil(1_000)).ok()

@@ -385,9 +385,7 @@ where
         let wait = down.or_else(|| self.unreadable.then_some(pace::FIRST));
         course.status.send_modify(|status| {
             status.next_try_at = wait.map(later);
-            if wait.is_none() {
-                status.drain = None;
-            }
+            status.drain = None;
         });
         wait.map_or(Drained::Empty, Drained::Waiting)
     }

@@ -218,6 +218,25 @@ async fn the_backlog_keeps_to_its_rate() {
     assert_eq!(queued.0.lock().unwrap().delivered.len(), 1_020);
 }
 
+/// What stands still does not drain: no speed shows once everything waits.
+#[tokio::test(start_paused = true)]
+async fn an_outage_ends_the_speed_of_a_drain() {
+    let works = Arc::new(Mutex::new(true));
+    let road = {
+        let works = Arc::clone(&works);
+        let reply = move || if *works.lock().unwrap() { answer(200, "") } else { unreachable() };
+        Road::new(move |_, _| (s(1), reply()))
+    };
+    let (mut forwarder, status) = Forwarder::new(Queued::with(1_000), road, four().fixed());
+    let drain = tokio::spawn(async move { forwarder.drain().await });
+    tokio::time::sleep(s(10)).await;
+    let speed = status.borrow().drain.expect("it drains");
+    assert!(speed.batches > 1 && speed.millis > 0, "{speed:?}");
+    *works.lock().unwrap() = false;
+    assert!(matches!(drain.await.unwrap(), Drained::Waiting(_)));
+    assert_eq!(status.borrow().drain, None);
+}
+
 /// A backend that begins to refuse everything gets one batch to refuse; what was out beside it goes
 /// back, with its answer.
 #[tokio::test(start_paused = true)]
