@@ -9,6 +9,7 @@ pub mod agent_health;
 mod compat;
 pub mod disk_usage;
 pub mod envelope;
+pub mod error_body;
 pub mod pg_log;
 pub mod pg_stats;
 mod quick;

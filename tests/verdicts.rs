@@ -241,6 +241,12 @@ async fn what_is_too_large_is_halved() {
     assert_eq!(sizes, [4, 2, 1, 1, 2, 1, 1]);
     let row = bench.row(|_, numbers| refusing(413, numbers));
     row.lost_the_bad_one(413);
+    // What stands before a backend has words of its own.
+    let row = bench.row(|_, numbers| {
+        let is_bad = numbers.contains(&BAD);
+        if is_bad { Reply::with(413, &[], "<html>\r\n<h1>not this one</h1>") } else { said(200) }
+    });
+    row.lost_the_bad_one(413);
 }
 
 /// C35: what is refused is looked for; the others are delivered, and the batch is not sent blindly

@@ -15,7 +15,7 @@ use super::{
     split::Refusing,
     verdict::{Refusal, Trouble, Verdict},
 };
-use crate::{clock, encoding::Encoding, units};
+use crate::{clock, encoding::Encoding, metric::error_body::ErrorBody, units};
 
 /// How a drain has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,7 +276,8 @@ where
             }
         };
         let shown = show_answer(&answer);
-        let known_batch = answer.status == 409 && names_known_batch(&answer.body);
+        let error = ErrorBody::read(&answer.body);
+        let known_batch = answer.status == 409 && error.names_known_batch();
         match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
             Verdict::Delivered => {
                 let rejected = course.taken(&answer, sent).map_or_else(Vec::new, |r| r.rejected);
@@ -287,7 +288,7 @@ where
                 return self.failed(slot, shown);
             }
             Verdict::Pause(trouble) => {
-                let hint = trouble.hint(slug(&answer.body).as_deref());
+                let hint = trouble.hint(error.error.as_deref());
                 course.breaker.trouble(hint, at);
                 return self.failed(slot, format!("{shown}\n  hint: {hint}"));
             }
@@ -408,23 +409,11 @@ async fn changed(settings: &mut watch::Receiver<ForwardConfig>) -> ForwardConfig
     settings.borrow_and_update().clone()
 }
 
-/// The status and the start of the message, for logs and `inspect`.
+/// The status and what is said beside it, for logs, `inspect` and the dead letters.
 pub(super) fn show_answer(answer: &WireAnswer) -> String {
-    let body: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
-    let message = body.as_ref().and_then(|body| body.get("message")?.as_str()).unwrap_or_default();
-    let message: String = message.chars().take(200).collect();
-    format!("{} {message}", answer.status).trim_end().to_owned()
-}
-
-/// Whether a 409 is about the batch id and not about something else.
-pub(super) fn names_known_batch(body: &[u8]) -> bool {
-    slug(body).is_some_and(|slug| {
-        matches!(slug.as_str(), "duplicate_batch" | "batch_exists" | "already_exists")
-    })
-}
-
-/// The short name of the error in an error body.
-fn slug(body: &[u8]) -> Option<String> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-    Some(body.get("error")?.as_str()?.to_owned())
+    let said = match answer.status {
+        200..300 => String::new(), // what was taken, not why
+        _ => ErrorBody::excerpt(&answer.body),
+    };
+    format!("{} {said}", answer.status).trim_end().to_owned()
 }

@@ -8,10 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{
-    drive::{names_known_batch, show_answer},
-    *,
-};
+use super::{drive::show_answer, *};
 use crate::metric::envelope::Backlog;
 
 #[derive(Debug, Clone, Default)]
@@ -146,7 +143,7 @@ async fn delivers_until_nothing_is_left() {
     assert_eq!(drained, Drained::Empty);
     assert_eq!(queued.0.lock().unwrap().delivered, [(0, 0), (1, 0), (2, 0)]);
     assert_eq!((status.delivered_batches, status.delivered_records), (3, 9));
-    assert_eq!(status.last_answer.as_deref(), Some("200 fine"));
+    assert_eq!(status.last_answer.as_deref(), Some("200"));
     assert!(status.last_delivery_at.is_some());
     assert_eq!(status.last_delivery_at, status.last_answer_at);
 }
@@ -250,12 +247,6 @@ async fn rejected_metrics_are_handed_to_the_source() {
 fn an_answer_is_shown_in_one_line() {
     let shown = |status, body| show_answer(&answer(status, body).unwrap());
     assert_eq!(shown(503, r#"{"message":"the store is down"}"#), "503 the store is down");
-    assert_eq!((&*shown(502, "<html>"), &*shown(200, "")), ("502", "200"));
-}
-
-#[test]
-fn a_409_is_a_delivery_only_when_it_is_about_the_batch() {
-    assert!(names_known_batch(br#"{"code":409,"error":"duplicate_batch","message":""}"#));
-    assert!(!names_known_batch(br#"{"code":409,"error":"name_taken","message":""}"#));
-    assert!(!names_known_batch(b"conflict"));
+    assert_eq!(shown(502, "<html>\n<h1>Bad gateway"), "502 <html> <h1>Bad gateway");
+    assert_eq!((&*shown(413, ""), &*shown(200, r#"{"status":"success"}"#)), ("413", "200"));
 }

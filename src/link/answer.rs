@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::metric::error_body::ErrorBody;
+
 /// A longer `Retry-After` is cut to this: a backend's mistake must not silence a host for days.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
@@ -84,10 +86,10 @@ impl Answer {
     pub fn trouble(&self) -> Option<Trouble> {
         Some(match self.status {
             200..=299 | 304 => return None,
-            409 if self.names_known_batch() => return None,
+            409 if ErrorBody::read(&self.body).names_known_batch() => return None,
             300..=399 | 404 | 405 | 410 | 501 => Trouble::WrongUrl,
             401 => Trouble::Unauthorized,
-            403 => match self.slug().as_deref() {
+            403 => match ErrorBody::read(&self.body).error.as_deref() {
                 Some("certificate_mismatch") => Trouble::CertificateMismatch,
                 Some("certificate_required") => Trouble::CertificateRequired,
                 Some("collector_mismatch") => Trouble::CollectorMismatch,
@@ -100,30 +102,9 @@ impl Answer {
         })
     }
 
-    fn names_known_batch(&self) -> bool {
-        let known = ["duplicate_batch", "batch_exists", "already_exists"];
-        self.slug().is_some_and(|slug| known.contains(&slug.as_str()))
-    }
-
-    /// The short name of the error in a JSON error body.
-    fn slug(&self) -> Option<String> {
-        #[derive(serde::Deserialize)]
-        struct ErrorBody {
-            error: String,
-        }
-        serde_json::from_slice::<ErrorBody>(&self.body).ok().map(|body| body.error)
-    }
-
-    /// The `message` of a JSON error body, else the first 200 characters of the body's text.
+    /// What it says, for a person: the `message` of an error body, else the beginning of the text.
     pub fn message(&self) -> String {
-        #[derive(serde::Deserialize)]
-        struct ErrorBody {
-            message: String,
-        }
-        match serde_json::from_slice::<ErrorBody>(&self.body) {
-            Ok(body) => body.message,
-            Err(_) => String::from_utf8_lossy(&self.body).trim().chars().take(200).collect(),
-        }
+        ErrorBody::excerpt(&self.body)
     }
 }
 
