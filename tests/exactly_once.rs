@@ -14,9 +14,8 @@ const SECONDS_VARIABLE: &str = "PGANALYTICS_SOAK";
 /// every sequence number that the queue gave is in the store, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_record_is_stored_once_whatever_is_killed() {
-    let seconds = std::env::var(SECONDS_VARIABLE).ok().and_then(|text| text.parse().ok());
     let chaos = Chaos::start(None, fastrand::u64(..)).await;
-    check(&chaos.run(Duration::from_secs(seconds.unwrap_or(SECONDS))).await);
+    check(&chaos.run(length(SECONDS)).await);
 }
 
 /// The same with PostgreSQL as the store, where pushes cross.
@@ -25,7 +24,13 @@ async fn postgres_has_every_record_once_too() {
     let postgres = Postgres::start(15);
     let url = format!("postgres://postgres@/postgres?host={}", postgres.socket_dir().display());
     let chaos = Chaos::start(Some(url), fastrand::u64(..)).await;
-    check(&chaos.run(Duration::from_secs(SECONDS / 2)).await);
+    check(&chaos.run(length(SECONDS / 2)).await);
+}
+
+/// As long as the environment says, or else so many seconds.
+fn length(seconds: u64) -> Duration {
+    let asked = std::env::var(SECONDS_VARIABLE).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(seconds))
 }
 
 /// That there was trouble at all.
