@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use pganalytics::backend::store::{Audit, NewConfig, Role};
 use serde_json::{Value, json};
 
+use crate::operator::Host;
 use crate::support::backend::Ask;
+use crate::support::backend_stub::Reply;
 use crate::support::proxy::Network;
 use crate::support::site::{Site, assert_distinct};
 use crate::support::until;
@@ -136,4 +138,27 @@ async fn the_host_may_shut_the_backend_out() {
     until_status(&site, "fetched anew", |config| config["version"] == version);
     assert!(kept.with_extension("json.bad").exists(), "it is set aside");
     agent.stop();
+}
+
+/// C27: what the agent has it does not fetch again: it names its version, and takes 304 for an
+/// answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_known_is_named() {
+    let host = Host::new("1h").await;
+    let text = "[disk_usage]\ninterval = \"5s\"\n";
+    let version = Reply::with(200, &[("x-config-version", "7")], text);
+    host.stub.reply([version, Reply::with(304, &[], ""), Reply::status(503)]);
+    let agent = host.start();
+    let applied = || agent.stderr().contains("another configuration applies version=7");
+    until("it is in force", LIMIT, applied);
+    for asked in 2..=3 {
+        agent.signal(rustix::process::Signal::HUP);
+        until("it asks again", LIMIT, || host.stub.requests().len() == asked);
+    }
+    until("the answer is told", LIMIT, || agent.stderr().contains("gives no configuration"));
+    agent.stop();
+    let requests = host.stub.requests();
+    let config = requests.iter().filter(|request| request.path.starts_with("/api/v1/config/"));
+    let named: Vec<&str> = config.map(|request| request.header("if-none-match")).collect();
+    assert_eq!(named, ["", "\"7\"", "\"7\""]);
 }
