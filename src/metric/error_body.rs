@@ -1,6 +1,6 @@
 //! The body of an answer that is no 2xx: the contract's, or whatever stands in its place.
 
-use serde::Deserialize;
+use serde_json::Value;
 
 /// The most characters of an excerpt.
 const EXCERPT_MAX: usize = 200;
@@ -8,7 +8,7 @@ const EXCERPT_MAX: usize = 200;
 const READ_MAX: usize = 4 << 10;
 
 /// What an error body says. A body that is none says nothing: a proxy on the way has its own words.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     /// The short name of the error.
     pub error: Option<String>,
@@ -17,9 +17,11 @@ pub struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Reads a body.
+    /// Reads a body, each of its fields by itself: what one of them is does not hide the other.
     pub fn read(body: &[u8]) -> Self {
-        serde_json::from_slice(body).unwrap_or_default()
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |field| body.get(field)?.as_str().map(str::to_owned);
+        Self { error: text("error"), message: text("message") }
     }
 
     /// Whether a 409 with this body is about the batch id and not about something else.
@@ -67,6 +69,7 @@ mod tests {
         let known = |body: &[u8]| ErrorBody::read(body).names_known_batch();
         assert!(known(br#"{"code":409,"error":"duplicate_batch","message":""}"#));
         assert!(!known(br#"{"code":409,"error":"name_taken","message":""}"#));
+        assert!(known(br#"{"error":"batch_exists","message":{"text":"stored"}}"#));
         assert!(!known(b"conflict"));
     }
 }
