@@ -27,7 +27,7 @@ use host::{Collectors, PAUSE, TABLES, own_cpu};
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::{
     collect::Collected,
-    queue::{Group, Log, NewRecord, Position, Store},
+    queue::{Group, Log, NewRecord, Position, WriteDisk},
 };
 use serde_json::Value;
 
@@ -100,7 +100,7 @@ async fn run(windows: u32) {
 
 /// One minute of the queue: a cycle's groups share an append, the window ends, and the disk is
 /// tidied up while nobody drains.
-fn keep<S: Store>(log: &mut Log<S>, groups: Vec<Group>, at: Timestamp) {
+fn keep<D: WriteDisk>(log: &mut Log<D>, groups: Vec<Group>, at: Timestamp) {
     let at_ms = at.as_millisecond();
     log.append(groups, at_ms);
     log.seal(at_ms + 1_000);
@@ -108,7 +108,7 @@ fn keep<S: Store>(log: &mut Log<S>, groups: Vec<Group>, at: Timestamp) {
 }
 
 /// Reads everything back, as a drain does: records and their bytes.
-fn drain<S: Store>(mut log: Log<S>) -> (u64, u64) {
+fn drain<D: WriteDisk>(mut log: Log<D>) -> (u64, u64) {
     let (mut records, mut bytes) = (0, 0);
     while let Some(batch) = log.next_batch(i64::MAX) {
         let count = batch.records.len() as u64;

@@ -110,7 +110,7 @@ impl Agent {
         let config = setup.loaded.config.clone();
         let who = (identity.collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
-        let (queue, queue_thread) = config.queue.start()?;
+        let (queue, queue_thread) = config.queue.start_patiently()?;
         // The queue's thread has just been started: it answers.
         let (queue_id, found) = queue
             .status()

@@ -116,6 +116,8 @@ pub enum Taken {
     Evicted,
     /// There is no room: nothing was taken.
     Full,
+    /// The queue's state cannot be read yet: nothing was taken.
+    NotReady,
     /// The agent stops: nothing was taken.
     Closed,
 }

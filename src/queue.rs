@@ -15,18 +15,21 @@
 //!   acknowledged record is delivered, queued, in the dead letters or in the ledger, never missing.
 //! - **Q2 Data before state, state before delete.** A crash between any two steps is harmless:
 //!   the worst is a batch sent again under the same id: deliveries are noted together, within
-//!   `commit_interval` or when their segment is done. Removing what is gone is no error.
+//!   `commit_interval` or when their segment is done. A segment stays until the note is durable, so
+//!   that what was delivered is never found missing. Removing what is gone is not an error.
 //! - **Q3 A damaged byte costs at most its block.** Frames carry checksums of header and payload
-//!   and are found by their magic number. Opening deletes nothing but empty segments and segments
-//!   whose records are elsewhere or delivered. What can be read of a damaged segment is delivered,
-//!   or moved to a sound one when there is time; the damaged one goes to `quarantine/`, and what is
-//!   lost to the ledger, with its sequence numbers. A segment that the disk does not give at all is
-//!   passed over and tried again each minute. Panics of the database are errors.
+//!   and are found by their magic number. What holds a record with a sound checksum is deleted only
+//!   when it is delivered, or evicted by the rules: a segment of another queue goes to
+//!   `quarantine/`, and one that a later version wrote stays where it is. What can be read of a
+//!   damaged segment is delivered, or moved to a sound one when there is time; the damaged one goes
+//!   to `quarantine/`, and what is lost to the ledger, with its sequence numbers. A segment that the
+//!   disk does not give at all is passed over and tried again each minute. Panics of the database
+//!   are errors.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
 //!   number) where it was written first; a block belongs to its batch since then. No process gives
-//!   a segment a number that an earlier one may have used without leaving a trace. A retry, a
-//!   restart, a merge or a replay sends the same records under the same id; what thinning leaves of
-//!   a batch has an id derived from it.
+//!   a segment a number that an earlier one may have used without leaving a trace, nor one that a
+//!   clone of it with the same memory gives. A retry, a restart, a merge or a replay sends the same
+//!   records under the same id; what thinning leaves of a batch has an id derived from it.
 //! - **Q5 Sequence numbers count records**, from 0, over restarts. The ledger holds every number
 //!   that was not delivered, with the reason, until the backend knows it.
 //! - **Q6 Bounded.** Segments, delivered ones that are kept included, take at most `bytes_max` and
@@ -34,13 +37,21 @@
 //! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
 //!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted. A failed
 //!   sync is never tried again: the segment is closed with what it had acknowledged, and the rest
-//!   is written to another.
+//!   is written to another. A directory that goes away is made anew with what is in memory. A
+//!   thread that ends takes the process with it, so that a supervisor starts another.
 //! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
 //!   what it read.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.
 //! - **Q10 A long outage fits.** Windows that wait are merged and compressed together. The merged
 //!   segment is durable and read back before its sources go; no merge begins while batches leave.
 //! - **Q11 A segment is written by one process only**, and never again after an error or a restart.
+//! - **Q12 The state survives any one fault.** Its notes are in two files, each with a number and
+//!   checksums: a damaged byte or a lost file takes no entry of the ledger, no position, no number
+//!   and no kept segment. "Is not there" and "does not decode" are loss; a state that cannot be read
+//!   for any other reason is waited for, with everything as it is: until then the collectors'
+//!   records stay in memory, and the intake takes nothing.
+//! - **Q13 Nothing goes for its age on the word of a clock that jumped.** Ages are told by a clock of
+//!   the queue's own, which follows the wall clock when the backend's time agrees with it.
 //!
 //! # Limits
 //! A record is at most 64 MiB, a block about 256 KiB before compression (2 MiB in a merged
@@ -49,35 +60,17 @@
 //! makes one of two neighbours; a push carries 100.
 
 mod aside;
-mod block;
 mod budget;
 mod dead;
-mod disk_health;
-mod evict;
 mod files;
-mod group;
-mod index;
-mod ledger;
+mod format;
 mod log;
-mod look;
-mod merge;
-mod reading;
-mod record;
-mod recover;
 mod repair;
-mod retain;
-mod ring;
-mod salvage;
-mod segment;
-mod state;
 mod store;
-mod store_memory;
-mod store_sled;
-mod store_view;
 #[cfg(test)]
 mod tests;
-mod view;
-mod writing;
+mod thread;
+mod waiting;
 
 use std::{
     path::{Path, PathBuf},
@@ -88,25 +81,35 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use self::thread::{Ask, Command};
 pub use self::{
     aside::{Aside, DeadCount, DeadPage, Quarantined, QuarantinedKind, Readable},
     budget::{Budget, DiskSpace, Durability, OnFull, Retain},
     dead::{DeadChanges, dead_letters},
-    ledger::{Loss, LossReason},
-    log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
-    look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},
-    reading::{Lane, Pick, Picked},
-    record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
+    format::{
+        loss::{Loss, LossReason},
+        record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},
+        segment::{BatchLimits, Origin},
+    },
+    log::{
+        Appended, Batch, BatchKey, Counts, Log, LogLimits,
+        age::Moment,
+        look::{
+            BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail,
+        },
+        reading::{Lane, Pick, Picked},
+        ring::Home,
+        view::{BatchInfo, BatchState, QueueStatus, SegmentInfo, SegmentState},
+    },
     repair::{Plan, Repair, Repaired, Requeue, Step, StepKind},
-    ring::Home,
-    segment::{BatchLimits, Origin},
-    store::{SegmentWriter, Store, StoreError},
-    store_memory::{MemoryDisk, MemoryStore},
-    store_sled::SledStore,
-    store_view::SledView,
-    view::{BatchInfo, BatchState, QueueStatus, SegmentInfo, SegmentState},
+    store::{
+        StoreError,
+        disk::{ReadDisk, WriteDisk},
+        memory::MemoryDisk,
+        real::{LookedAt, RealDisk},
+    },
+    thread::QueueThread,
 };
-use crate::clock;
 
 /// `[queue]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,10 +130,6 @@ pub struct Queue {
     /// The latest status that anybody has asked for, and when.
     seen: Arc<Mutex<Option<(tokio::time::Instant, QueueStatus)>>>,
 }
-
-/// The thread that owns the log.
-#[derive(Debug)]
-pub struct QueueThread(std::thread::JoinHandle<()>);
 
 /// A refused record on its way to the dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +156,21 @@ pub enum AppendError {
     /// The queue is full and `on_full` is `block`: nothing was taken.
     #[error("the queue is full; hint: see queue.bytes_max and queue.on_full")]
     Full,
+    /// The queue's state cannot be read yet, and the group is one that is not to be taken into
+    /// memory meanwhile: nothing was taken.
+    #[error("the queue's state cannot be read yet")]
+    NotReady,
+}
+
+/// Why a position could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PositionError {
+    /// See [`QueueClosed`].
+    #[error(transparent)]
+    Closed(#[from] QueueClosed),
+    /// The queue's state cannot be read yet.
+    #[error("the queue's state cannot be read yet")]
+    NotReady,
 }
 
 /// Why a batch could not be had.
@@ -170,32 +184,10 @@ pub enum QueueError {
     Store(#[from] StoreError),
 }
 
-enum Command {
-    Append(Group, Waiting),
-    Seal(oneshot::Sender<()>),
-    PickBatch(Pick, oneshot::Sender<Option<Picked>>),
-    Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
-    ChangeDead(DeadChanges, oneshot::Sender<Result<(), StoreError>>),
-    PutBack(BatchKey, String, i64),
-    RetryNow,
-    Status(oneshot::Sender<QueueStatus>),
-    Segments(oneshot::Sender<Vec<SegmentInfo>>),
-    Batches(oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
-    BatchesOf(u64, oneshot::Sender<Result<Vec<BatchInfo>, StoreError>>),
-    Read(BatchKey, oneshot::Sender<Result<Option<Batch>, StoreError>>),
-    Losses(oneshot::Sender<Vec<Loss>>),
-    LossesToSend(oneshot::Sender<Vec<Loss>>),
-    LossesAcknowledged(Vec<u64>),
-    Position(String, oneshot::Sender<Option<Bytes>>),
-    Look(look::Look),
-    Change(Box<(Duration, LogLimits)>),
-    Close(oneshot::Sender<()>),
-}
-
+/// Clocks that are no further apart agree, when ages are told in hours and days.
+const CLOCKS_AGREE_MS: i64 = 10 * 60_000;
 /// Commands that may wait for the log's thread before a sender has to wait.
 const COMMANDS_MAX: usize = 64;
-/// Groups that share one sync at most.
-const GROUPS_MAX: usize = 256;
 
 impl Default for LogLimits {
     fn default() -> Self {
@@ -213,36 +205,53 @@ impl Default for LogLimits {
 
 impl QueueConfig {
     /// Opens the log that this configuration describes, in the caller's thread.
-    pub fn open_log(&self) -> Result<Log<SledStore>, StoreError> {
-        Log::open(SledStore::open(&self.dir, self.limits.reserve_bytes())?, self.limits)
+    pub fn open_log(&self) -> Result<Log<RealDisk>, StoreError> {
+        Log::open(RealDisk::open(&self.dir)?, self.limits)
     }
 
     /// Opens the queue on disk and starts the thread that owns it.
     pub fn start(&self) -> Result<(Queue, QueueThread), StoreError> {
         Queue::start(self.open_log()?, self.commit_interval)
     }
+
+    /// The same; a queue whose state cannot be read yet is opened when it can be, and until then
+    /// takes what the collectors bring into memory. Fails when the directory cannot be made, or is
+    /// another process's.
+    pub fn start_patiently(&self) -> Result<(Queue, QueueThread), StoreError> {
+        let disk = RealDisk::open(&self.dir)?;
+        let (dir, again, limits) = (self.dir.clone(), disk.hold_again(), self.limits);
+        match Log::open(disk, limits) {
+            Ok(log) => Queue::start(log, self.commit_interval),
+            Err(error) => {
+                let open = move || Log::open(again()?, limits);
+                thread::start_waiting(dir, (error, open), (self.commit_interval, limits))
+            }
+        }
+    }
 }
 
 impl Queue {
     /// Gives `log` to a thread of its own.
-    pub fn start<S: Store + 'static>(
-        log: Log<S>,
+    pub fn start<D: WriteDisk + 'static>(
+        log: Log<D>,
         commit_interval: Duration,
-    ) -> Result<(Self, QueueThread), StoreError>
-    where
-        S::Writer: 'static,
-    {
-        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let dir = log.store.dir().map(Arc::from);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
-        let thread = std::thread::Builder::new()
-            .name("queue".to_owned())
-            .spawn(move || runtime.block_on(serve(log, receiver, commit_interval)))
-            .map_err(|error| StoreError::new("start the thread of", "the queue", error))?;
-        Ok((Self { commands, dir, seen: Arc::default() }, QueueThread(thread)))
+    ) -> Result<(Self, QueueThread), StoreError> {
+        thread::start(log, commit_interval)
+    }
+
+    /// Gives a log that is only looked at to a thread of its own: it answers what is asked, and
+    /// does nothing else.
+    pub fn look<D: ReadDisk + 'static>(log: Log<D>) -> Result<(Self, QueueThread), StoreError> {
+        thread::start_looking(log)
+    }
+
+    fn new(commands: mpsc::Sender<Command>, dir: Option<&Path>) -> Self {
+        Self { commands, dir: dir.map(Arc::from), seen: Arc::default() }
+    }
+
+    /// Waits until the queue's thread has ended, for whatever reason.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
     }
 
     /// The directory that the queue is in, if it has one.
@@ -304,7 +313,7 @@ impl Queue {
 
     /// The queue in one screen. What that costs grows with the segments that wait.
     pub async fn status(&self) -> Result<QueueStatus, QueueClosed> {
-        let status = self.ask(Command::Status).await?;
+        let status = self.ask(|reply| Command::Ask(Ask::Status(reply))).await?;
         let seen = Some((tokio::time::Instant::now(), status.clone()));
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         Ok(status)
@@ -321,27 +330,27 @@ impl Queue {
 
     /// All segments, oldest first.
     pub async fn segments(&self) -> Result<Vec<SegmentInfo>, QueueClosed> {
-        self.ask(Command::Segments).await
+        self.ask(|reply| Command::Ask(Ask::Segments(reply))).await
     }
 
     /// All batches, oldest first.
     pub async fn batches(&self) -> Result<Vec<BatchInfo>, QueueError> {
-        Ok(self.ask(Command::Batches).await??)
+        Ok(self.ask(|reply| Command::Ask(Ask::Batches(reply))).await??)
     }
 
     /// The batches of one segment; see [`Log::batches_of`].
     pub async fn batches_of(&self, segment: u64) -> Result<Vec<BatchInfo>, QueueError> {
-        Ok(self.ask(|reply| Command::BatchesOf(segment, reply)).await??)
+        Ok(self.ask(|reply| Command::Ask(Ask::BatchesOf(segment, reply))).await??)
     }
 
     /// A batch that waits, or is delivered and kept; it does not count as being sent.
     pub async fn read(&self, key: BatchKey) -> Result<Option<Batch>, QueueError> {
-        Ok(self.ask(|reply| Command::Read(key, reply)).await??)
+        Ok(self.ask(|reply| Command::Ask(Ask::Read(key, reply))).await??)
     }
 
     /// The ledger of records that are not delivered; see [`Log::losses`].
     pub async fn losses(&self) -> Result<Vec<Loss>, QueueClosed> {
-        self.ask(Command::Losses).await
+        self.ask(|reply| Command::Ask(Ask::Losses(reply))).await
     }
 
     /// Entries of the ledger that the backend does not know yet; see [`Log::losses_to_send`].
@@ -355,8 +364,35 @@ impl Queue {
     }
 
     /// How far `collector` had read when its last durable records were appended.
-    pub async fn position(&self, collector: &str) -> Result<Option<Bytes>, QueueClosed> {
-        self.ask(|reply| Command::Position(collector.to_owned(), reply)).await
+    pub async fn position(&self, collector: &str) -> Result<Option<Bytes>, PositionError> {
+        self.ask(|reply| Command::Ask(Ask::Position(collector.to_owned(), reply))).await?
+    }
+
+    /// A segment from inside; see [`Log::look_segment`].
+    pub async fn look_segment(&self, id: u64) -> Result<Option<SegmentDetail>, QueueError> {
+        Ok(self.ask(|reply| Command::Ask(Ask::Segment(id, reply))).await??)
+    }
+
+    /// Records; see [`Log::look_records`].
+    pub async fn look_records(
+        &self,
+        filter: RecordFilter,
+        limit: usize,
+    ) -> Result<RecordPage, QueueClosed> {
+        self.ask(|reply| Command::Ask(Ask::Records(filter, limit, reply))).await
+    }
+
+    /// A check of a segment; see [`Log::look_check`].
+    pub async fn look_check(&self, id: u64, from: u64) -> Result<SegmentCheck, QueueClosed> {
+        self.ask(|reply| Command::Ask(Ask::Check(id, from, reply))).await
+    }
+
+    /// The backend's time less the wall clock, milliseconds, as an answer has just told it. When
+    /// they agree, what is too old by the wall clock may go.
+    pub async fn clock_is_off_by(&self, offset_ms: i64) {
+        if offset_ms.abs() <= CLOCKS_AGREE_MS {
+            self.commands.send(Command::ConfirmClock).await.ok();
+        }
     }
 
     /// Gives the running queue another commit interval and other limits. What is queued stays, as
@@ -383,191 +419,4 @@ impl Queue {
         self.commands.send(command(reply)).await.map_err(|_| QueueClosed)?;
         answer.await.map_err(|_| QueueClosed)
     }
-}
-
-impl QueueThread {
-    /// Waits until the queue is closed.
-    pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the queue's thread panicked");
-        }
-    }
-}
-
-/// How often the log is asked whether it has something to do by itself.
-const TEND_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The life of the queue's thread.
-async fn serve<S: Store>(
-    mut log: Log<S>,
-    mut commands: mpsc::Receiver<Command>,
-    mut commit_interval: Duration,
-) {
-    let mut held: Option<Command> = None;
-    let mut sync_at = None;
-    let mut busy = false;
-    loop {
-        let next = if held.is_some() {
-            held.take()
-        } else {
-            tokio::select! {
-                biased;
-                next = commands.recv() => next,
-                () = due(sync_at) => {
-                    log.sync(now_ms());
-                    sync_at = None;
-                    continue;
-                }
-                () = tend_due(busy) => {
-                    busy = log.tend(now_ms());
-                    continue;
-                }
-            }
-        };
-        match next {
-            Some(Command::Append(group, reply)) => {
-                let linger = match group.haste {
-                    Haste::Linger => commit_interval,
-                    Haste::Now => Duration::ZERO,
-                };
-                let (groups, replies, other) = gather(&mut commands, (group, reply), linger).await;
-                held = other;
-                commit(&mut log, groups, replies);
-                sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
-            }
-            Some(command @ Command::Delivered(..)) => {
-                execute(&mut log, command);
-                sync_at = sync_at.or_else(|| Some(tokio::time::Instant::now() + commit_interval));
-            }
-            Some(Command::Change(changed)) => {
-                commit_interval = changed.0;
-                log.change_limits(changed.1);
-            }
-            Some(Command::Close(reply)) => {
-                log.close(now_ms());
-                reply.send(()).ok();
-                return;
-            }
-            Some(command) => execute(&mut log, command),
-            None => return log.close(now_ms()),
-        }
-    }
-}
-
-/// At once when the log has more to do, as long as no command waits.
-async fn tend_due(busy: bool) {
-    if !busy {
-        tokio::time::sleep(TEND_INTERVAL).await;
-    }
-}
-
-/// Waits until `at`; for ever without it.
-async fn due(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-type Waiting = oneshot::Sender<Result<Appended, AppendError>>;
-
-/// Collects the groups that arrive within `interval`; another command ends the wait, and so does a
-/// group in haste.
-async fn gather(
-    commands: &mut mpsc::Receiver<Command>,
-    first: (Group, Waiting),
-    interval: Duration,
-) -> (Vec<Group>, Vec<Waiting>, Option<Command>) {
-    let (mut groups, mut replies) = (vec![first.0], vec![first.1]);
-    let mut deadline = std::pin::pin!(tokio::time::sleep(interval));
-    let mut hurry = interval.is_zero();
-    while groups.len() < GROUPS_MAX {
-        let next = if hurry {
-            commands.try_recv().ok()
-        } else {
-            tokio::select! {
-                biased;
-                next = commands.recv() => next,
-                () = &mut deadline => None,
-            }
-        };
-        match next {
-            Some(Command::Append(group, reply)) => {
-                hurry |= group.haste == Haste::Now;
-                groups.push(group);
-                replies.push(reply);
-            }
-            other => return (groups, replies, other),
-        }
-    }
-    (groups, replies, None)
-}
-
-fn commit<S: Store>(log: &mut Log<S>, groups: Vec<Group>, replies: Vec<Waiting>) {
-    if !log.takes_records(now_ms()) {
-        for reply in replies {
-            reply.send(Err(AppendError::Full)).ok();
-        }
-        return;
-    }
-    let counts: Vec<u64> = groups.iter().map(|group| group.records.len() as u64).collect();
-    let all = log.append(groups, now_ms());
-    let mut first_seq = all.first_seq;
-    for (records, reply) in counts.into_iter().zip(replies) {
-        // Who asked may have gone; the records stay.
-        reply.send(Ok(Appended { first_seq, records, home: all.home })).ok();
-        first_seq += records;
-    }
-}
-
-fn execute<S: Store>(log: &mut Log<S>, command: Command) {
-    // Whoever asked may have gone; what was asked for is done all the same.
-    match command {
-        Command::Seal(reply) => {
-            log.seal(now_ms());
-            reply.send(()).ok();
-        }
-        Command::PickBatch(pick, reply) => {
-            reply.send(log.pick_batch(pick, now_ms())).ok();
-        }
-        Command::Delivered(key, records, refused, reply) => {
-            reply.send(log.delivered(key, records, &refused)).ok();
-        }
-        Command::ChangeDead(changes, reply) => {
-            reply.send(log.change_dead(&changes)).ok();
-        }
-        Command::PutBack(key, answer, next_at_ms) => log.put_back(key, answer, next_at_ms),
-        Command::RetryNow => log.retry_now(),
-        Command::Status(reply) => {
-            reply.send(log.status()).ok();
-        }
-        Command::Segments(reply) => {
-            reply.send(log.segments()).ok();
-        }
-        Command::Batches(reply) => {
-            reply.send(log.batches()).ok();
-        }
-        Command::BatchesOf(segment, reply) => {
-            reply.send(log.batches_of(segment)).ok();
-        }
-        Command::Read(key, reply) => {
-            reply.send(log.read(key)).ok();
-        }
-        Command::Losses(reply) => {
-            reply.send(log.losses()).ok();
-        }
-        Command::LossesToSend(reply) => {
-            reply.send(log.losses_to_send()).ok();
-        }
-        Command::LossesAcknowledged(ids) => log.losses_acknowledged(&ids),
-        Command::Position(collector, reply) => {
-            reply.send(log.position(&collector)).ok();
-        }
-        Command::Look(look) => look::execute(log, look),
-        Command::Append(..) | Command::Change(_) | Command::Close(_) => {} // handled by `serve`
-    }
-}
-
-fn now_ms() -> i64 {
-    clock::now().as_millisecond()
 }

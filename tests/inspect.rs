@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pganalytics::config::Config;
 use pganalytics::control::{Server, Sources};
-use pganalytics::queue::{DeadLetter, Group, Home, Log, NewRecord, Queue, QueueThread, SledStore};
+use pganalytics::queue::{DeadLetter, Group, Home, Log, NewRecord, Queue, QueueThread, RealDisk};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -78,7 +78,7 @@ impl Desk {
         desk
     }
 
-    fn log(&self) -> Log<SledStore> {
+    fn log(&self) -> Log<RealDisk> {
         self.config.queue.open_log().expect("a queue")
     }
 

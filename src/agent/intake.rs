@@ -39,6 +39,7 @@ impl Sink for QueueSink {
             Ok(Home::MemoryOnly) => Taken::InMemory,
             Ok(Home::Evicted) => Taken::Evicted,
             Err(AppendError::Full) => Taken::Full,
+            Err(AppendError::NotReady) => Taken::NotReady,
             Err(AppendError::Closed(_)) => Taken::Closed,
         }
     }

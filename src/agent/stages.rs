@@ -26,12 +26,14 @@ use crate::{
     },
     config::{Collectors, Config, Timing},
     intake::{Intake, IntakeConfig, IntakeView},
-    queue::Queue,
+    queue::{PositionError, Queue},
     shutdown::{self, Shutdown, Trigger},
 };
 
 /// How long a collector may take to end; after that it is dropped where it stands.
 const COLLECTOR_END_MAX: Duration = Duration::from_millis(800);
+/// How often a queue that cannot read its state yet is asked for a position.
+const POSITION_RETRY: Duration = Duration::from_secs(1);
 /// How long the intake may take: a little more than it gives its requests.
 const INTAKE_END_MAX: Duration = Duration::from_secs(4);
 
@@ -165,12 +167,7 @@ impl Stages {
             Kind::PgStats(config) => {
                 tokio::spawn(run_collector(PgStatsCollector::new(config), timing, door, shutdown))
             }
-            Kind::PgLog(config) => {
-                // Asked after the earlier one has ended: what it appended last counts.
-                let position = door.queue.position("pg_log").await.ok().flatten();
-                let collector = PgLogCollector::new(config, position.as_deref());
-                tokio::spawn(run_collector(collector, timing, door, shutdown))
-            }
+            Kind::PgLog(config) => tokio::spawn(run_pg_log(config, timing, door, shutdown)),
         };
         Running { config: plan, trigger, task }
     }
@@ -225,6 +222,25 @@ fn diff(running: &BTreeMap<&'static str, &Plan>, wanted: &BTreeMap<&'static str,
         stop: stop.map(|(name, _)| *name).collect(),
         start: start.map(|(name, _)| *name).collect(),
     }
+}
+
+/// Reads the log on from where it was read last. Asked after an earlier collector has ended: what it
+/// appended last counts. A queue that does not know yet is asked again.
+async fn run_pg_log(config: PgLogConfig, timing: Timing, door: Door, mut shutdown: Shutdown) {
+    let position = loop {
+        match door.queue.position("pg_log").await {
+            Ok(position) => break position,
+            Err(PositionError::Closed(_)) => return,
+            Err(PositionError::NotReady) => {}
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.wait() => return,
+            () = tokio::time::sleep(POSITION_RETRY) => {}
+        }
+    };
+    let collector = PgLogCollector::new(config, position.as_deref());
+    run_collector(collector, timing, door, shutdown).await;
 }
 
 /// Windows from now on: the first tick is now, and a window has a length.

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::control::{Client, ClientError, DeadLetters, RecordQuery, Records, Scan};
 use crate::queue::{
-    Aside, BatchInfo, DeadCount, Log, Loss, Quarantined, QueueConfig, QueueStatus, SegmentCheck,
-    SegmentDetail, SegmentInfo, SledView,
+    Aside, BatchInfo, DeadCount, Log, LookedAt, Loss, Quarantined, QueueConfig, QueueStatus,
+    SegmentCheck, SegmentDetail, SegmentInfo,
 };
 
 /// Where the agent of this host is found.
@@ -56,7 +56,7 @@ pub enum Reader {
 /// A queue's directory, opened to look at.
 #[derive(Debug)]
 pub struct Directory {
-    log: Log<SledView>,
+    log: Log<LookedAt>,
     aside: Aside,
 }
 
@@ -82,7 +82,7 @@ impl Local {
     }
 
     /// The queue in its directory, to look at.
-    pub fn view(&self) -> anyhow::Result<Log<SledView>> {
+    pub fn view(&self) -> anyhow::Result<Log<LookedAt>> {
         let dir = &self.queue.dir;
         if matches!(dir.try_exists(), Ok(false)) {
             anyhow::bail!(
@@ -91,8 +91,8 @@ impl Local {
                 dir.display()
             );
         }
-        let view = SledView::open(dir).with_context(|| format!("no queue in {}", dir.display()))?;
-        Ok(Log::open(view, self.queue.limits)?)
+        Log::look(LookedAt::at(dir), self.queue.limits)
+            .with_context(|| format!("no queue in {}", dir.display()))
     }
 }
 

@@ -66,14 +66,22 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
         .await
         .inspect_err(|error| tracing::error!(%error, "nobody can ask this agent"));
     let view = agent.view();
-    let signal = loop {
-        match signals.next().await {
-            Asked::Stop(signal) => break signal,
-            // A refusal is in the log and in the status.
-            Asked::Reload => _ = view.reload.now().await,
+    let mut code = ExitCode::SUCCESS;
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop(signal) => break tracing::info!(signal, "stopping"),
+                // A refusal is in the log and in the status.
+                Asked::Reload => _ = view.reload.now().await,
+            },
+            () = view.queue.ended() => {
+                // A supervisor starts another, which finds in the files what was acknowledged.
+                tracing::error!("the queue has ended by itself; the agent cannot go on");
+                code = ExitCode::FAILURE;
+                break;
+            }
         }
-    };
-    tracing::info!(signal, "stopping");
+    }
     let deadline = view.config.borrow().shutdown_deadline;
     let stop = async {
         if let Ok(control) = control {
@@ -88,7 +96,7 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
             tracing::warn!(signal, "leaving at once; what is not delivered is on disk");
         }
     }
-    ExitCode::SUCCESS
+    code
 }
 
 /// The registered identity; without one, an external token and the configured id will do.

@@ -151,6 +151,11 @@ impl Refusal {
             Taken::Durable => None,
             Taken::Full => full("the queue is full; nothing was taken"),
             Taken::Evicted => full("the queue is full and keeps what it has; nothing was kept"),
+            Taken::NotReady => {
+                let message = "the queue's state cannot be read yet; nothing was taken";
+                let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message);
+                Some(refusal.later(RETRY_LATER_S))
+            }
             Taken::Closed => {
                 let message = "the agent is stopping; nothing was taken";
                 let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message);

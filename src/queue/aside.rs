@@ -11,13 +11,24 @@ use fs_err::{self as fs, File};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use uuid::Uuid;
+
 use super::{
-    block::{self, Codec},
     dead::dead_letters,
-    files::{allocated_bytes, at, if_absent, read_frames, read_identity, scan_segment},
-    group,
-    index::same_block,
-    store::StoreError,
+    files::{at, if_absent},
+    format::{
+        block::{self, Codec},
+        group,
+        record::Record,
+        salvage::Stranger,
+    },
+    log::index::same_block,
+    store::{
+        self, QUARANTINE, StoreError,
+        disk::ReadDisk,
+        identity,
+        real::{LookedAt, occupied},
+    },
 };
 
 /// A queue's directory, as far as it can be read without the log.
@@ -59,7 +70,7 @@ pub struct Quarantined {
     pub at: Option<Timestamp>,
     /// Bytes that it occupies.
     pub disk_bytes: u64,
-    /// What can be read of it; only of a segment, and only when that was asked for.
+    /// What can be read of it; only of segments, and only when that was asked for.
     pub readable: Option<Readable>,
 }
 
@@ -69,7 +80,9 @@ pub struct Quarantined {
 pub enum QuarantinedKind {
     /// A segment with damage.
     Segment,
-    /// A state database with damage.
+    /// A segment of another queue, or one whose folder had another's name.
+    Stranger,
+    /// A state with damage.
     State,
     /// Nothing that the agent has put there.
     Other,
@@ -149,36 +162,16 @@ impl Aside {
     /// The same, and what can be read of each segment. Reads them all.
     pub fn quarantine_read(&self) -> Result<Vec<Quarantined>, StoreError> {
         let mut list = self.quarantine()?;
-        for entry in list.iter_mut().filter(|entry| entry.kind == QuarantinedKind::Segment) {
-            entry.readable = Some(self.readable(&self.dir.join("quarantine").join(&entry.name)));
+        for entry in list.iter_mut().filter(|entry| entry.kind.is_segment()) {
+            entry.readable = Some(self.readable(&entry.name));
         }
         Ok(list)
     }
 
-    /// What can be read of the segment in `dir`, whose name is its number.
-    pub fn readable(&self, dir: &Path) -> Readable {
-        self.read(dir).unwrap_or_else(|error| Readable {
-            error: Some(error.to_string()),
-            ..Readable::default()
-        })
-    }
-
-    fn read(&self, dir: &Path) -> Result<Readable, StoreError> {
-        let name = dir.file_name().and_then(|name| name.to_str());
-        let Some(id) = name.and_then(segment_of) else {
-            return Err(StoreError::new("read", dir, io::ErrorKind::InvalidInput));
-        };
-        let found = scan_segment(dir, read_identity(&self.dir)?, id)?.found;
+    /// What can be read of the segment `name` in quarantine.
+    pub fn readable(&self, name: &str) -> Readable {
         let mut readable = Readable::default();
-        for block in found.chunk_by(same_block) {
-            let frames = read_frames(dir, block)?;
-            let records = match block.first().map(|frame| frame.head.codec) {
-                Some(Codec::Records) => block::decode(&frames).map(|body| body.records),
-                Some(Codec::Group) => group::decode(&frames)
-                    .map(|(batches, _)| batches.into_iter().flat_map(|own| own.records).collect()),
-                None => continue,
-            };
-            let Ok(records) = records else { continue };
+        let read = self.each_block(name, |records| {
             readable.blocks += 1;
             readable.records += records.len() as u64;
             for record in &records {
@@ -186,45 +179,85 @@ impl Aside {
                 readable.first_seq = Some(lowest);
                 readable.last_seq = readable.last_seq.max(Some(record.seq));
             }
+        });
+        readable.error = read.err().map(|error| error.to_string());
+        readable
+    }
+
+    /// Reads a segment in quarantine, block by block.
+    pub(super) fn each_block(
+        &self,
+        name: &str,
+        mut each: impl FnMut(Vec<Record>),
+    ) -> Result<(), StoreError> {
+        let disk = LookedAt::at(&self.dir);
+        let folder = Path::new(QUARANTINE).join(name);
+        let wrong = || StoreError::new("read", self.dir.join(&folder), io::ErrorKind::InvalidInput);
+        let owner = match (stranger_of(name), quarantined_segment(name)) {
+            (Some(owner), _) => owner,
+            (None, Some(segment)) => Stranger { queue: identity::find(&disk)?, segment },
+            (None, None) => return Err(wrong()),
+        };
+        let found = store::scan_in(&disk, &folder, owner.queue, owner.segment)?.found;
+        for block in found.chunk_by(same_block) {
+            let frames = store::read_frames_in(&disk, &folder, block)?;
+            let records = match block.first().map(|frame| frame.head.codec) {
+                Some(Codec::Records) => block::decode(&frames).map(|body| body.records),
+                Some(Codec::Group) => group::decode(&frames)
+                    .map(|(batches, _)| batches.into_iter().flat_map(|own| own.records).collect()),
+                None => continue,
+            };
+            if let Ok(records) = records {
+                each(records);
+            }
         }
-        Ok(readable)
+        Ok(())
     }
 }
 
-/// Bytes of what lies beside the log in `dir`.
-pub(super) fn bytes(dir: &Path) -> u64 {
-    let dead = fs::symlink_metadata(dead_letters(dir)).map_or(0, |data| data.blocks() * 512);
-    let quarantine = Aside::of(dir).quarantine().unwrap_or_default();
-    dead + quarantine.iter().map(|entry| entry.disk_bytes).sum::<u64>()
+impl QuarantinedKind {
+    /// Whether it has records.
+    pub fn is_segment(self) -> bool {
+        matches!(self, Self::Segment | Self::Stranger)
+    }
+
+    fn of(name: &str) -> Self {
+        if quarantined_segment(name).is_some() {
+            Self::Segment
+        } else if stranger_of(name).is_some() {
+            Self::Stranger
+        } else if name.starts_with("state-") {
+            Self::State
+        } else {
+            Self::Other
+        }
+    }
 }
 
-/// Removes what the agent put into quarantine first; `false` when there is nothing of that.
-pub(super) fn drop_oldest_quarantined(dir: &Path) -> Result<bool, StoreError> {
-    let entries = Aside::of(dir).quarantine()?;
-    let own = entries.iter().filter(|entry| entry.kind != QuarantinedKind::Other);
-    let Some(oldest) = own.min_by_key(|entry| (entry.at, &entry.name)) else { return Ok(false) };
-    let path = dir.join("quarantine").join(&oldest.name);
-    fs::remove_dir_all(&path).map_err(at("remove", &path))?;
-    tracing::error!(path = %path.display(), "removed from quarantine: the queue needs the room");
-    Ok(true)
+/// What the agent put into quarantine first. What was sent, or counted, goes before strangers, whose
+/// records have been neither.
+pub(super) fn oldest_quarantined(disk: &impl ReadDisk) -> Option<String> {
+    let names = disk.names(Path::new(QUARANTINE)).unwrap_or_default();
+    let own = names.into_iter().filter_map(|name| {
+        let path = Path::new(QUARANTINE).join(&name);
+        let kind = Some(QuarantinedKind::of(&name)).filter(|_| disk.has_folder(&path))?;
+        (kind != QuarantinedKind::Other)
+            .then(|| (kind == QuarantinedKind::Stranger, disk.changed_at(&path), name))
+    });
+    own.min().map(|(_, _, name)| name)
 }
 
 fn quarantined(entry: &fs::DirEntry) -> Quarantined {
     let name = entry.file_name().to_string_lossy().into_owned();
     let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-    let kind = match (is_dir, segment_of(&name), name.starts_with("state-")) {
-        (true, Some(_), _) => QuarantinedKind::Segment,
-        (true, None, true) => QuarantinedKind::State,
-        _ => QuarantinedKind::Other,
-    };
+    let kind = if is_dir { QuarantinedKind::of(&name) } else { QuarantinedKind::Other };
     let data = fs::symlink_metadata(entry.path()).ok();
-    let bytes = data.as_ref().map_or(0, |data| data.blocks() * 512);
     Quarantined {
         name,
         kind,
         // Moving a directory changes nothing in it; the inode's own time is that of the move.
         at: data.and_then(|data| Timestamp::new(data.ctime(), 0).ok()),
-        disk_bytes: if is_dir { allocated_bytes(&entry.path()) } else { bytes },
+        disk_bytes: occupied(&entry.path()),
         readable: None,
     }
 }
@@ -234,6 +267,27 @@ pub(super) fn segment_of(name: &str) -> Option<u64> {
     let digits = name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| name.parse().ok()).flatten()
 }
+
+/// The same of a name in quarantine, which may have a number behind it.
+pub(super) fn quarantined_segment(name: &str) -> Option<u64> {
+    match name.split_once('.') {
+        None => segment_of(name),
+        Some((id, again)) => again.parse::<u32>().ok().and_then(|_| segment_of(id)),
+    }
+}
+
+/// The name in quarantine of a segment that belongs elsewhere.
+pub(super) fn stranger_name(owner: Stranger) -> String {
+    format!("{STRANGER}{}-{:020}", owner.queue, owner.segment)
+}
+
+/// Where the segment with this name in quarantine belongs, if it is a stranger.
+pub(super) fn stranger_of(name: &str) -> Option<Stranger> {
+    let (queue, segment) = name.strip_prefix(STRANGER)?.rsplit_once('-')?;
+    Some(Stranger { queue: Uuid::parse_str(queue).ok()?, segment: quarantined_segment(segment)? })
+}
+
+const STRANGER: &str = "stranger-";
 
 fn read_lines(mut file: File, from: u64, limit: usize) -> io::Result<DeadPage> {
     let length = file.metadata()?.len();
@@ -283,5 +337,23 @@ mod tests {
         assert_eq!(segment_of("7"), None);
         assert_eq!(segment_of("+0000000000000000007"), None);
         assert_eq!(segment_of("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn names_in_quarantine_say_what_they_are() {
+        let owner = Stranger { queue: Uuid::from_u128(5), segment: 7 };
+        let name = stranger_name(owner);
+        for name in [name.clone(), format!("{name}.2")] {
+            assert_eq!(stranger_of(&name), Some(owner), "{name}");
+            assert_eq!(QuarantinedKind::of(&name), QuarantinedKind::Stranger);
+        }
+        for name in ["00000000000000000007", "00000000000000000007.1"] {
+            assert_eq!(quarantined_segment(name), Some(7));
+            assert_eq!(QuarantinedKind::of(name), QuarantinedKind::Segment);
+        }
+        assert_eq!(QuarantinedKind::of("state-x"), QuarantinedKind::State);
+        for name in ["00000000000000000007.x", "stranger-7", "notes"] {
+            assert_eq!(QuarantinedKind::of(name), QuarantinedKind::Other, "{name}");
+        }
     }
 }

@@ -16,9 +16,25 @@ use super::{
 /// Lines of the dead letters and what becomes of them: `None` goes, `Some` stands there instead.
 pub type DeadChanges = BTreeMap<String, Option<String>>;
 
+/// The file of the dead letters in a queue's directory.
+pub(super) const DEAD_LETTERS: &str = "dead.ndjson";
+
 /// The dead letters of the queue in `dir`: one line each.
 pub fn dead_letters(dir: &Path) -> PathBuf {
-    dir.join("dead.ndjson")
+    dir.join(DEAD_LETTERS)
+}
+
+/// Adds letters; durable when this returns.
+pub(super) fn put(dir: &Path, letters: &[super::DeadLetter]) -> Result<(), StoreError> {
+    let path = dead_letters(dir);
+    let lines: String = letters.iter().flat_map(|letter| [letter.line.as_str(), "\n"]).collect();
+    let append = || {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        file.write_all(lines.as_bytes())?;
+        file.sync_all()
+    };
+    append().map_err(at("append to", &path))?;
+    sync_file(dir)
 }
 
 /// Makes the changes in a copy that takes the file's place: after a crash it is the old or the new

@@ -7,6 +7,7 @@ mod plan;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fs_err::{self as fs, File};
@@ -16,11 +17,18 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    files::{at, copy_files, move_dir, space, sync_file, write_identity},
-    log::{BatchKey, Log, LogLimits},
-    store::StoreError,
-    store_sled::SledStore,
-    view::{SegmentInfo, SegmentState},
+    aside::Aside,
+    files::{at, copy_files, move_dir, sync_file},
+    format::record::{Group, NewRecord, Record},
+    log::{
+        BatchKey, Log, LogLimits,
+        view::{SegmentInfo, SegmentState},
+    },
+    store::{
+        StoreError, identity,
+        real::{RealDisk, space},
+        segment_folder,
+    },
 };
 
 /// A directory that is being repaired; no agent can open it meanwhile.
@@ -29,7 +37,7 @@ pub struct Repair {
     dir: PathBuf,
     limits: LogLimits,
     plan: Plan,
-    lock: Option<File>,
+    lock: Option<Arc<File>>,
 }
 
 /// What there is to do.
@@ -76,7 +84,7 @@ pub struct Step {
 pub enum StepKind {
     /// The file that names the queue.
     Identity,
-    /// The state database does not open.
+    /// The state, or one of its files, is damaged.
     State,
     /// What a kill left of a snapshot of a database.
     LeftOver,
@@ -90,6 +98,8 @@ pub enum StepKind {
     Vanished,
     /// A segment in quarantine that has records to read.
     Quarantined,
+    /// The same, of another queue, or of a segment that has taken its place.
+    Stranger,
 }
 
 /// How a step is carried out.
@@ -103,6 +113,8 @@ enum Action {
     Salvage(u64),
     /// The segment goes from quarantine to those that wait.
     Requeue(u64),
+    /// The records of a stranger become records of this queue, with numbers of their own.
+    Adopt(String),
     /// Opening the queue does it.
     Open,
 }
@@ -146,13 +158,20 @@ impl Repair {
         }
         // The log takes the lock itself.
         self.lock = None;
-        let store = SledStore::open(&self.dir, self.limits.reserve_bytes())?;
-        let mut log = Log::open(store, self.limits)?;
+        let mut log = Log::open(RealDisk::open(&self.dir)?, self.limits)?;
         // Tells the log the time: what it notes from here on is noticed now.
         log.seal(now.as_millisecond());
         for step in &self.plan.steps {
-            if let Action::Salvage(id) = step.action {
-                salvage(&mut log, id, now.as_millisecond())?;
+            match &step.action {
+                Action::Salvage(id) => salvage(&mut log, *id, now.as_millisecond())?,
+                Action::Adopt(name) => {
+                    adopt(&mut log, &self.dir, name, now.as_millisecond())?;
+                    let to = backup.join(&step.path);
+                    fs::create_dir_all(to.parent().unwrap_or(&backup))
+                        .map_err(at("create", &to))?;
+                    move_dir(&self.dir.join(&step.path), &to)?;
+                }
+                _ => {}
             }
         }
         let records = log.status().records;
@@ -204,9 +223,18 @@ impl Repair {
         copy().map_err(at("back up", &from))
     }
 
+    /// Writes the queue's name, under the lock that is held already.
+    fn identify(&self, id: Uuid) -> Result<(), StoreError> {
+        let mut disk = match &self.lock {
+            Some(lock) => RealDisk::held(&self.dir, Arc::clone(lock)),
+            None => RealDisk::open(&self.dir)?,
+        };
+        identity::write(&mut disk, id)
+    }
+
     fn carry_out(&self, step: &Step, backup: &Path) -> Result<(), StoreError> {
         let from = self.dir.join(&step.path);
-        match step.action {
+        match &step.action {
             Action::MoveAside => {
                 // The state was copied there already.
                 let name = if step.path == Path::new("state") { "state-moved" } else { "" };
@@ -216,21 +244,21 @@ impl Repair {
                 }
                 move_dir(&from, &to)
             }
-            Action::Identify(id) => write_identity(&from, id),
-            Action::Requeue(id) => move_dir(&from, &super::files::segment_dir(&self.dir, id)),
-            Action::Salvage(_) | Action::Open => Ok(()),
+            Action::Identify(id) => self.identify(*id),
+            Action::Requeue(id) => move_dir(&from, &self.dir.join(segment_folder(*id))),
+            Action::Salvage(_) | Action::Adopt(_) | Action::Open => Ok(()),
         }
     }
 }
 
 /// Reads a segment as a delivery would: what is damaged goes into the ledger. Then has the log do
 /// what it does by itself with a segment that is damaged: what can be read goes to a sound one.
-fn salvage(log: &mut Log<SledStore>, id: u64, now_ms: i64) -> Result<(), StoreError> {
+fn salvage(log: &mut Log<RealDisk>, id: u64, now_ms: i64) -> Result<(), StoreError> {
     let Some(detail) = log.look_segment(id)? else { return Ok(()) };
     for batch in detail.batches {
         log.read(BatchKey { segment: id, number: batch.number })?;
     }
-    let is_damaged = |log: &Log<SledStore>| {
+    let is_damaged = |log: &Log<RealDisk>| {
         let damaged = |segment: &SegmentInfo| segment.state == SegmentState::Damaged;
         log.segments().iter().any(|segment| segment.id == id && damaged(segment))
     };
@@ -238,8 +266,26 @@ fn salvage(log: &mut Log<SledStore>, id: u64, now_ms: i64) -> Result<(), StoreEr
     Ok(())
 }
 
+/// Appends what can be read of a stranger in quarantine. What a kill in the middle repeats has other
+/// numbers.
+fn adopt(log: &mut Log<RealDisk>, dir: &Path, name: &str, now_ms: i64) -> Result<(), StoreError> {
+    let record = |record: Record| NewRecord {
+        kind: record.kind,
+        at_ms: record.at_ms,
+        payload: record.payload,
+    };
+    Aside::of(dir).each_block(name, |records| {
+        log.append(vec![Group::of(records.into_iter().map(record).collect())], now_ms);
+    })?;
+    log.seal(now_ms);
+    match log.disk_error() {
+        None => Ok(()),
+        Some(error) => Err(StoreError::new("queue again", dir, io::Error::other(error.to_owned()))),
+    }
+}
+
 /// The lock of the queue, when it has one; fails when somebody holds it. Writes nothing.
-fn take_lock(dir: &Path) -> Result<Option<File>, StoreError> {
+fn take_lock(dir: &Path) -> Result<Option<Arc<File>>, StoreError> {
     let path = dir.join("lock");
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -248,7 +294,7 @@ fn take_lock(dir: &Path) -> Result<Option<File>, StoreError> {
     };
     rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| StoreError::new("lock", &path, error))?;
-    Ok(Some(file))
+    Ok(Some(Arc::new(file)))
 }
 
 #[cfg(test)]

@@ -1,119 +1,385 @@
-//! The seam between the log and what keeps its bytes: segments of frames, and small state rows.
+//! A queue's directory: where segments are and where they go, whose queue it is, and what lies
+//! aside. The bytes are kept by a disk ([`disk`]); this is the same code above each of them.
+
+pub mod disk;
+pub mod identity;
+pub mod memory;
+pub mod notes;
+pub mod real;
+pub mod sled;
 
 use std::{
-    io,
+    io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use uuid::Uuid;
 
+use self::disk::{ReadDisk, WriteDisk};
 use super::{
-    DeadLetter,
+    aside,
     budget::DiskSpace,
-    dead::DeadChanges,
-    salvage::{Found, Scan},
+    dead::DEAD_LETTERS,
+    format::{
+        block::MAGIC,
+        salvage::{self, Found, Scan, Stranger},
+    },
 };
 
-/// Keeps frames and state. Implemented on disk by [`super::store_sled::SledStore`] and in memory,
-/// with faults, by [`super::store_memory::MemoryStore`].
-pub trait Store: Send {
-    /// An open segment that takes frames.
-    type Writer: SegmentWriter;
+/// A queue's directory on a disk.
+#[derive(Debug)]
+pub struct Store<D> {
+    pub(super) disk: D,
+    queue_id: Uuid,
+    reserve_bytes: u64,
+}
 
-    /// The queue's identity, made on first use.
-    fn queue_id(&self) -> Uuid;
+/// Where segments wait.
+const SEGMENTS: &str = "segments";
+/// Where segments are that are delivered and kept.
+const KEPT: &str = "delivered";
+/// Where segments are that are being removed.
+const TRASH: &str = "trash";
+/// What a person has to look at.
+pub(super) const QUARANTINE: &str = "quarantine";
+/// The file of a segment that its frames are in.
+const FRAMES_FILE: &str = "db";
+/// The folders of a queue, but for that of its state.
+pub(super) const FOLDERS: [&str; 4] = [SEGMENTS, TRASH, QUARANTINE, KEPT];
 
-    /// The directory that it keeps everything in, if it has one.
-    fn dir(&self) -> Option<&Path> {
-        None
+/// The folder of a segment that waits, relative to the queue's directory.
+pub(super) fn segment_folder(id: u64) -> PathBuf {
+    Path::new(SEGMENTS).join(format!("{id:020}"))
+}
+
+fn kept_folder(id: u64) -> PathBuf {
+    Path::new(KEPT).join(format!("{id:020}"))
+}
+
+impl<D: ReadDisk> Store<D> {
+    /// Looks at the queue on `disk`, and changes nothing.
+    pub fn look(disk: D) -> Result<Self, StoreError> {
+        let queue_id = identity::find(&disk)?;
+        Ok(Self { disk, queue_id, reserve_bytes: 0 })
+    }
+
+    /// The queue's identity.
+    pub fn queue_id(&self) -> Uuid {
+        self.queue_id
+    }
+
+    /// The directory that everything is in, if it is in one.
+    pub fn dir(&self) -> Option<&Path> {
+        self.disk.dir()
+    }
+
+    /// The segments that wait, in order.
+    pub fn segments(&self) -> Result<Vec<u64>, StoreError> {
+        segment_ids(&self.disk, Path::new(SEGMENTS))
+    }
+
+    /// The segments that are delivered and kept, in order.
+    pub fn kept(&self) -> Result<Vec<u64>, StoreError> {
+        segment_ids(&self.disk, Path::new(KEPT))
+    }
+
+    /// Whether a segment has a folder among those that wait.
+    pub fn has_segment(&self, id: u64) -> bool {
+        self.disk.has_folder(&segment_folder(id))
+    }
+
+    /// What a segment that is not being written holds, delivered and kept or not; nothing when it
+    /// is not there. A segment that a later version wrote is an error: nothing of it is lost.
+    pub fn frames(&self, id: u64) -> Result<Scan, StoreError> {
+        scan_in(&self.disk, &self.find(id), self.queue_id, id)
+    }
+
+    /// The bytes of `frames` of segment `id`; damage since the scan shows when they are decoded.
+    pub fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError> {
+        read_frames_in(&self.disk, &self.find(id), frames)
+    }
+
+    /// Bytes that segment `id` occupies.
+    pub fn disk_bytes(&self, id: u64) -> u64 {
+        self.disk.occupied(&self.find(id))
+    }
+
+    /// Room on the file system; `None` when it is not known.
+    pub fn space(&self) -> Option<DiskSpace> {
+        self.disk.space()
+    }
+
+    /// Bytes of the dead letters and of what was put aside.
+    pub fn aside_bytes(&self) -> u64 {
+        self.disk.occupied(Path::new(DEAD_LETTERS)) + self.disk.occupied(Path::new(QUARANTINE))
+    }
+
+    /// Where a segment is: among those to deliver, else among those that are kept.
+    fn find(&self, id: u64) -> PathBuf {
+        let (waiting, kept) = (segment_folder(id), kept_folder(id));
+        if !self.disk.has_folder(&waiting) && self.disk.has_folder(&kept) { kept } else { waiting }
+    }
+}
+
+impl<D: WriteDisk> Store<D> {
+    /// Opens the queue on `disk`, making it when it is not there. `reserve_bytes` of disk are set
+    /// aside for the segment being written, so that a full disk shows before anything is accepted.
+    pub fn open(mut disk: D, reserve_bytes: u64) -> Result<Self, StoreError> {
+        let queue_id = identity::find_or_make(&mut disk)?;
+        let mut store = Self { disk, queue_id, reserve_bytes };
+        store.empty_trash();
+        Ok(store)
+    }
+
+    /// Makes the directory anew, after it has gone away, as the queue that it was.
+    pub fn make_anew(&mut self) -> Result<(), StoreError> {
+        self.disk.make_anew()?;
+        identity::write(&mut self.disk, self.queue_id)
     }
 
     /// Creates segment `id`; it is durable, empty, when this returns.
-    fn create(&mut self, id: u64) -> Result<Self::Writer, StoreError>;
+    pub fn create(&mut self, id: u64) -> Result<(), StoreError> {
+        let folder = segment_folder(id);
+        if self.disk.has_folder(&folder) {
+            // An earlier try failed and could not be tidied up; its records are still in memory.
+            self.remove(id)?;
+        }
+        let made = self.disk.create_segment(&folder, self.reserve_bytes);
+        if made.is_err() {
+            self.disk.abandon_segment(&folder);
+            // What is left of it would be found empty at the next start.
+            self.disk.remove(&folder).ok();
+        }
+        made
+    }
 
-    /// The segments that exist, in order.
-    fn segments(&self) -> Result<Vec<u64>, StoreError>;
+    /// Adds frames with the numbers from `number` on: they outlive the process when this returns,
+    /// and are durable after [`Store::sync`]. After an error the segment must be abandoned.
+    pub fn append(&mut self, id: u64, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        self.disk.append(&segment_folder(id), number, frames)
+    }
 
-    /// The segments that are delivered and kept, in order.
-    fn kept(&self) -> Result<Vec<u64>, StoreError>;
+    /// Makes durable what has been appended. After an error the segment must be abandoned.
+    pub fn sync(&mut self, id: u64) -> Result<(), StoreError> {
+        self.disk.sync_segment(&segment_folder(id))
+    }
 
-    /// What a segment that is not being written holds, delivered and kept or not; nothing when it
-    /// is not there.
-    fn frames(&self, id: u64) -> Result<Scan, StoreError>;
+    /// Syncs and closes a segment, and checks that its `frames` frames can be read.
+    pub fn close(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
+        let folder = segment_folder(id);
+        self.disk.close_segment(&folder)?;
+        let scan = scan_in(&self.disk, &folder, self.queue_id, id)?;
+        let sound = scan.found.iter().filter(|frame| frame.head.number < frames).count();
+        if sound as u64 == frames {
+            return Ok(());
+        }
+        let message = format!("{sound} of {frames} frames can be read back");
+        let error = io::Error::new(io::ErrorKind::InvalidData, message);
+        Err(StoreError::new("verify", self.full(&folder), error))
+    }
 
-    /// The bytes of `frames` of segment `id`; damage since the scan shows when they are decoded.
-    fn read(&self, id: u64, frames: &[Found]) -> Result<Vec<Vec<u8>>, StoreError>;
-
-    /// Bytes that segment `id` occupies.
-    fn disk_bytes(&self, id: u64) -> u64;
-
-    /// Makes the frames of segment `id` from `frames` on unrecognisable, in place: they were never
-    /// acknowledged.
-    fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError>;
+    /// Lets go of a segment that failed, or that is not wanted any more.
+    pub fn abandon(&mut self, id: u64) {
+        self.disk.abandon_segment(&segment_folder(id));
+    }
 
     /// Segments that are created from now on set this much of the disk aside.
-    fn set_reserve(&mut self, _bytes: u64) {}
+    pub fn set_reserve(&mut self, bytes: u64) {
+        self.reserve_bytes = bytes;
+    }
 
-    /// Gives back what segment `id` reserved and did not use, after its writer is gone.
-    fn trim(&mut self, id: u64) -> Result<(), StoreError>;
+    /// Gives back what segment `id` reserved and did not use, after a process has left it so.
+    pub fn trim(&mut self, id: u64) -> Result<(), StoreError> {
+        let file = segment_folder(id).join(FRAMES_FILE);
+        self.disk.trim(&file).map_err(self.at("truncate", &file))
+    }
+
+    /// Makes the frames of segment `id` from `frames` on unrecognisable, in place: they were never
+    /// acknowledged, and that needs no free space.
+    pub fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
+        let scan = self.frames(id)?;
+        let file = segment_folder(id).join(FRAMES_FILE);
+        let mut cut = false;
+        for found in scan.found.iter().filter(|found| found.head.number >= frames) {
+            let erased = self.disk.write(&file, found.offset, &[0; MAGIC.len()]);
+            erased.map_err(self.at("write to", &file))?;
+            cut = true;
+        }
+        if cut { self.disk.sync(&file).map_err(self.at("sync", &file)) } else { Ok(()) }
+    }
 
     /// Removes a segment. Removing what is not there is no error.
-    fn remove(&mut self, id: u64) -> Result<(), StoreError>;
+    pub fn remove(&mut self, id: u64) -> Result<(), StoreError> {
+        self.throw_away(&segment_folder(id), id)
+    }
 
     /// Puts a segment aside, for a person to look at, instead of removing it.
-    fn quarantine(&mut self, id: u64) -> Result<(), StoreError>;
+    pub fn quarantine(&mut self, id: u64) -> Result<(), StoreError> {
+        let aside = self.free_name(&Path::new(QUARANTINE).join(format!("{id:020}")));
+        self.move_folder(&segment_folder(id), &aside)
+    }
+
+    /// Puts a segment of another queue, or of another number, aside, under the name that its frames
+    /// give it.
+    pub fn quarantine_stranger(&mut self, id: u64, owner: Stranger) -> Result<PathBuf, StoreError> {
+        let aside = self.free_name(&Path::new(QUARANTINE).join(aside::stranger_name(owner)));
+        self.move_folder(&segment_folder(id), &aside)?;
+        Ok(aside)
+    }
+
+    /// Gives a segment whose folder was renamed the name that its frames have; `false` when that is
+    /// taken.
+    pub fn rename_back(&mut self, id: u64, own: u64) -> Result<bool, StoreError> {
+        let (from, to) = (segment_folder(id), segment_folder(own));
+        if self.disk.has_folder(&to) || self.disk.has_folder(&kept_folder(own)) {
+            return Ok(false);
+        }
+        self.move_folder(&from, &to).map(|()| true)
+    }
 
     /// Removes what was put aside first; `false` when there is nothing.
-    fn drop_quarantined(&mut self) -> Result<bool, StoreError>;
+    pub fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
+        let Some(oldest) = aside::oldest_quarantined(&self.disk) else { return Ok(false) };
+        let path = Path::new(QUARANTINE).join(oldest);
+        self.disk.remove(&path).map_err(self.at("remove", &path))?;
+        let path = self.full(&path);
+        tracing::error!(path = %path.display(), "removed from quarantine: the queue needs the room");
+        Ok(true)
+    }
 
     /// Moves a segment to those that are delivered and kept. Moving it again is no error.
-    fn keep(&mut self, id: u64) -> Result<(), StoreError>;
+    pub fn keep(&mut self, id: u64) -> Result<(), StoreError> {
+        self.move_folder(&segment_folder(id), &kept_folder(id))
+    }
 
     /// Removes a segment from those. Removing what is not there is no error.
-    fn drop_kept(&mut self, id: u64) -> Result<(), StoreError>;
+    pub fn drop_kept(&mut self, id: u64) -> Result<(), StoreError> {
+        self.throw_away(&kept_folder(id), id)
+    }
 
-    /// Room on the file system; `None` when it is not known.
-    fn space(&self) -> Option<DiskSpace>;
+    /// Renames before it removes: a plain removal that is killed half-way leaves an unreadable
+    /// segment.
+    fn throw_away(&mut self, folder: &Path, id: u64) -> Result<(), StoreError> {
+        let trash = self.free_name(&Path::new(TRASH).join(format!("{id:020}")));
+        self.move_folder(folder, &trash)?;
+        self.disk.remove(&trash).map_err(self.at("remove", &trash))
+    }
 
-    /// Adds to the dead letters; durable when this returns.
-    fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError>;
+    fn empty_trash(&mut self) {
+        for name in self.disk.names(Path::new(TRASH)).unwrap_or_default() {
+            if let Err(error) = self.disk.remove(&Path::new(TRASH).join(name)) {
+                tracing::warn!(%error, "cannot empty the trash");
+            }
+        }
+    }
 
-    /// Changes lines of the dead letters, all or none; durable when this returns.
-    fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError>;
+    /// Moves a folder, durably; one that is not there has been moved already.
+    fn move_folder(&mut self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        match self.disk.rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.map_err(self.at("move", from))?,
+        }
+        for folder in [to, from].into_iter().filter_map(Path::parent) {
+            self.disk.sync(folder).map_err(self.at("sync", folder))?;
+        }
+        Ok(())
+    }
 
-    /// Removes the oldest dead letters when all of them take more than `bytes_max`: about half of
-    /// that is left, so that it is not done for each new one.
-    fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError>;
-
-    /// Bytes of the dead letters and of what was put aside.
-    fn aside_bytes(&self) -> u64;
-
-    /// All state rows.
-    fn state(&mut self) -> Result<Rows, StoreError>;
-
-    /// Sets (`Some`) and deletes (`None`) state rows; durable, all or none, when this returns.
-    fn put_state(&mut self, rows: &[StateChange]) -> Result<(), StoreError>;
+    /// `path`, or with a number behind it when something of that name is there.
+    fn free_name(&self, path: &Path) -> PathBuf {
+        let numbered = |n: u32| match n {
+            0 => path.to_owned(),
+            n => PathBuf::from(format!("{}.{n}", path.display())),
+        };
+        let free = (0..u32::MAX).map(numbered).find(|name| !self.disk.has_folder(name));
+        free.unwrap_or_else(|| path.to_owned())
+    }
 }
 
-/// A segment that takes frames.
-pub trait SegmentWriter: Send {
-    /// Adds frames with the numbers from `number` on: they outlive the process when this returns,
-    /// and are durable after [`SegmentWriter::sync`]. After an error the writer must be dropped.
-    fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError>;
+impl<D: ReadDisk> Store<D> {
+    fn full(&self, path: &Path) -> PathBuf {
+        full(&self.disk, path)
+    }
 
-    /// Makes durable what has been appended. After an error the writer must be dropped.
-    fn sync(&mut self) -> Result<(), StoreError>;
-
-    /// Syncs and closes the segment, gives back what it reserved, and checks that what was appended
-    /// can be read.
-    fn close(self) -> Result<(), StoreError>;
+    fn at(
+        &self,
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> StoreError + use<D> {
+        let path = self.full(path);
+        move |error| StoreError::new(action, path, error)
+    }
 }
 
-/// State rows, key and value.
-pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+/// `path` as a person finds it.
+pub(super) fn full(disk: &impl ReadDisk, path: &Path) -> PathBuf {
+    disk.dir().map_or_else(|| path.to_owned(), |dir| dir.join(path))
+}
 
-/// A key and its new value; `None` deletes.
-pub type StateChange = (Vec<u8>, Option<Vec<u8>>);
+/// The numbers of the segments in `folder`; other names are left alone.
+fn segment_ids(disk: &impl ReadDisk, folder: &Path) -> Result<Vec<u64>, StoreError> {
+    let names = match disk.names(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        names => names.map_err(|error| StoreError::new("list", full(disk, folder), error))?,
+    };
+    let mut ids: Vec<u64> = names.iter().filter_map(|name| aside::segment_of(name)).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// What the file of frames in `folder` holds; nothing when it is not there.
+pub(super) fn scan_in(
+    disk: &impl ReadDisk,
+    folder: &Path,
+    queue: Uuid,
+    id: u64,
+) -> Result<Scan, StoreError> {
+    let file = folder.join(FRAMES_FILE);
+    let scan = match disk.open(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Scan::default()),
+        opened => opened.and_then(|open| salvage::scan(open, queue, id)),
+    };
+    let scan = scan.map_err(|error| StoreError::new("read", full(disk, &file), error))?;
+    match scan.unknown_version {
+        None => Ok(scan),
+        Some(version) => {
+            Err(StoreError::new("read", full(disk, &file), later_version("frames", version)))
+        }
+    }
+}
+
+/// Where the frames in `folder` belong, if they agree; `None` when there are none.
+pub(super) fn owner_in(disk: &impl ReadDisk, folder: &Path) -> Option<Stranger> {
+    salvage::owner_of(disk.open(&folder.join(FRAMES_FILE)).ok()?).ok()?
+}
+
+pub(super) fn read_frames_in(
+    disk: &impl ReadDisk,
+    folder: &Path,
+    frames: &[Found],
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let path = folder.join(FRAMES_FILE);
+    let read = || {
+        let mut file = disk.open(&path)?;
+        let mut read = |frame: &Found| {
+            let mut bytes = Vec::with_capacity(frame.head.frame_bytes());
+            file.seek(SeekFrom::Start(frame.offset))?;
+            file.by_ref().take(frame.head.frame_bytes() as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        frames.iter().map(&mut read).collect::<io::Result<_>>()
+    };
+    read().map_err(|error| StoreError::new("read", full(disk, &path), error))
+}
+
+/// The error of bytes that only a later version understands. They stay as they are.
+pub(super) fn later_version(what: &str, version: u16) -> io::Error {
+    let message = format!(
+        "{what} of layout {version}, which a later version of the agent has written\n  hint: run \
+         that version; everything stays as it is"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, message)
+}
 
 /// A store that did not do what it was asked. Never retried on the same handle.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! The queue's invariants, on the store in memory with its faults and on the real one.
 
+mod attack; // the state, the names, the clock, the directory
 mod damage; // damaged directories
 mod lanes; // fresh batches and the oldest
 mod model; // what is promised, and what has arrived
@@ -59,7 +60,7 @@ fn group(numbers: std::ops::Range<u64>) -> Group {
     Group::of(numbers.map(record).collect())
 }
 
-fn drain<S: Store>(log: &mut Log<S>, backend: &mut Backend) {
+fn drain<D: WriteDisk>(log: &mut Log<D>, backend: &mut Backend) {
     while let Some(batch) = log.next_batch(i64::MAX) {
         backend.take(&batch);
         // A disk that cannot note the delivery means that the batch may come again.
@@ -67,7 +68,7 @@ fn drain<S: Store>(log: &mut Log<S>, backend: &mut Backend) {
     }
 }
 
-fn open(disk: &MemoryDisk) -> Log<MemoryStore> {
+fn open(disk: &MemoryDisk) -> Log<MemoryDisk> {
     Log::open(disk.open(), LIMITS).expect("a memory disk opens")
 }
 
@@ -77,7 +78,7 @@ fn assert_all(backend: &Backend, numbers: std::ops::Range<u64>) {
 }
 
 /// C15, C18, C19: counted while it waits, gone after it is delivered.
-fn delivers_and_forgets<S: Store>(mut log: Log<S>) {
+fn delivers_and_forgets<D: WriteDisk>(mut log: Log<D>) {
     assert_eq!((log.status().records, log.status().segments), (0, 0));
     let appended = log.append(vec![group(0..25), group(25..30)], 10);
     assert_eq!(appended, Appended { first_seq: 0, records: 30, home: Home::Disk });
@@ -100,7 +101,7 @@ fn delivers_and_forgets_in_memory() {
 #[test]
 fn delivers_and_forgets_on_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let store = SledStore::open(dir.path(), 1 << 20).unwrap();
+    let store = RealDisk::open(dir.path()).unwrap();
     delivers_and_forgets(Log::open(store, LIMITS).unwrap());
     let left = std::fs::read_dir(dir.path().join("segments")).unwrap().count();
     assert_eq!(left, 0, "segments are removed");
@@ -110,7 +111,7 @@ fn delivers_and_forgets_on_disk() {
 #[test]
 fn restarts_keep_records_ids_and_numbers() {
     let dir = tempfile::tempdir().unwrap();
-    let reopen = || Log::open(SledStore::open(dir.path(), 1 << 20).unwrap(), LIMITS).unwrap();
+    let reopen = || Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap();
     let mut log = reopen();
     log.append(vec![group(0..40)], 10);
     log.seal(20);
@@ -140,7 +141,7 @@ fn deliveries_are_noted_with_the_next_sync() {
     log.append(vec![group(0..60)], 10);
     log.seal(20);
     let ids: Vec<Uuid> = log.batches().unwrap().iter().map(|batch| batch.id).collect();
-    let deliver = |log: &mut Log<MemoryStore>| {
+    let deliver = |log: &mut Log<MemoryDisk>| {
         let batch = log.next_batch(i64::MAX).unwrap();
         log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
         batch.id
@@ -161,7 +162,8 @@ fn deliveries_are_noted_with_the_next_sync() {
 #[test]
 fn the_reservation_of_a_killed_process_is_given_back() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || Log::open(SledStore::open(dir.path(), 8 << 20).unwrap(), LIMITS).unwrap();
+    let limits = LogLimits { segment_bytes_max: 8 << 20, ..LIMITS };
+    let open = || Log::open(RealDisk::open(dir.path()).unwrap(), limits).unwrap();
     let mut log = open();
     log.append(vec![group(0..5)], 10);
     assert!(log.status().disk_bytes >= 8 << 20);
@@ -269,9 +271,10 @@ fn a_delivery_that_cannot_be_noted_is_tried_again() {
 #[test]
 fn a_segment_is_created_over_what_is_left_of_a_failed_try() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = SledStore::open(dir.path(), 1 << 20).unwrap();
-    drop(store.create(7).unwrap());
-    drop(store.create(7).expect("the second try"));
+    let mut store = store::Store::open(RealDisk::open(dir.path()).unwrap(), 1 << 20).unwrap();
+    store.create(7).unwrap();
+    store.abandon(7);
+    store.create(7).expect("the second try");
     assert_eq!(store.segments().unwrap(), [7]);
 }
 
@@ -279,9 +282,9 @@ fn a_segment_is_created_over_what_is_left_of_a_failed_try() {
 #[test]
 fn memory_without_a_disk_is_bounded() {
     let disk = MemoryDisk::new();
-    disk.fill_after(0);
     let limits = LogLimits { volatile_bytes_max: 20 << 10, ..LIMITS };
     let mut log = Log::open(disk.open(), limits).unwrap();
+    disk.fill_after(0);
     for n in 0..100 {
         log.append(vec![group(n * 10..n * 10 + 10)], 10);
         log.seal(20);
@@ -365,7 +368,7 @@ fn a_destroyed_segment_does_not_block_the_queue() {
 #[test]
 fn an_unreadable_segment_does_not_hold_up_the_others() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || Log::open(SledStore::open(dir.path(), 1 << 20).unwrap(), LIMITS).unwrap();
+    let open = || Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap();
     let mut log = open();
     for n in 0..3 {
         log.append(vec![group(n * 5..n * 5 + 5)], 10);
@@ -417,7 +420,7 @@ fn refused_records_become_dead_letters() {
 fn a_crash_at_any_operation_loses_nothing_acknowledged() {
     let workload = |disk: &MemoryDisk, backend: &mut Backend| {
         let mut acknowledged = Vec::new();
-        let mut log = open(disk);
+        let Ok(mut log) = Log::open(disk.open(), LIMITS) else { return acknowledged };
         for n in 0..12_u64 {
             let numbers = n * 4..n * 4 + 4;
             let now_ms = i64::try_from(n).unwrap() * 10;

@@ -71,6 +71,7 @@ impl Shown for Quarantine {
 fn kind(kind: QuarantinedKind) -> &'static str {
     match kind {
         QuarantinedKind::Segment => "segment",
+        QuarantinedKind::Stranger => "stranger",
         QuarantinedKind::State => "state",
         QuarantinedKind::Other => "unknown",
     }

@@ -15,7 +15,7 @@ use crate::cli::run::identity;
 use crate::config::Config;
 use crate::control::{ReplayProgress, ReplayRequest, ReplayState};
 use crate::link::Link;
-use crate::queue::{Budget, Log, LogLimits, OnFull, Queue, Retain, SledView};
+use crate::queue::{Budget, Log, LogLimits, LookedAt, OnFull, Queue, Retain};
 use crate::{clock, shutdown};
 
 /// How often the progress is shown.
@@ -55,7 +55,7 @@ pub(super) async fn foreign(
     let identity = identity(config)?;
     let collector_id = identity.collector_id.clone();
     let link = Arc::new(Link::new(&config.link, identity)?);
-    let (queue, thread) = Queue::start(log, Duration::ZERO)?;
+    let (queue, thread) = Queue::look(log)?;
     let hostname = args.hostname.as_deref().unwrap_or(&config.agent.hostname);
     let replayer = Replayer::of_host(config, queue.clone(), link, collector_id);
     let replayer = replayer.of_other(hostname, dir, file);
@@ -66,8 +66,7 @@ pub(super) async fn foreign(
     outcome
 }
 
-fn look_at(config: &Config, dir: &Path) -> anyhow::Result<Log<SledView>> {
-    let view = SledView::open(dir).with_context(|| format!("no queue in {}", dir.display()))?;
+fn look_at(config: &Config, dir: &Path) -> anyhow::Result<Log<LookedAt>> {
     // This host's budget is not that queue's: nothing in it is too much.
     let budget = Budget {
         bytes_max: u64::MAX,
@@ -76,7 +75,8 @@ fn look_at(config: &Config, dir: &Path) -> anyhow::Result<Log<SledView>> {
         on_full: OnFull::EvictOldest,
     };
     let limits = LogLimits { budget, retain: Retain::Bytes(u64::MAX), ..config.queue.limits };
-    Ok(Log::open(view, limits)?)
+    let log = Log::look(LookedAt::at(dir), limits);
+    log.with_context(|| format!("no queue in {}", dir.display()))
 }
 
 /// Gives up what an earlier process has left of a replay of this host's queue, or of the one in

@@ -6,53 +6,68 @@ use fs_err as fs;
 
 use super::{Action, Plan, Requeue, Step, StepKind};
 use crate::queue::{
-    aside::{Aside, QuarantinedKind, segment_of},
-    files::{allocated_bytes, identity_of_frames, read_identity, segment_dir},
-    log::{Log, LogLimits},
-    look::Damage,
-    store::{Store, StoreError},
-    store_view::SledView,
+    aside::{Aside, QuarantinedKind, quarantined_segment, segment_of},
+    log::{Log, LogLimits, look::Damage},
+    store::{
+        StoreError, identity,
+        notes::{self, Check},
+        real::{LookedAt, occupied},
+        segment_folder,
+    },
 };
 
 pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan, StoreError> {
     let mut plan = Plan::default();
     files_in_the_way(dir, &mut plan);
-    if let Err(error) = read_identity(dir) {
-        identity(dir, &error, &mut plan);
-        return Ok(plan);
+    let disk = LookedAt::at(dir);
+    let named = identity::read(&disk);
+    match (identity::find(&disk), named) {
+        (Ok(id), Ok(named)) if id == named => state(dir, id, &mut plan)?,
+        (Ok(id), named) => {
+            let what = match named {
+                Ok(named) => format!("names the queue {named}, and nothing in it agrees"),
+                Err(error) => format!("does not say which queue this is: {}", error.source),
+            };
+            misnamed(id, what, &mut plan);
+            return Ok(plan);
+        }
+        (Err(error), _) => {
+            plan.remarks.push(format!("{error}; no segment says what it was"));
+            return Ok(plan);
+        }
     }
-    state(dir, &mut plan)?;
     segments(dir, limits, &mut plan)?;
     quarantine(dir, requeue, &mut plan)?;
     Ok(plan)
 }
 
-fn state(dir: &Path, plan: &mut Plan) -> Result<(), StoreError> {
-    if !dir.join("state").exists() {
-        return Ok(());
-    }
-    let mut view = SledView::open(dir)?;
-    let what = match view.state() {
-        Err(error) => format!("the state does not open: {}", error.source),
-        // The database may open after damage, as an empty one. The first window has no row yet.
-        Ok(rows) if rows.is_empty() && view.segments()?.len() > 1 => {
-            "the state is empty, although there are segments: it was damaged".to_owned()
+fn state(dir: &Path, id: uuid::Uuid, plan: &mut Plan) -> Result<(), StoreError> {
+    match notes::check(&LookedAt::at(dir), id)? {
+        Check::Sound => {}
+        Check::Behind(files) => {
+            for path in files {
+                plan.steps.push(Step {
+                    what: "lacks a part of the state, which the other file has".to_owned(),
+                    fix: "write it anew".to_owned(),
+                    action: Action::Open,
+                    ..moved(dir, StepKind::State, path)
+                });
+            }
         }
-        Ok(_) => return Ok(()),
-    };
-    plan.steps.push(Step {
-        what,
-        fix: "start a new one; segments are read instead, and what the backend has already it \
-              recognises"
-            .to_owned(),
-        ..moved(dir, StepKind::State, PathBuf::from("state"))
-    });
+        Check::Lost(why) => plan.steps.push(Step {
+            what: format!("the state is lost: {why}"),
+            fix: "start a new one; segments are read instead, and what the backend has already it \
+                  recognises"
+                .to_owned(),
+            ..moved(dir, StepKind::State, PathBuf::from("state"))
+        }),
+    }
     Ok(())
 }
 
 fn moved(dir: &Path, kind: StepKind, path: PathBuf) -> Step {
     let records = 0;
-    let backup_bytes = if kind == StepKind::State { allocated_bytes(&dir.join(&path)) } else { 0 };
+    let backup_bytes = if kind == StepKind::State { occupied(&dir.join(&path)) } else { 0 };
     let (what, fix, action) = (String::new(), String::new(), Action::MoveAside);
     Step { kind, path, records, backup_bytes, what, fix, action }
 }
@@ -99,26 +114,22 @@ fn files_in_the_way(dir: &Path, plan: &mut Plan) {
     }
 }
 
-/// A queue whose name is lost: its frames carry it.
-fn identity(dir: &Path, error: &StoreError, plan: &mut Plan) {
-    let Some(id) = identity_of_frames(dir) else {
-        plan.remarks.push(format!("{error}; no segment says what it was"));
-        return;
-    };
+/// A queue whose name is lost: its journal and its frames carry it.
+fn misnamed(id: uuid::Uuid, what: String, plan: &mut Plan) {
     plan.steps.push(Step {
         kind: StepKind::Identity,
         path: PathBuf::from("QUEUE"),
         records: 0,
         backup_bytes: 0,
-        what: format!("does not say which queue this is: {}", error.source),
-        fix: format!("write {id}, which the segments carry"),
+        what,
+        fix: format!("write {id}, which the queue's own files carry"),
         action: Action::Identify(id),
     });
     plan.remarks.push("once the queue has its name, plan again for the rest".to_owned());
 }
 
 fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreError> {
-    let mut log = Log::open(SledView::open(dir)?, limits)?;
+    let mut log = Log::look(LookedAt::at(dir), limits)?;
     let vanished = log.counts().corrupt_records;
     if vanished > 0 {
         plan.steps.push(Step {
@@ -154,7 +165,7 @@ fn segments(dir: &Path, limits: LogLimits, plan: &mut Plan) -> Result<(), StoreE
         plan.steps.push(Step {
             kind: StepKind::Damaged,
             records: lost,
-            backup_bytes: allocated_bytes(&segment_dir(dir, segment.id)),
+            backup_bytes: occupied(&dir.join(segment_folder(segment.id))),
             what: format!(
                 "{lost} of {} records cannot be read: {}",
                 segment.records,
@@ -191,14 +202,19 @@ fn quarantine(dir: &Path, requeue: Requeue, plan: &mut Plan) -> Result<(), Store
     for entry in Aside::of(dir).quarantine_read()? {
         let path = Path::new("quarantine").join(&entry.name);
         let records = entry.readable.map_or(0, |readable| readable.records);
-        let id = segment_of(&entry.name).filter(|_| entry.kind == QuarantinedKind::Segment);
-        let waits = id.is_some_and(|id| segment_dir(dir, id).exists());
+        if entry.kind == QuarantinedKind::Stranger {
+            stranger((&entry.name, records), requeue, plan);
+            continue;
+        }
+        let id = quarantined_segment(&entry.name);
+        let id = id.filter(|_| entry.kind == QuarantinedKind::Segment);
+        let waits = id.is_some_and(|id| dir.join(segment_folder(id)).exists());
         match id {
             Some(id) if records > 0 && !waits && requeue == Requeue::Yes => {
                 plan.steps.push(Step {
                     kind: StepKind::Quarantined,
                     records,
-                    backup_bytes: allocated_bytes(&dir.join(&path)),
+                    backup_bytes: occupied(&dir.join(&path)),
                     what: format!("{} can be read", counted(records)),
                     fix: "queue it again; what the backend has already it recognises".to_owned(),
                     action: Action::Requeue(id),
@@ -218,4 +234,31 @@ fn quarantine(dir: &Path, requeue: Requeue, plan: &mut Plan) -> Result<(), Store
         }
     }
     Ok(())
+}
+
+/// A segment of another queue, or one that another has taken the place of: its records have been
+/// neither sent nor counted.
+fn stranger((name, records): (&str, u64), requeue: Requeue, plan: &mut Plan) {
+    let path = Path::new("quarantine").join(name);
+    if records > 0 && requeue == Requeue::Yes {
+        plan.steps.push(Step {
+            kind: StepKind::Stranger,
+            records,
+            backup_bytes: 0,
+            what: format!(
+                "is of another queue, or has another's number; {} can be read",
+                counted(records)
+            ),
+            fix: "append them to this queue, and move it to the backup".to_owned(),
+            action: Action::Adopt(name.to_owned()),
+            path: path.clone(),
+        });
+    } else {
+        plan.remarks.push(format!(
+            "{}: {} of another queue, not sent; `agent replay --dir` sends a whole queue as its \
+             host's, --requeue appends them here",
+            path.display(),
+            counted(records)
+        ));
+    }
 }

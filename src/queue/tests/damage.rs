@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::queue::salvage;
+use crate::queue::format::salvage;
 
 const SEGMENTS: u64 = 4;
 const GROUPS: u64 = 6;
@@ -80,9 +80,9 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
     starts.map(|(at, _)| at).collect()
 }
 
-fn open_dir(dir: &Path) -> Log<SledStore> {
+fn open_dir(dir: &Path) -> Log<RealDisk> {
     let limits = LogLimits { ring_bytes_max: 0, ..LIMITS };
-    Log::open(SledStore::open(dir, 1 << 20).unwrap(), limits).expect("the queue opens")
+    Log::open(RealDisk::open(dir).unwrap(), limits).expect("the queue opens")
 }
 
 /// A queue of several sealed segments; returns its directory.
@@ -119,7 +119,7 @@ fn second_segment(dir: &Path) -> (u64, PathBuf) {
 }
 
 /// Delivers everything; the records that arrived, by their number.
-fn delivered(log: &mut Log<SledStore>) -> BTreeSet<u64> {
+fn delivered(log: &mut Log<RealDisk>) -> BTreeSet<u64> {
     let mut seqs = BTreeSet::new();
     while let Some(batch) = log.next_batch(i64::MAX) {
         for record in &batch.records {

@@ -1,14 +1,15 @@
 //! Which batch comes next: fresh ones from memory, or the oldest.
 
 use super::*;
+use crate::queue::format::segment::SegmentRow;
 
 /// The first number of what is picked, and from where.
-fn pick<S: Store>(log: &mut Log<S>, pick: Pick) -> Option<(u64, Lane)> {
+fn pick<D: WriteDisk>(log: &mut Log<D>, pick: Pick) -> Option<(u64, Lane)> {
     let picked = log.pick_batch(pick, 1_000)?;
     Some((picked.batch.records.first()?.seq, picked.lane))
 }
 
-fn window<S: Store>(log: &mut Log<S>, records: std::ops::Range<u64>) {
+fn window<D: WriteDisk>(log: &mut Log<D>, records: std::ops::Range<u64>) {
     log.append(vec![group(records)], 10);
     log.seal(20);
 }
@@ -74,12 +75,12 @@ fn both_lanes_deliver_every_record_once() {
 /// What a look for the next batch costs does not grow with the backlog.
 #[test]
 fn many_delivered_batches_are_stepped_over() {
-    let mut row = segment::SegmentRow { batches: 9, ..segment::SegmentRow::empty(1, 0, 0) };
+    let mut row = SegmentRow { batches: 9, ..SegmentRow::empty(1, 0, 0) };
     for batch in [0, 1, 2, 5, 8] {
         row.deliver(batch);
     }
     assert_eq!(row.pending().collect::<Vec<_>>(), [3, 4, 6, 7]);
-    let mut row = segment::SegmentRow { batches: u32::MAX, ..row };
+    let mut row = SegmentRow { batches: u32::MAX, ..row };
     row.delivered = vec![(0, u32::MAX - 2)];
     assert_eq!(row.pending().next(), Some(u32::MAX - 1));
     row.deliver(u32::MAX - 1);

@@ -18,7 +18,7 @@ pub(super) struct Model {
 /// A queue on a disk that can fail, and what was promised of it.
 pub(super) struct Run {
     pub(super) disk: MemoryDisk,
-    pub(super) log: Log<MemoryStore>,
+    pub(super) log: Log<MemoryDisk>,
     pub(super) model: Model,
     pub(super) limits: LogLimits,
     pub(super) now_ms: i64,
@@ -133,6 +133,9 @@ impl Run {
 
     /// The process ends without a word, and another one opens what is left.
     pub(super) fn reopen(&mut self) {
+        if self.disk.is_powerless() {
+            self.disk.crash(self.now_ms.unsigned_abs());
+        }
         self.log = Log::open(self.disk.open(), self.limits).expect("the queue opens");
         let last = self.model.acknowledged.last_key_value().map(|(seq, _)| *seq);
         let next_seq = self.log.status().next_seq;

@@ -1,0 +1,449 @@
+//! Opening a log: rows and segments are brought together, whatever order a crash left them in. First
+//! it is decided what there is, and what has to be done about it; a log that is only looked at stops
+//! there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Log, LogLimits,
+    age::AgeClock,
+    backlog::Sealed,
+    index::{Gap, Index},
+    journal::{Journal, SegmentRows},
+    ledger::NewLoss,
+};
+use crate::queue::{
+    LossReason,
+    format::{
+        block, group,
+        rows::{self, KeptRow, StateChange},
+        salvage::{Found, Scan, Stranger},
+        segment::{self, SegmentRow},
+    },
+    store::{
+        self, Store, StoreError,
+        disk::{ReadDisk, WriteDisk},
+        segment_folder,
+    },
+};
+
+/// Numbers that are left out when nobody knows where those of a segment end: more than a segment
+/// has. A later start, which may read it, must find its numbers given to no other.
+const UNKNOWN_SEQS: u64 = 1 << 24;
+
+/// What has to be done about a segment that was found.
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    /// What it reserved goes back.
+    Trim(u64),
+    /// It is empty, or delivered.
+    Remove(u64),
+    /// A person has to look at it.
+    Quarantine(u64),
+    /// It is of another queue, or of another number.
+    QuarantineStranger(u64, Stranger),
+    /// Its move to the kept ones was under way.
+    Keep(u64),
+}
+
+/// What was found, as far as it is not in the log yet.
+#[derive(Debug, Default)]
+struct Findings {
+    changes: Vec<StateChange>,
+    actions: Vec<Action>,
+    /// Numbers to leave out.
+    unknown_seqs: u64,
+}
+
+/// What lies around a segment that has no row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Neighbours {
+    /// The numbers below were given before its first record.
+    from: u64,
+    /// The first number of the next segment.
+    until: Option<u64>,
+}
+
+impl<D: WriteDisk> Log<D> {
+    /// Opens the log on `disk`. Reads the state and the segments that were never sealed, not the
+    /// backlog. Deletes nothing but segments whose delivery is recorded and empty ones.
+    ///
+    /// A state that is lost is no error, and one that cannot be read now is: then nothing has been
+    /// changed, and the same call may succeed later.
+    pub fn open(disk: D, limits: LogLimits) -> Result<Self, StoreError> {
+        let mut store = Store::open(disk, limits.reserve_bytes())?;
+        let (journal, rows) = Journal::open(&mut store)?;
+        rename_back(&mut store, &rows)?;
+        let mut log = Self::new(store, journal, limits);
+        let Findings { mut changes, actions, .. } = log.recover(rows)?;
+        for action in actions {
+            changes.extend(log.act(action));
+        }
+        if !changes.is_empty() {
+            changes.extend(log.journal.position_rows());
+        }
+        if log.journal.is_behind() {
+            log.journal.touch();
+        }
+        if let Err(error) = log.put(changes) {
+            tracing::warn!(%error, "the queue's state cannot be written yet");
+        }
+        Ok(log)
+    }
+
+    /// Does what has to be done about a segment, and says what that changes. A disk that cannot do
+    /// it now does not keep the log from opening.
+    fn act(&mut self, action: Action) -> Option<StateChange> {
+        let store = &mut self.store;
+        let (id, done) = match action {
+            Action::Trim(id) => (id, store.trim(id)),
+            Action::Remove(id) => (id, store.remove(id)),
+            Action::Quarantine(id) => (id, store.quarantine(id)),
+            Action::QuarantineStranger(id, owner) => {
+                let moved = store.quarantine_stranger(id, owner);
+                (id, moved.map(|path| told_of_stranger(id, owner, &path)))
+            }
+            Action::Keep(id) => (id, store.keep(id).map(|()| self.backlog.moved(id))),
+        };
+        match done {
+            // The row of one that cannot be removed stays, and so it is never sent again.
+            Ok(()) => matches!(action, Action::Remove(_)).then(|| rows::drop_segment_row(id)),
+            Err(error) => {
+                tracing::warn!(segment = id, %error, "a segment stays as it is for now");
+                None
+            }
+        }
+    }
+}
+
+fn told_of_stranger(id: u64, owner: Stranger, path: &std::path::Path) {
+    tracing::error!(
+        segment = id, queue = %owner.queue, own = owner.segment, kept = %path.display(),
+        "a segment of another queue, or of another number, is put aside; hint: `agent queue repair \
+         --requeue` queues its records here"
+    );
+}
+
+/// Gives segments whose folders were renamed their names back.
+fn rename_back<D: WriteDisk>(store: &mut Store<D>, rows: &SegmentRows) -> Result<(), StoreError> {
+    for id in store.segments()? {
+        if rows.sealed.contains_key(&id) || rows.kept.contains_key(&id) {
+            continue;
+        }
+        let owner = store::owner_in(&store.disk, &segment_folder(id));
+        let own = owner.filter(|owner| owner.queue == store.queue_id() && owner.segment != id);
+        if let Some(own) = own
+            && store.rename_back(id, own.segment)?
+        {
+            tracing::error!(
+                segment = own.segment,
+                found = id,
+                "a renamed segment has its name back"
+            );
+        }
+    }
+    Ok(())
+}
+
+impl<D: ReadDisk> Log<D> {
+    /// Looks at the log on `disk`, and changes nothing.
+    pub fn look(disk: D, limits: LogLimits) -> Result<Self, StoreError> {
+        let store = Store::look(disk)?;
+        let (journal, rows) = Journal::look(&store)?;
+        let mut log = Self::new(store, journal, limits);
+        log.recover(rows)?;
+        Ok(log)
+    }
+
+    fn recover(&mut self, rows: SegmentRows) -> Result<Findings, StoreError> {
+        let SegmentRows { sealed: mut rows, kept } = rows;
+        // What is found wrong here is noticed after the newest thing that is known.
+        let newest =
+            |rows: &BTreeMap<u64, SegmentRow>| rows.values().map(|row| row.window_ms.1).max();
+        let newest_kept = kept.values().map(|kept| kept.delivered_ms).max();
+        self.now_ms = newest(&rows).max(newest_kept).unwrap_or(0);
+        let mut found = Findings::default();
+        let mut ids = self.store.segments()?;
+        self.recover_kept(kept, &ids, &mut found)?;
+        // What is kept, and only not moved yet, does not wait.
+        ids.retain(|id| self.backlog.get_kept(*id).is_none());
+        self.journal.has_segment(ids.last().copied().unwrap_or(0));
+        let (written, merged): (Vec<u64>, Vec<u64>) =
+            ids.iter().partition(|id| segment::generation(**id) == 0);
+        self.recover_written(&written, &mut rows, &mut found);
+        let mut found_merged = Vec::new();
+        for id in merged {
+            let row = match rows.remove(&id) {
+                Some(row) => row,
+                None => match self.recover_merged(id, &ids, &mut found)? {
+                    Some(row) => {
+                        found.changes.push(rows::segment_row(&row));
+                        found_merged.push(row.first_seq..row.end_seq);
+                        row
+                    }
+                    None => continue,
+                },
+            };
+            self.take_row(row, &mut found);
+        }
+        self.journal.take_seqs(found.unknown_seqs);
+        for row in rows.into_values() {
+            // What it held may be in a merged segment whose row was lost.
+            if !found_merged.iter().any(|range| range.contains(&row.first_seq)) {
+                self.note_vanished(&row);
+            }
+            found.changes.push(rows::drop_segment_row(row.id));
+        }
+        let newest = self.backlog.sealed().map(|sealed| sealed.row.window_ms.1).max();
+        let newest = newest.max((self.now_ms > 0).then_some(self.now_ms));
+        self.age = AgeClock::of_earlier(self.journal.age_ms().or(newest));
+        Ok(found)
+    }
+
+    /// The segments as they were written. From the newest to the oldest: how far one without a row
+    /// counts depends on the next.
+    fn recover_written(
+        &mut self,
+        ids: &[u64],
+        rows: &mut BTreeMap<u64, SegmentRow>,
+        found: &mut Findings,
+    ) {
+        let mut scans = BTreeMap::new();
+        for id in ids.iter().filter(|id| !rows.contains_key(id)) {
+            match self.store.frames(*id) {
+                Ok(scan) => {
+                    scans.insert(*id, scan);
+                }
+                Err(error) => {
+                    tracing::error!(segment = id, %error, "left alone until the next start");
+                    found.unknown_seqs += UNKNOWN_SEQS;
+                }
+            }
+        }
+        let mut until = None;
+        for id in ids.iter().rev() {
+            let row = match (rows.get(id).cloned(), scans.get(id)) {
+                (Some(row), _) => row,
+                (None, Some(scan)) => {
+                    let around = Neighbours { from: self.given_before(*id, rows, &scans), until };
+                    match self.recover_segment(*id, scan, around, found) {
+                        Some(row) => row,
+                        None => continue,
+                    }
+                }
+                (None, None) => continue,
+            };
+            until = Some(row.first_seq);
+            self.take_row(row, found);
+        }
+        rows.retain(|id, _| !ids.contains(id));
+    }
+
+    /// The numbers below this one were given before segment `id` was begun.
+    fn given_before(
+        &self,
+        id: u64,
+        rows: &BTreeMap<u64, SegmentRow>,
+        scans: &BTreeMap<u64, Scan>,
+    ) -> u64 {
+        let end = |found: &Found| found.head.first_seq + u64::from(found.head.records);
+        let in_rows = rows.range(..id).next_back().map(|(_, row)| row.end_seq);
+        let in_scans = scans.range(..id).filter_map(|(_, scan)| scan.found.last()).map(end).max();
+        let kept = self.backlog.kept().map(|kept| &kept.row.row);
+        let in_kept = kept.filter(|row| row.id < id).map(|row| row.end_seq).max();
+        let in_state = self.journal.given_before(id);
+        in_rows.max(in_scans).max(in_kept).max(in_state).unwrap_or(0)
+    }
+
+    /// Takes a closed segment in; one that is done goes.
+    fn take_row(&mut self, row: SegmentRow, found: &mut Findings) {
+        self.journal.has_given(row.end_seq);
+        if row.is_done() {
+            found.actions.push(Action::Remove(row.id));
+        } else {
+            self.backlog.insert(Sealed::on_disk(row, None));
+        }
+    }
+
+    /// The row of a segment that a crash left unsealed, from its frames; positions are taken from
+    /// them too. `None` when nothing in it was ever acknowledged.
+    fn recover_segment(
+        &mut self,
+        id: u64,
+        scan: &Scan,
+        around: Neighbours,
+        found: &mut Findings,
+    ) -> Option<SegmentRow> {
+        let mut row = SegmentRow::recovered(id, &scan.found, around.until);
+        if row.frames == 0 {
+            self.put_away(id, scan, around, found);
+            return None;
+        }
+        if scan.found.first().is_some_and(|first| first.head.number > 0) {
+            // Its first frames are damaged: their numbers begin where those before it end.
+            row.first_seq = row.first_seq.min(around.from);
+        }
+        // What is missing between the frames is found, and told, when the segment is read.
+        let gaps = Index::of(scan.clone(), &row).gaps(&row);
+        row.records += gaps.iter().map(|gap| self.unexplained(gap.from, gap.to)).sum::<u64>();
+        self.recover_positions(scan, &row);
+        tracing::info!(segment = id, records = row.records, "found an unsealed segment");
+        found.actions.push(Action::Trim(id));
+        found.changes.push(rows::segment_row(&row));
+        Some(row)
+    }
+
+    /// How many of these numbers the ledger does not have.
+    fn unexplained(&self, from: u64, to: u64) -> u64 {
+        (to + 1).saturating_sub(from).saturating_sub(self.journal.ledger().known_in(from, to))
+    }
+
+    /// A segment without one block that counts: nothing, damage, or somebody else's. What has a
+    /// sound checksum is never deleted.
+    fn put_away(&mut self, id: u64, scan: &Scan, around: Neighbours, found: &mut Findings) {
+        if let Some(owner) = scan.stranger.filter(|_| scan.found.is_empty()) {
+            return found.actions.push(Action::QuarantineStranger(id, owner));
+        }
+        if scan.found.is_empty() && scan.broken == 0 {
+            return found.actions.push(Action::Remove(id));
+        }
+        tracing::error!(segment = id, "no block of a segment counts: see quarantine/");
+        found.actions.push(Action::Quarantine(id));
+        if !scan.found.is_empty() {
+            return; // the next segment has the same records
+        }
+        let Some(until) = around.until else {
+            found.unknown_seqs += UNKNOWN_SEQS; // nobody knows how many there were
+            return;
+        };
+        let records =
+            if around.from < until { self.unexplained(around.from, until - 1) } else { 0 };
+        self.note_lost((around.from, until.saturating_sub(1)), records, (self.now_ms, self.now_ms));
+    }
+
+    /// The row of a merged segment without one: the process ended before the merge counted, or the
+    /// state is lost. Batches that a segment of a lower generation still has are left to it: a
+    /// merge's sources are always lower. `None` when that is all of them.
+    fn recover_merged(
+        &mut self,
+        id: u64,
+        ids: &[u64],
+        found: &mut Findings,
+    ) -> Result<Option<SegmentRow>, StoreError> {
+        let scan = self.store.frames(id)?;
+        let Some(mut row) = SegmentRow::recovered_merged(id, &scan) else {
+            self.put_away(id, &scan, Neighbours { from: 0, until: Some(0) }, found);
+            return Ok(None);
+        };
+        let index = Index::of(scan, &row);
+        let missing = |gap: &Gap| gap.to - gap.from + 1;
+        row.records += index.gaps(&row).iter().map(missing).sum::<u64>();
+        let mut elsewhere = BTreeSet::new();
+        let lower = segment::generation(id);
+        let lower = ids.iter().filter(|other| (1..lower).contains(&segment::generation(**other)));
+        for other in lower {
+            let groups = self.store.frames(*other)?.groups;
+            elsewhere.extend(groups.into_values().flatten().map(|entry| entry.origin));
+        }
+        for plan in index.plans.iter() {
+            if ids.contains(&plan.origin.segment) || elsewhere.contains(&plan.origin) {
+                row.deliver(plan.number);
+            }
+        }
+        if row.is_done() {
+            found.actions.push(Action::Remove(id));
+            return Ok(None);
+        }
+        for block in index.blocks() {
+            let frames = self.store.read(id, block)?;
+            let positions = group::decode(&frames).map(|(_, positions)| positions);
+            self.journal.find_positions(id, positions.unwrap_or_default());
+        }
+        tracing::info!(segment = id, records = row.records, "found a merged segment");
+        Ok(Some(row))
+    }
+
+    fn recover_positions(&mut self, scan: &Scan, row: &SegmentRow) {
+        let promised: Vec<_> =
+            scan.found.iter().filter(|frame| frame.head.number < row.frames).copied().collect();
+        let mut at = 0;
+        while let Some(first) = promised.get(at) {
+            let parts = usize::from(first.head.parts).max(1);
+            let block = promised.get(at..at + parts).unwrap_or_default();
+            let frames = self.store.read(row.id, block).unwrap_or_default();
+            let Ok(body) = block::decode(&frames) else {
+                at += 1;
+                continue;
+            };
+            at += parts;
+            self.journal.find_positions(row.id, body.positions);
+        }
+    }
+
+    /// The segments that are delivered and kept. One whose row is lost was delivered all the same;
+    /// one that is not there is forgotten.
+    fn recover_kept(
+        &mut self,
+        rows: BTreeMap<u64, KeptRow>,
+        waiting: &[u64],
+        found: &mut Findings,
+    ) -> Result<(), StoreError> {
+        let there = self.store.kept()?;
+        for (id, kept) in rows {
+            let is_waiting = waiting.contains(&id);
+            if !is_waiting && !there.contains(&id) {
+                found.changes.push(rows::drop_kept_row(id));
+                continue;
+            }
+            self.backlog.insert_kept(kept);
+            if is_waiting {
+                found.actions.push(Action::Keep(id));
+            } else {
+                self.backlog.moved(id);
+            }
+        }
+        for id in there {
+            if self.backlog.get_kept(id).is_none()
+                && let Some(kept) = self.find_kept(id)
+            {
+                found.changes.push(rows::kept_row(&kept));
+                self.journal.has_given(kept.row.end_seq);
+                self.backlog.insert_kept(kept);
+                self.backlog.moved(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of a kept segment, from its frames.
+    fn find_kept(&self, id: u64) -> Option<KeptRow> {
+        let scan = self.store.frames(id).ok()?;
+        let mut row = match segment::generation(id) {
+            0 => SegmentRow::recovered(id, &scan.found, None),
+            _ => SegmentRow::recovered_merged(id, &scan)?,
+        };
+        (0..row.batches).for_each(|batch| row.deliver(batch));
+        let delivered_ms = row.window_ms.1;
+        (row.frames > 0).then_some(KeptRow { row, delivered_ms })
+    }
+
+    /// A row whose segment is gone: either its removal was under way, or somebody deleted it.
+    pub(super) fn note_vanished(&mut self, row: &SegmentRow) {
+        if row.is_done() {
+            return;
+        }
+        let range = (row.first_seq, row.end_seq.saturating_sub(1));
+        self.note_lost(range, row.records - row.corrupt, row.window_ms);
+        tracing::error!(
+            segment = row.id,
+            records = row.records - row.corrupt,
+            first_seq = row.first_seq,
+            "records lost: their segment has vanished from the queue directory"
+        );
+    }
+
+    fn note_lost(&mut self, range: (u64, u64), records: u64, time_ms: (i64, i64)) {
+        self.counts.corrupt_records += records;
+        self.note_loss(NewLoss { range, records, reason: LossReason::Corrupt, time_ms });
+    }
+}

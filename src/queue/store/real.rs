@@ -1,0 +1,340 @@
+//! A queue's files in a directory of the system.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fs_err::{self as fs, File};
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use super::{
+    FOLDERS, StoreError,
+    disk::{ReadDisk, WriteDisk},
+    sled::{self, SledSegment},
+};
+use crate::queue::{
+    DeadLetter,
+    budget::DiskSpace,
+    dead::{self, DeadChanges},
+    format::rows::Rows,
+};
+
+/// A directory that is only looked at, whether a process has the queue open or not.
+pub type LookedAt = Directory<()>;
+
+/// A directory that this process writes. One process at a time.
+pub type RealDisk = Directory<Held>;
+
+/// A directory with a queue's files, and the hold that this process has on it.
+#[derive(Debug)]
+pub struct Directory<H> {
+    dir: PathBuf,
+    hold: H,
+}
+
+/// What makes a directory this process's.
+#[derive(Debug)]
+pub struct Held {
+    dir: PathBuf,
+    lock: Arc<File>,
+    open: BTreeMap<PathBuf, SledSegment>,
+    /// The user and group that own the directory, when this process is root and they are not: what
+    /// it makes is theirs.
+    owner: Option<(u32, u32)>,
+}
+
+const LOCK: &str = "lock";
+
+impl LookedAt {
+    /// The directory `dir`, to look at.
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), hold: () }
+    }
+}
+
+impl RealDisk {
+    /// The directory `dir`, made when it is not there, for this process alone.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        make_folders(dir)?;
+        let lock = Arc::new(lock(dir)?);
+        let disk = Self::held(dir, lock);
+        disk.hold.give(Path::new(LOCK));
+        FOLDERS.iter().for_each(|folder| disk.hold.give(Path::new(folder)));
+        Ok(disk)
+    }
+
+    /// Opens the directory again, any number of times, without ever letting go of it.
+    pub fn hold_again(&self) -> impl Fn() -> Result<Self, StoreError> + Send + use<> {
+        let (dir, lock) = (self.dir.clone(), Arc::clone(&self.hold.lock));
+        move || {
+            make_folders(&dir)?;
+            Ok(Self::held(&dir, Arc::clone(&lock)))
+        }
+    }
+
+    /// The directory `dir`, whose lock this process has already.
+    pub fn held(dir: &Path, lock: Arc<File>) -> Self {
+        let (dir, owner) = (dir.to_owned(), owner_of(dir));
+        let hold = Held { dir: dir.clone(), lock, open: BTreeMap::new(), owner };
+        Self { dir, hold }
+    }
+
+    fn segment(&mut self, folder: &Path) -> Result<&mut SledSegment, StoreError> {
+        let missing =
+            || StoreError::new("write to", self.dir.join(folder), io::ErrorKind::NotConnected);
+        self.hold.open.get_mut(folder).ok_or_else(missing)
+    }
+}
+
+impl Held {
+    /// Hands what this process has made to the directory's owner, who has to work with it.
+    fn give(&self, path: &Path) {
+        let Some((user, group)) = self.owner else { return };
+        let path = self.dir.join(path);
+        let is_ours = fs::symlink_metadata(&path).is_ok_and(|data| data.uid() == 0);
+        if is_ours && let Err(error) = std::os::unix::fs::lchown(&path, Some(user), Some(group)) {
+            tracing::warn!(%error, path = %path.display(), "this stays root's");
+        }
+    }
+
+    fn give_all(&self, path: &Path) {
+        if self.owner.is_none() {
+            return;
+        }
+        self.give(path);
+        for entry in std::fs::read_dir(self.dir.join(path)).into_iter().flatten().flatten() {
+            self.give_all(&path.join(entry.file_name()));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.open.clear();
+        self.give_all(Path::new(""));
+    }
+}
+
+impl<H: Send> ReadDisk for Directory<H> {
+    type File = std::fs::File;
+
+    fn dir(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(self.dir.join(folder))?;
+        let name =
+            |entry: io::Result<std::fs::DirEntry>| entry.map(|e| e.file_name().into_string());
+        entries.map(name).filter_map(|name| name.map(Result::ok).transpose()).collect()
+    }
+
+    fn has_folder(&self, folder: &Path) -> bool {
+        self.dir.join(folder).is_dir()
+    }
+
+    fn open(&self, file: &Path) -> io::Result<std::fs::File> {
+        std::fs::File::open(self.dir.join(file))
+    }
+
+    fn occupied(&self, path: &Path) -> u64 {
+        occupied(&self.dir.join(path))
+    }
+
+    fn changed_at(&self, path: &Path) -> Option<i64> {
+        // Moving a folder changes nothing in it; the inode's own time is that of the move.
+        std::fs::symlink_metadata(self.dir.join(path)).ok().map(|data| data.ctime())
+    }
+
+    fn space(&self) -> Option<DiskSpace> {
+        space(&self.dir)
+    }
+
+    fn old_rows(&self) -> Result<Option<Rows>, StoreError> {
+        sled::old_rows(&self.dir.join("state"))
+    }
+}
+
+impl WriteDisk for RealDisk {
+    fn make_folder(&mut self, folder: &Path) -> io::Result<()> {
+        match std::fs::create_dir(self.dir.join(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map(|()| self.hold.give(folder)),
+        }
+    }
+
+    fn write(&mut self, file: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(file);
+        let is_new = !path.exists();
+        let mut open =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        open.seek(SeekFrom::Start(at))?;
+        open.write_all(bytes)?;
+        if is_new {
+            self.hold.give(file);
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, file: &Path, until: u64) -> io::Result<()> {
+        let open = std::fs::OpenOptions::new().write(true).open(self.dir.join(file))?;
+        reserve(&open, until)
+    }
+
+    fn trim(&mut self, file: &Path) -> io::Result<()> {
+        let open = std::fs::OpenOptions::new().write(true).open(self.dir.join(file))?;
+        open.set_len(open.metadata()?.len())
+    }
+
+    fn sync(&mut self, path: &Path) -> io::Result<()> {
+        let open = std::fs::File::open(self.dir.join(path))?;
+        // Of a file, the content and the length; of a folder, its names.
+        if open.metadata()?.is_dir() { open.sync_all() } else { open.sync_data() }
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&mut self, path: &Path) -> io::Result<()> {
+        let path = self.dir.join(path);
+        let removed = match std::fs::symlink_metadata(&path) {
+            Ok(data) if data.is_dir() => std::fs::remove_dir_all(&path),
+            Ok(_) => std::fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn create_segment(&mut self, folder: &Path, reserve: u64) -> Result<(), StoreError> {
+        let segment = SledSegment::create(&self.dir.join(folder), reserve)?;
+        self.hold.open.insert(folder.to_owned(), segment);
+        self.hold.give_all(folder);
+        Ok(())
+    }
+
+    fn append(&mut self, folder: &Path, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        self.segment(folder)?.append(number, frames)
+    }
+
+    fn sync_segment(&mut self, folder: &Path) -> Result<(), StoreError> {
+        self.segment(folder)?.sync()
+    }
+
+    fn close_segment(&mut self, folder: &Path) -> Result<(), StoreError> {
+        let missing =
+            || StoreError::new("close", self.dir.join(folder), io::ErrorKind::NotConnected);
+        let segment = self.hold.open.remove(folder).ok_or_else(missing)?;
+        let closed = segment.close();
+        self.hold.give_all(folder);
+        closed
+    }
+
+    fn abandon_segment(&mut self, folder: &Path) {
+        self.hold.open.remove(folder);
+    }
+
+    fn is_there(&self) -> bool {
+        let at = |path: &Path| std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+        let held = self.hold.lock.metadata().ok().map(|data| (data.dev(), data.ino()));
+        held.is_some()
+            && at(&self.dir.join(LOCK)) == held
+            && FOLDERS.iter().all(|folder| self.dir.join(folder).is_dir())
+    }
+
+    fn make_anew(&mut self) -> Result<(), StoreError> {
+        make_folders(&self.dir)?;
+        let held = self.hold.lock.metadata().ok().map(|data| (data.dev(), data.ino()));
+        let path = self.dir.join(LOCK);
+        let there = std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+        if there.is_none() || there != held {
+            self.hold.lock = Arc::new(lock(&self.dir)?);
+        }
+        let at = |path: PathBuf| move |error| StoreError::new("sync", path, error);
+        let sync = |path: &Path| std::fs::File::open(path)?.sync_all();
+        sync(&self.dir).map_err(at(self.dir.clone()))
+    }
+
+    fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
+        let put = dead::put(&self.dir, letters);
+        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        put
+    }
+
+    fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
+        let changed = dead::change(&self.dir, changes);
+        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        changed
+    }
+
+    fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
+        let shortened = dead::shorten(&self.dir, bytes_max);
+        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        shortened
+    }
+}
+
+/// Takes the lock of the queue in `dir`; fails when another process has it.
+pub fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| StoreError::new("open", &path, error))?;
+    rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| StoreError::new("lock", &path, error))?;
+    Ok(file)
+}
+
+/// Bytes on disk of a file, or of all files below a folder.
+pub fn occupied(path: &Path) -> u64 {
+    match std::fs::symlink_metadata(path) {
+        Ok(data) if data.is_dir() => {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| occupied(&entry.path())).sum()
+        }
+        Ok(data) => data.blocks() * 512,
+        Err(_) => 0,
+    }
+}
+
+/// Room on the file system of `dir`.
+pub fn space(dir: &Path) -> Option<DiskSpace> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(DiskSpace {
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+/// Sets blocks aside for a file, as far as its file system can do that: on others a full disk shows
+/// later, at a write.
+pub(super) fn reserve(file: &std::fs::File, until: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, until) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn make_folders(dir: &Path) -> Result<(), StoreError> {
+    for folder in FOLDERS {
+        let path = dir.join(folder);
+        fs::create_dir_all(&path).map_err(|error| StoreError::new("create", &path, error))?;
+    }
+    Ok(())
+}
+
+/// Who owns `dir`, when this process is root and they are not.
+fn owner_of(dir: &Path) -> Option<(u32, u32)> {
+    let data = std::fs::metadata(dir).ok()?;
+    (rustix::process::geteuid().is_root() && data.uid() != 0).then(|| (data.uid(), data.gid()))
+}
