@@ -219,12 +219,12 @@ impl QueueConfig {
     /// another process's.
     pub fn start_patiently(&self) -> Result<(Queue, QueueThread), StoreError> {
         let disk = RealDisk::open(&self.dir)?;
-        let (dir, again, limits) = (self.dir.clone(), disk.hold_again(), self.limits);
+        let (again, limits) = (disk.hold_again(), self.limits);
         match Log::open(disk, limits) {
             Ok(log) => Queue::start(log, self.commit_interval),
             Err(error) => {
                 let open = move || Log::open(again()?, limits);
-                thread::start_waiting(dir, (error, open), (self.commit_interval, limits))
+                thread::start_waiting(&self.dir, (error, open), (self.commit_interval, limits))
             }
         }
     }

@@ -94,6 +94,8 @@ impl Source for QueueSource {
     }
 
     async fn heard(&self, info: &AgentInfo) {
+        // The answer has just told the backend's time.
+        self.queue.clock_is_off_by(self.link.clock_offset_ms()).await;
         let ids: Vec<u64> = info.lost.iter().filter_map(|lost| lost.id).collect();
         if !ids.is_empty() {
             // A queue that is closed has the entries on disk: they are said again.

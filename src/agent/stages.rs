@@ -118,7 +118,7 @@ impl Stages {
         self.stop_collectors(&diff.stop).await;
         for name in diff.start {
             let Some(plan) = wanted.remove(name) else { continue };
-            let running = self.start_collector(plan).await;
+            let running = self.start_collector(plan);
             self.collectors.insert(name, running);
         }
         self.apply_intake(config.intake.as_ref());
@@ -154,7 +154,7 @@ impl Stages {
         }
     }
 
-    async fn start_collector(&self, plan: Plan) -> Running<Plan> {
+    fn start_collector(&self, plan: Plan) -> Running<Plan> {
         let (trigger, shutdown) = shutdown::channel();
         let (timing, door) = (plan.timing, self.door.clone());
         let task = match plan.kind.clone() {

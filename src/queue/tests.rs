@@ -2,6 +2,7 @@
 
 mod attack; // the state, the names, the clock, the directory
 mod damage; // damaged directories
+mod life; // the thread that owns the log
 mod lanes; // fresh batches and the oldest
 mod model; // what is promised, and what has arrived
 mod power; // the power goes at any operation

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::Path,
     time::Duration,
 };
 
@@ -104,12 +104,12 @@ pub(super) fn start_looking<D: ReadDisk + 'static>(
 
 /// Starts the thread of a queue whose log cannot be opened yet.
 pub(super) fn start_waiting<D: WriteDisk + 'static>(
-    dir: PathBuf,
+    dir: &Path,
     (error, open): (StoreError, impl FnMut() -> Result<Log<D>, StoreError> + Send + 'static),
     (commit_interval, limits): (Duration, LogLimits),
 ) -> Result<(Queue, QueueThread), StoreError> {
     let (commands, mut receiver) = mpsc::channel(COMMANDS_MAX);
-    let queue = Queue::new(commands, Some(&dir));
+    let queue = Queue::new(commands, Some(dir));
     let life = async move {
         let opened =
             waiting::until_open((error, open), &mut receiver, (commit_interval, limits)).await;
@@ -120,17 +120,19 @@ pub(super) fn start_waiting<D: WriteDisk + 'static>(
     Ok((queue, spawn(life)?))
 }
 
-fn spawn(life: impl Future<Output = ()> + Send + 'static) -> Result<QueueThread, StoreError> {
+pub(super) fn spawn(
+    life: impl Future<Output = ()> + Send + 'static,
+) -> Result<QueueThread, StoreError> {
     let failed = |error| StoreError::new("start the thread of", "the queue", error);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let live = move || {
+    let run = move || {
         // Whoever waits for the thread learns from its channel that it has ended.
         if catch_unwind(AssertUnwindSafe(|| runtime.block_on(life))).is_err() {
             tracing::error!("the queue's thread panicked: the process must be started anew");
         }
     };
-    let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(live);
+    let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(run);
     Ok(QueueThread(thread.map_err(failed)?))
 }
 

@@ -203,10 +203,7 @@ fn answer(command: Command, held: &Held, (error, limits): (&StoreError, &LogLimi
         Command::Ask(Ask::Check(_, _, reply)) => {
             reply.send(<_>::default()).ok();
         }
-        Command::ChangeDead(_, reply) => {
-            reply.send(Err(again(error))).ok();
-        }
-        Command::Delivered(_, _, _, reply) => {
+        Command::ChangeDead(_, reply) | Command::Delivered(_, _, _, reply) => {
             reply.send(Err(again(error))).ok();
         }
         Command::PutBack(..)

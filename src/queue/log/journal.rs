@@ -267,7 +267,9 @@ impl Journal {
         (losses, now_ms): (&[NewLoss], i64),
     ) -> Result<(), StoreError> {
         let before = self.ledger.clone();
-        losses.iter().for_each(|loss| self.ledger.note(*loss, now_ms));
+        for loss in losses {
+            self.ledger.note(*loss, now_ms);
+        }
         self.put(store, rows).inspect_err(|_| self.ledger = before)
     }
 

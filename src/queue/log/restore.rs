@@ -7,7 +7,7 @@ use crate::queue::{
         rows,
         segment::{BatchPlan, SegmentRow},
     },
-    store::disk::WriteDisk,
+    store::{Store, disk::WriteDisk},
 };
 
 impl<D: WriteDisk> Log<D> {
@@ -20,7 +20,7 @@ impl<D: WriteDisk> Log<D> {
 
     /// See the module documentation. A disk that does not take the directory is asked again later.
     pub(super) fn restore(&mut self, now_ms: i64) {
-        let made = self.try_disk(now_ms, |store| store.make_anew());
+        let made = self.try_disk(now_ms, Store::make_anew);
         if made.is_none() {
             return;
         }
@@ -76,12 +76,10 @@ impl<D: WriteDisk> Log<D> {
             return;
         }
         self.store.abandon(active.row.id);
-        match self.again(&active.row, &active.plans) {
-            Some(again) => self.writer.active = Some(again),
-            None => {
-                self.note_vanished(&active.row);
-                self.writer.ring.remove(active.row.id);
-            }
+        self.writer.active = self.again(&active.row, &active.plans);
+        if self.writer.active.is_none() {
+            self.note_vanished(&active.row);
+            self.writer.ring.remove(active.row.id);
         }
     }
 
@@ -93,17 +91,14 @@ impl<D: WriteDisk> Log<D> {
         if done {
             return self.forget(id);
         }
-        match self.again(&row, &plans) {
-            Some(Active { row, plans, unsaved, .. }) => {
-                let mut again = Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly);
-                (again.in_flight, again.attempts) = (in_flight, attempts);
-                self.backlog.insert(again);
-            }
-            None => {
-                self.note_vanished(&row);
-                self.forget(id);
-                self.journal.later(rows::drop_segment_row(id));
-            }
+        if let Some(Active { row, plans, unsaved, .. }) = self.again(&row, &plans) {
+            let mut again = Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly);
+            (again.in_flight, again.attempts) = (in_flight, attempts);
+            self.backlog.insert(again);
+        } else {
+            self.note_vanished(&row);
+            self.forget(id);
+            self.journal.later(rows::drop_segment_row(id));
         }
     }
 

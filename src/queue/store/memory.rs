@@ -81,6 +81,7 @@ impl MemoryDisk {
     }
 
     /// A handle on it, as a process would open it.
+    #[must_use]
     pub fn open(&self) -> Self {
         self.clone()
     }

@@ -45,9 +45,10 @@ pub struct Notes {
 }
 
 /// What is known of one of the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum NotesFile {
     /// It is not to be added to: it is not there, damaged, or in doubt after a failed sync.
+    #[default]
     Stale,
     /// It has everything.
     Sound {
@@ -57,12 +58,6 @@ enum NotesFile {
         /// Up to where disk is set aside.
         reserved: u64,
     },
-}
-
-impl Default for NotesFile {
-    fn default() -> Self {
-        Self::Stale
-    }
 }
 
 /// What a person has to know of the state.
@@ -202,10 +197,8 @@ impl Notes {
             return Ok(());
         }
         let file = folder.join(FILES[n]);
-        if let Err(error) = disk.write(&file, bytes, change) {
-            // What was written of it is written over by the next, unless nobody knows how much.
-            return Err(error);
-        }
+        // What is written of it when that fails is written over by the next.
+        disk.write(&file, bytes, change)?;
         self.files[n] = NotesFile::Stale;
         disk.sync(&file)?;
         let reserved = reserve(disk, &file, end, reserved);

@@ -63,7 +63,9 @@ impl RealDisk {
         let lock = Arc::new(lock(dir)?);
         let disk = Self::held(dir, lock);
         disk.hold.give(Path::new(LOCK));
-        FOLDERS.iter().for_each(|folder| disk.hold.give(Path::new(folder)));
+        for folder in FOLDERS {
+            disk.hold.give(Path::new(folder));
+        }
         Ok(disk)
     }
 
@@ -269,9 +271,9 @@ impl WriteDisk for RealDisk {
     }
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
-        let changed = dead::change(&self.dir, changes);
+        let result = dead::change(&self.dir, changes);
         self.hold.give(Path::new(dead::DEAD_LETTERS));
-        changed
+        result
     }
 
     fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {

@@ -418,7 +418,9 @@ fn a_directory_that_goes_away_is_made_anew() {
         acknowledged += 4;
         let ids: BTreeSet<Uuid> = log.batches().unwrap().iter().map(|batch| batch.id).collect();
         let queue = log.queue_id();
-        gone.iter().for_each(|path| disk.lose(path));
+        for path in gone {
+            disk.lose(path);
+        }
         log.tend(1_000);
         assert_eq!(
             log.append(vec![group(acknowledged..acknowledged + 5)], 70_000).home,
