@@ -22,9 +22,9 @@
 //!   when it is delivered, or evicted by the rules: a segment of another queue goes to
 //!   `quarantine/`, and one that a later version wrote stays where it is. What can be read of a
 //!   damaged segment is delivered, or moved to a sound one when there is time; the damaged one goes
-//!   to `quarantine/`, and what is lost to the ledger, with its sequence numbers. A segment that the
-//!   disk does not give at all is passed over and tried again each minute. Panics of the database
-//!   are errors.
+//!   to `quarantine/`, and what is lost to the ledger, with its sequence numbers. A segment that
+//!   the disk does not give at all is passed over and tried again each minute. Panics of the
+//!   database are errors.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
 //!   number) where it was written first; a block belongs to its batch since then. No process gives
 //!   a segment a number that an earlier one may have used without leaving a trace, nor one that a
@@ -47,11 +47,11 @@
 //! - **Q11 A segment is written by one process only**, and never again after an error or a restart.
 //! - **Q12 The state survives any one fault.** Its notes are in two files, each with a number and
 //!   checksums: a damaged byte or a lost file takes no entry of the ledger, no position, no number
-//!   and no kept segment. "Is not there" and "does not decode" are loss; a state that cannot be read
-//!   for any other reason is waited for, with everything as it is: until then the collectors'
+//!   and no kept segment. "Is not there" and "does not decode" are loss; a state that cannot be
+//!   read for any other reason is waited for, with everything as it is: until then the collectors'
 //!   records stay in memory, and the intake takes nothing.
-//! - **Q13 Nothing goes for its age on the word of a clock that jumped.** Ages are told by a clock of
-//!   the queue's own, which follows the wall clock when the backend's time agrees with it.
+//! - **Q13 Nothing goes for its age on the word of a clock that jumped.** Ages are told by a clock
+//!   of the queue's own, which follows the wall clock when the backend's time agrees with it.
 //!
 //! # Limits
 //! A record is at most 64 MiB, a block about 256 KiB before compression (2 MiB in a merged

@@ -101,12 +101,13 @@ async fn a_damaged_state_costs_no_record() {
     until("records are queued", LIMIT, || site.queue_number("next_seq") >= 10);
     agent.kill();
     let queued = site.queue_number("records");
-    let state = site.queue().join("state/db");
-    let mut bytes = fs_err::read(&state).expect("read the state");
-    for byte in bytes.iter_mut().step_by(7) {
-        *byte ^= 0x55;
+    for file in ["state/a", "state/b"].map(|name| site.queue().join(name)) {
+        let mut bytes = fs_err::read(&file).expect("read the state");
+        for byte in bytes.iter_mut().step_by(7) {
+            *byte ^= 0x55;
+        }
+        fs_err::write(&file, bytes).expect("damage the state");
     }
-    fs_err::write(&state, bytes).expect("damage the state");
     site.proxy.set(Network::Up);
     let agent = site.run();
     site.until_stored(usize::try_from(queued).expect("fits")).await;

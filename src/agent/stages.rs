@@ -224,8 +224,8 @@ fn diff(running: &BTreeMap<&'static str, &Plan>, wanted: &BTreeMap<&'static str,
     }
 }
 
-/// Reads the log on from where it was read last. Asked after an earlier collector has ended: what it
-/// appended last counts. A queue that does not know yet is asked again.
+/// Reads the log on from where it was read last. Asked after an earlier collector has ended: what
+/// it appended last counts. A queue that does not know yet is asked again.
 async fn run_pg_log(config: PgLogConfig, timing: Timing, door: Door, mut shutdown: Shutdown) {
     let position = loop {
         match door.queue.position("pg_log").await {

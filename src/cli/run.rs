@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use super::{ConfigFile, EXIT_USAGE, block_on, control, named};
 use crate::{
-    agent::{Agent, Setup, StartError},
+    agent::{Agent, AgentView, Setup, StartError},
     config::Config,
     link::{Identity, LinkError},
     shutdown::{Asked, Signals},
@@ -66,22 +66,7 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
         .await
         .inspect_err(|error| tracing::error!(%error, "nobody can ask this agent"));
     let view = agent.view();
-    let mut code = ExitCode::SUCCESS;
-    loop {
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::Stop(signal) => break tracing::info!(signal, "stopping"),
-                // A refusal is in the log and in the status.
-                Asked::Reload => _ = view.reload.now().await,
-            },
-            () = view.queue.ended() => {
-                // A supervisor starts another, which finds in the files what was acknowledged.
-                tracing::error!("the queue has ended by itself; the agent cannot go on");
-                code = ExitCode::FAILURE;
-                break;
-            }
-        }
-    }
+    let code = until_stopped(&view, &mut signals).await;
     let deadline = view.config.borrow().shutdown_deadline;
     let stop = async {
         if let Ok(control) = control {
@@ -97,6 +82,27 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
         }
     }
     code
+}
+
+/// Waits until the agent is told to stop, or cannot go on; what it ends with.
+async fn until_stopped(view: &AgentView, signals: &mut Signals) -> ExitCode {
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop(signal) => {
+                    tracing::info!(signal, "stopping");
+                    return ExitCode::SUCCESS;
+                }
+                // A refusal is in the log and in the status.
+                Asked::Reload => _ = view.reload.now().await,
+            },
+            () = view.queue.ended() => {
+                // A supervisor starts another, which finds in the files what was acknowledged.
+                tracing::error!("the queue has ended by itself; the agent cannot go on");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
 }
 
 /// The registered identity; without one, an external token and the configured id will do.

@@ -234,8 +234,8 @@ impl QuarantinedKind {
     }
 }
 
-/// What the agent put into quarantine first. What was sent, or counted, goes before strangers, whose
-/// records have been neither.
+/// What the agent put into quarantine first. What was sent, or counted, goes before strangers,
+/// whose records have been neither.
 pub(super) fn oldest_quarantined(disk: &impl ReadDisk) -> Option<String> {
     let names = disk.names(Path::new(QUARANTINE)).unwrap_or_default();
     let own = names.into_iter().filter_map(|name| {

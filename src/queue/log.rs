@@ -1,5 +1,5 @@
-//! The log: joins the backlog, the journal and the writer. Synchronous, owned by one thread, and told
-//! the time. The promises are in [`crate::queue`].
+//! The log: joins the backlog, the journal and the writer. Synchronous, owned by one thread, and
+//! told the time. The promises are in [`crate::queue`].
 //!
 //! On a disk that is only read it can be looked at ([`Log::look`]); what changes something needs a
 //! disk that is written.
@@ -262,7 +262,7 @@ impl<D: WriteDisk> Log<D> {
             self.put_back(key, error.to_string(), next_at_ms);
             return Err(error);
         }
-        let Some(sealed) = self.backlog.deliver(key) else { return Ok(()) };
+        let Some(sealed) = self.backlog.deliver(key, records) else { return Ok(()) };
         self.counts.delivered_records += records.saturating_sub(refused.len() as u64);
         self.counts.delivered_batches += 1;
         self.delivered_at_ms = self.now_ms;
@@ -355,7 +355,7 @@ impl<D: WriteDisk> Log<D> {
         self.seal(now_ms);
         self.abandon_merge();
         let left = self.backlog.sealed().filter(|sealed| sealed.home == Home::MemoryOnly);
-        let records: u64 = left.map(|sealed| sealed.row.records).sum();
+        let records: u64 = left.map(|sealed| sealed.row.waiting_records()).sum();
         if records > 0 {
             let error = self.disk_error().unwrap_or_default();
             tracing::error!(records, error, "records lost: the disk did not take them to the end");

@@ -266,8 +266,8 @@ fn salvage(log: &mut Log<RealDisk>, id: u64, now_ms: i64) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Appends what can be read of a stranger in quarantine. What a kill in the middle repeats has other
-/// numbers.
+/// Appends what can be read of a stranger in quarantine. What a kill in the middle repeats has
+/// other numbers.
 fn adopt(log: &mut Log<RealDisk>, dir: &Path, name: &str, now_ms: i64) -> Result<(), StoreError> {
     let record = |record: Record| NewRecord {
         kind: record.kind,

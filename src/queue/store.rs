@@ -6,7 +6,7 @@ pub mod identity;
 pub mod memory;
 pub mod notes;
 pub mod real;
-pub mod sled;
+pub mod sled_segment;
 
 use std::{
     io::{self, Read, Seek, SeekFrom},
@@ -243,7 +243,7 @@ impl<D: WriteDisk> Store<D> {
         let path = Path::new(QUARANTINE).join(oldest);
         self.disk.remove(&path).map_err(self.at("remove", &path))?;
         let path = self.full(&path);
-        tracing::error!(path = %path.display(), "removed from quarantine: the queue needs the room");
+        tracing::error!(path = %path.display(), "removed from quarantine to make room");
         Ok(true)
     }
 

@@ -102,8 +102,8 @@ pub(super) async fn until_open<D: WriteDisk>(
 ) -> Option<(Log<D>, Duration)> {
     tracing::error!(
         %error,
-        "the queue's state cannot be read: nothing of it is changed, and what is collected stays in \
-         memory until it can be"
+        "the queue's state cannot be read: nothing of it is changed, and what is collected stays \
+         in memory until it can be"
     );
     let mut held = Held::new(limits.volatile_bytes_max);
     let mut retry_at = Instant::now() + RETRY;

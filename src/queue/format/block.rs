@@ -117,8 +117,8 @@ pub enum Damage {
     /// The bytes do not start with a sound header.
     #[error("no sound frame header")]
     Header,
-    /// The header is sound and of a version of the layout, or of a codec, that this program does not
-    /// know.
+    /// The header is sound and of a version of the layout, or of a codec, that this program does
+    /// not know.
     #[error("written by another version of the agent (layout {0})")]
     Version(u16),
     /// The payload is cut short or its checksum is wrong.

@@ -11,8 +11,8 @@ use super::{
     salvage::{Found, Scan},
 };
 
-/// The number after `last`, further by `leap`: it follows the clock, and leaves room for the numbers
-/// of the segments that this one is merged into.
+/// The number after `last`, further by `leap`: it follows the clock, and leaves room for the
+/// numbers of the segments that this one is merged into.
 pub fn next_id(last: u64, now_ms: i64, leap: u64) -> u64 {
     let after = (last >> GENERATION_BITS) + 1;
     let clock = u64::try_from(now_ms).unwrap_or(0).saturating_mul(NUMBERS_PER_MS);
@@ -100,6 +100,9 @@ pub struct SegmentRow {
     pub windows: u32,
     /// How often it was thinned.
     pub thinned: u8,
+    /// Records in the delivered batches. Earlier versions had no such field.
+    #[serde(default)]
+    pub delivered_records: u64,
 }
 
 /// One batch of a segment: a run of whole blocks.
@@ -158,6 +161,7 @@ impl SegmentRow {
             corrupt: 0,
             windows: 0,
             thinned: 0,
+            delivered_records: 0,
         }
     }
 
@@ -220,6 +224,11 @@ impl SegmentRow {
     /// Whether `batch` is delivered.
     pub fn is_delivered(&self, batch: u32) -> bool {
         self.delivered.iter().any(|(from, to)| (*from..=*to).contains(&batch))
+    }
+
+    /// Records that are left to deliver, those that are damaged included.
+    pub fn waiting_records(&self) -> u64 {
+        self.records.saturating_sub(self.delivered_records)
     }
 
     /// Whether nothing of the segment is left to send.

@@ -1,7 +1,7 @@
 //! The clock by which records grow old. Pure.
 //!
-//! What goes for its age must not go on the word of a wall clock that jumps: a host whose battery is
-//! empty starts years off. So ages are told by a clock of the queue's own, which runs as long as
+//! What goes for its age must not go on the word of a wall clock that jumps: a host whose battery
+//! is empty starts years off. So ages are told by a clock of the queue's own, which runs as long as
 //! the process does, is written with the state, and follows the wall clock only when the backend's
 //! time has agreed with it.
 

@@ -1,5 +1,5 @@
-//! The backlog: which segments are closed, what of them is delivered, and which are kept after that.
-//! Nothing here writes: the log does, and says so here.
+//! The backlog: which segments are closed, what of them is delivered, and which are kept after
+//! that. Nothing here writes: the log does, and says so here.
 
 use std::{
     cell::OnceCell,
@@ -204,12 +204,13 @@ impl Backlog {
         }
     }
 
-    /// Marks a batch as delivered.
-    pub(in crate::queue) fn deliver(&mut self, key: BatchKey) -> Option<&Sealed> {
+    /// Marks a batch of `records` records as delivered.
+    pub(in crate::queue) fn deliver(&mut self, key: BatchKey, records: u64) -> Option<&Sealed> {
         let sealed = self.get_mut(key.segment)?;
         sealed.in_flight.remove(&key.number);
         sealed.attempts.remove(&key.number);
         sealed.row.deliver(key.number);
+        sealed.row.delivered_records += records;
         Some(sealed)
     }
 

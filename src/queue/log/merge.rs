@@ -76,9 +76,9 @@ struct Thinning {
 }
 
 impl<D: WriteDisk> Log<D> {
-    /// What the log does by itself, from time to time: it writes and removes what could not be before,
-    /// what is too old goes, and segments that wait are merged, a little at each call. Returns
-    /// whether there is more to do at once.
+    /// What the log does by itself, from time to time: it writes and removes what could not be
+    /// before, what is too old goes, and segments that wait are merged, a little at each call.
+    /// Returns whether there is more to do at once.
     pub fn tend(&mut self, now: impl Into<Moment>) -> bool {
         let now = now.into();
         self.now_ms = now.wall_ms;
@@ -380,9 +380,10 @@ impl<D: WriteDisk> Log<D> {
             return Err(unlike(merge.row.id));
         }
         let mut row = merge.row.clone();
-        for (number, from) in (0..).zip(&merge.from) {
+        for ((number, from), entry) in (0..).zip(&merge.from).zip(&merge.written) {
             if !self.backlog.is_pending(*from) {
                 row.deliver(number);
+                row.delivered_records += entry.records;
             }
         }
         let mut changes = Vec::new();

@@ -1,6 +1,6 @@
-//! Opening a log: rows and segments are brought together, whatever order a crash left them in. First
-//! it is decided what there is, and what has to be done about it; a log that is only looked at stops
-//! there.
+//! Opening a log: rows and segments are brought together, whatever order a crash left them in.
+//! First it is decided what there is, and what has to be done about it; a log that is only looked
+//! at stops there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -348,6 +348,7 @@ impl<D: ReadDisk> Log<D> {
         for plan in index.plans.iter() {
             if ids.contains(&plan.origin.segment) || elsewhere.contains(&plan.origin) {
                 row.deliver(plan.number);
+                row.delivered_records += plan.records;
             }
         }
         if row.is_done() {

@@ -165,7 +165,7 @@ impl<D: ReadDisk> Log<D> {
             queue_id: self.queue_id(),
             segments: rows().count() as u64,
             batches: rows().map(pending).sum(),
-            records: rows().map(|row| row.records).sum(),
+            records: rows().map(SegmentRow::waiting_records).sum(),
             raw_bytes: rows().map(|row| row.raw_bytes).sum(),
             disk_bytes: self.backlog.sealed_bytes(&self.store)
                 + open.map_or(0, |row| self.store.disk_bytes(row.id)),

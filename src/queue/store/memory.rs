@@ -2,9 +2,9 @@
 //! [`MemoryDisk`], and a kill has happened; with [`MemoryDisk::crash`] in between, a loss of power.
 //! Faults are switched on and off from outside.
 //!
-//! What was written and not synced is kept apart ([`pages`], [`tree`]). A loss of power keeps a part
-//! of it that a file system may keep, drawn from a seed: each write whole, torn at a sector, or not
-//! at all; of names that were made, moved and removed without a sync, the first so many.
+//! What was written and not synced is kept apart ([`pages`], [`tree`]). A loss of power keeps a
+//! part of it that a file system may keep, drawn from a seed: each write whole, torn at a sector,
+//! or not at all; of names that were made, moved and removed without a sync, the first so many.
 
 mod pages;
 mod tree;

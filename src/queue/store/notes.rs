@@ -291,7 +291,7 @@ fn find(disk: &impl ReadDisk, queue: Uuid) -> Result<Found, StoreError> {
     for (file, _) in FILES.iter().zip(&files).filter(|(_, standing)| **standing == NotesFile::Stale)
     {
         let path = full(disk, &Path::new(FOLDER).join(file));
-        tracing::warn!(path = %path.display(), "lacks a part of the state, which the other file has");
+        tracing::warn!(path = %path.display(), "lacks a part of the state; the other file has it");
     }
     let (rows, last) = (merged.rows, merged.number);
     Ok(Found::Notes(Notes { queue, rows, last, given: last, files }))

@@ -14,7 +14,7 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 use super::{
     FOLDERS, StoreError,
     disk::{ReadDisk, WriteDisk},
-    sled::{self, SledSegment},
+    sled_segment::{self, SledSegment},
 };
 use crate::queue::{
     DeadLetter,
@@ -157,7 +157,7 @@ impl<H: Send> ReadDisk for Directory<H> {
     }
 
     fn old_rows(&self) -> Result<Option<Rows>, StoreError> {
-        sled::old_rows(&self.dir.join("state"))
+        sled_segment::old_rows(&self.dir.join("state"))
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a directed attack does to a queue: its state is damaged, kept back or lost, its segments are
-//! a stranger's, its clock jumps, its directory goes away.
+//! What a directed attack does to a queue: its state is damaged, kept back or lost, its segments
+//! are a stranger's, its clock jumps, its directory goes away.
 
 use std::{io, path::Path};
 
@@ -214,8 +214,8 @@ fn copy_segments(from: &MemoryDisk, to: &MemoryDisk) {
     }
 }
 
-/// Q3: sound segments of another queue are put aside, not deleted; where nothing says otherwise, the
-/// queue is the one that its frames name.
+/// Q3: sound segments of another queue are put aside, not deleted; where nothing says otherwise,
+/// the queue is the one that its frames name.
 #[test]
 fn segments_of_another_queue_are_put_aside() {
     let other = MemoryDisk::new();
