@@ -53,6 +53,7 @@ mod reload; // another configuration while the agent runs
 mod replay; // what is sent again: refilling, dead hosts, dead letters, kills in the middle
 mod replay_dead; // dead letters get another chance
 mod scrape; // what a Prometheus scraper finds at the control socket
+mod queue_attack; // the directory kept back, moved, copied together, or on a full disk
 mod power_loss; // the power goes while the queue is written
 mod shutdown; // how an agent ends
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
