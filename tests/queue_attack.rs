@@ -1,6 +1,6 @@
 //! What a person, another program, or a disk in trouble does to the directory of a queue, with the
-//! agent as a process: nothing that was acknowledged is missing, and nothing is told to be lost that
-//! is not.
+//! agent as a process: nothing that was acknowledged is missing, and nothing is told to be lost
+//! that is not.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
