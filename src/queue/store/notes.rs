@@ -102,7 +102,13 @@ impl Notes {
             Found::Notes(notes) => return Ok(notes),
             Found::Nothing => match disk.old_rows() {
                 Ok(None) => {}
-                Ok(Some(rows)) => return Self::take_over(disk, Self::of_rows(queue)(rows)),
+                Ok(Some(rows)) => {
+                    let mut notes = Self::of_rows(queue)(rows);
+                    if let Err(error) = notes.take_over(disk) {
+                        tracing::warn!(%error, "the state stays as an earlier version wrote it");
+                    }
+                    return Ok(notes);
+                }
                 Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
                     put_aside(disk, &error.to_string())?;
                 }
@@ -117,25 +123,30 @@ impl Notes {
         move |rows| Self { queue, rows: rows.into_iter().collect(), ..Self::default() }
     }
 
-    /// Writes the rows of an earlier version's state into a journal, which takes its place.
-    fn take_over(disk: &mut impl WriteDisk, mut notes: Self) -> Result<Self, StoreError> {
+    /// Writes the rows of an earlier version's state into a journal, which takes its place. When that
+    /// fails the next write of a row does it.
+    fn take_over(&mut self, disk: &mut impl WriteDisk) -> Result<(), StoreError> {
         let (folder, draft) = (Path::new(FOLDER), Path::new(DRAFT));
+        let old = Path::new(super::TRASH).join(FOLDER);
         let mut write = || {
             disk.remove(draft)?;
             disk.make_folder(draft)?;
             for n in 0..FILES.len() {
-                notes.write_anew(disk, draft, n)?;
+                self.write_anew(disk, draft, n)?;
             }
             disk.sync(Path::new(""))?;
-            disk.rename(folder, &Path::new(super::TRASH).join(FOLDER))?;
+            disk.rename(folder, &old)?;
             disk.rename(draft, folder)?;
             disk.sync(Path::new(""))?;
-            disk.remove(&Path::new(super::TRASH).join(FOLDER))
+            disk.remove(&old)
         };
         let written = write();
+        if written.is_err() {
+            self.files = [NotesFile::Stale; 2];
+        }
         written.map_err(|error| StoreError::new("write", full(disk, draft), error))?;
-        tracing::info!(rows = notes.rows.len(), "the state of an earlier version is taken over");
-        Ok(notes)
+        tracing::info!(rows = self.rows.len(), "the state of an earlier version is taken over");
+        Ok(())
     }
 
     /// Whether one of the files is to be written anew.
