@@ -132,7 +132,7 @@ impl Agent {
         let settings = forward_config(&config.forward, who.clone());
         let (settings, changes) = watch::channel(settings);
         let wire = LinkWire(Arc::clone(&link));
-        let (forwarder, forward) = Forwarder::new(source, wire, changes.clone());
+        let (forwarder, forward) = Forwarder::new(source.clone(), wire, changes.clone());
         let forwarder = forwarder.woken_by(Arc::clone(&signals.wake));
         let (shown, in_force) = watch::channel(config.clone());
         let parts = Parts {
@@ -154,7 +154,7 @@ impl Agent {
             stages.spawn(watch_backends(Arc::clone(&link), return_after, shutdown.clone()));
         }
         let replayer = Replayer::of_host(&config, queue.clone(), Arc::clone(&link), who.0);
-        let (replay, lane) = replay::lane(replayer);
+        let (replay, lane) = replay::lane(replayer.reporting(source));
         stages.spawn(lane.run(shutdown.clone()));
         stages.spawn(renew::run(Arc::clone(&link), shutdown));
         let (finish, finishing) = watch::channel(false);

@@ -112,6 +112,8 @@ pub struct Outgoing<K> {
     pub id: Uuid,
     /// Where it comes from.
     pub lane: Lane,
+    /// The queue that numbered its records.
+    pub queue_id: Uuid,
     /// The records' sequence numbers and times (milliseconds since 1970 UTC).
     pub records: Vec<(u64, i64)>,
     /// The records' JSON.
@@ -130,7 +132,7 @@ impl<K: Copy> Outgoing<K> {
         let number = |record: Option<&(u64, i64)>| record.map_or(0, |(seq, _)| *seq);
         let name = format!("{}..{}", number(records.first()), number(records.last()));
         let id = Uuid::new_v5(&self.id, name.as_bytes());
-        Self { key: self.key, id, lane: self.lane, records, metrics }
+        Self { id, records, metrics, ..*self }
     }
 }
 

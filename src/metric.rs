@@ -13,6 +13,7 @@ pub mod error_body;
 pub mod pg_log;
 pub mod pg_stats;
 mod quick;
+pub mod sequences;
 mod shape;
 pub mod sysstat;
 

@@ -84,6 +84,82 @@ async fn works(store: Arc<dyn Store>) {
     store.close().await;
 }
 
+/// The fifth version: rows have digests of their texts. `digest` as the store writes one.
+fn fifth_rows(time: &str, secret: &str, digest: &str) -> String {
+    format!(
+        "INSERT INTO collectors (id, name, hostname, sealed_secret, created_at, updated_at,
+                                 metrics_total)
+              VALUES ('{ID_TEXT}', 'db1', 'db1', {secret}, {time}, {time}, 1);
+         INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
+              VALUES ('{ID_TEXT}', 'db1', 'db1', {time}, {time}),
+                     ('{ID_TEXT}', 'db2', 'db2', {time}, {time});
+         INSERT INTO pushes (collector_id, batch_id, received_at, metrics)
+              VALUES ('{ID_TEXT}', 'old', {time}, 1);
+         INSERT INTO metrics (push_id, server_id, type, at, document, digest)
+              VALUES (1, 1, 'custom.x', {time}, '{OLD}', {digest}),
+                     (1, 1, 'custom.x', {time}, '{OLD}', NULL);"
+    )
+}
+
+fn digest_of_old() -> String {
+    let row = MetricRow::new("custom.x".to_owned(), None, at(), OLD.to_owned());
+    Uuid::from_bytes(row.digest).simple().to_string()
+}
+
+/// A row of the fifth version is that of the first record with its text; the second has its own.
+async fn fifth_works(store: Arc<dyn Store>) {
+    let inserted = async |name: &str, numbers: std::ops::Range<u64>| {
+        let row = &batch(name).metrics[0];
+        let metrics = numbers.map(|n| row.clone().of_record(ID, n)).collect();
+        store.push(Push { metrics, ..batch(name) }).await.expect("push").inserted
+    };
+    assert!(store.push(batch("old")).await.expect("push").duplicate);
+    assert_eq!(inserted("new", 1..3).await, 1);
+    assert_eq!(inserted("newer", 1..4).await, 1);
+    assert_eq!(store.push(batch("its text")).await.expect("push").inserted, 0);
+    let collector = store.collector(ID, at()).await.expect("collector").expect("is there");
+    assert_eq!(collector.metrics_total, 3);
+    store.close().await;
+}
+
+/// C56, S7
+#[tokio::test]
+async fn a_fifth_sqlite_store_is_brought_up_to_date() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let mut old = rusqlite::Connection::open(&path).expect("a new file");
+    sqlite::migrations::runner().set_target(Target::Version(5)).run(&mut old).expect("version 5");
+    let (time, digest) = (at().as_microsecond().to_string(), format!("X'{}'", digest_of_old()));
+    old.execute_batch(&fifth_rows(&time, "X''", &digest)).expect("fill");
+    drop(old);
+    fifth_works(store::open(&format!("sqlite:{}", path.display())).await.expect("open")).await;
+}
+
+async fn a_fifth_postgres_store(major: u32) {
+    let server = support::postgres::shared(major);
+    let name = "fifth_version";
+    server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    let mut old = server.client(name).await;
+    let runner = postgres::migrations::runner().set_target(Target::Version(5));
+    runner.run_async(&mut old).await.expect("version 5");
+    let (time, digest) = (format!("'{}'::timestamptz", at()), format!("'{}'", digest_of_old()));
+    old.batch_execute(&fifth_rows(&time, "''", &digest)).await.expect("fill");
+    let url = format!("postgres://postgres@/{name}?host={}", server.socket_dir().display());
+    fifth_works(store::open(&url).await.expect("open")).await;
+}
+
+/// C56, S7
+#[tokio::test]
+async fn a_fifth_postgres_10_store_is_brought_up_to_date() {
+    a_fifth_postgres_store(10).await;
+}
+
+/// C56, S7
+#[tokio::test]
+async fn a_fifth_postgres_18_store_is_brought_up_to_date() {
+    a_fifth_postgres_store(18).await;
+}
+
 /// C56, S5
 #[tokio::test]
 async fn a_first_sqlite_store_is_brought_up_to_date() {

@@ -193,6 +193,124 @@ async fn a_metric_of_two_batches_is_stored_once() {
     assert_eq!(stored_numbers(&served).await, [1, 2, 3, 4]);
 }
 
+/// An `agent` object that says so of the records' numbers.
+fn agent_with(sequences: &Value) -> Value {
+    json!({
+        "queue_id": QUEUE, "config_version": 3, "clock_offset_ms": 0, "sequences": sequences,
+        "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
+    })
+}
+
+const QUEUE: &str = "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001";
+
+/// S7: equal metrics are as many rows as there are records, over any number of pushes; a metric
+/// that is refused has its number, too.
+#[tokio::test]
+async fn records_are_told_apart_by_their_numbers() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let inserted = async |metrics: Value, runs: Value| {
+        let mut body = host.envelope(metrics);
+        body["agent"] = agent_with(&json!({"queue_id": QUEUE, "runs": runs}));
+        let answer = host.client.send(host.ask(json!([])).json(&body)).await.json();
+        answer["metrics_inserted"].as_u64().unwrap_or_else(|| panic!("{answer}"))
+    };
+    let equal = |count: usize| json!(vec![metric(1); count]);
+    assert_eq!(inserted(equal(3), json!([[5, 3]])).await, 3);
+    assert_eq!(inserted(equal(3), json!([[5, 1], [7, 2]])).await, 1);
+    assert_eq!(
+        inserted(json!([metric(1), broken(), metric(1)]), json!([[8, 2], [20, 1]])).await,
+        1
+    );
+    assert_eq!(inserted(json!([metric(1), metric(1)]), json!([[9, 1], [20, 1]])).await, 1);
+    let largest = json!([[u64::MAX, 1], [u64::MAX - 2, 2]]);
+    assert_eq!(inserted(equal(3), largest).await, 3);
+    // The parts of a document are one record with several texts.
+    let database = |name: &str| json!({"name": name, "size_bytes": 5, "tables": [], "indexes": []});
+    let nested = json!([{
+        "type": "pg_stats", "timestamp": "2026-01-01T00:00:00Z",
+        "databases": [database("a"), database("b")],
+    }]);
+    assert_eq!(inserted(nested.clone(), json!([[30, 1]])).await, 2);
+    assert_eq!(inserted(nested, json!([[30, 1]])).await, 0);
+    assert_eq!(served.stored(None).await.len(), 11);
+    // They are not a part of what the agent reports of itself.
+    let token = served.user_token(Role::Viewer).await;
+    let path = format!("/api/v1/collectors/{}", host.id);
+    let collector = served.stranger().get(&path, &token).await.json();
+    assert_eq!(
+        (&collector["agent"]["queue_id"], &collector["agent"]["config_version"]),
+        (&json!(QUEUE), &json!(3))
+    );
+    assert_eq!(collector["agent"].get("sequences"), None);
+}
+
+/// Numbers that are not those of the metrics refuse the envelope, and nothing is stored.
+#[tokio::test]
+async fn numbers_that_cannot_be_are_refused() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let check = async |sequences: Value, expected: &str| {
+        let mut body = host.envelope(json!([metric(1), metric(2), metric(3)]));
+        body["agent"] = agent_with(&sequences);
+        let reply = host.client.send(host.ask(json!([])).json(&body)).await;
+        assert_eq!(reply.refused(400), "bad_request");
+        assert_eq!(reply.json()["details"]["path"], "agent.sequences", "{reply:?}");
+        let message = reply.json()["message"].as_str().expect("text").to_owned();
+        assert!(message.contains(expected) && message.len() < 300, "{message}");
+    };
+    let runs = |runs: Value| json!({"queue_id": QUEUE, "runs": runs});
+    check(runs(json!([])), "0 numbers, the array of metrics holds 3").await;
+    check(runs(json!([[1, 2]])), "2 numbers, the array of metrics holds 3").await;
+    check(runs(json!([[1, 4]])), "4 numbers").await;
+    check(runs(json!([[1, 3], [9, 0]])), "[9, 0] is not a run").await;
+    check(runs(json!([[-1, 3]])), "invalid value: integer `-1`").await;
+    check(runs(json!([[1, -3]])), "invalid value: integer `-3`").await;
+    check(runs(json!([[1.0, 3]])), "floating point").await;
+    check(runs(json!([["1", 3]])), "invalid type: string").await;
+    check(runs(json!([[1, 3, 5]])), "invalid length 3").await;
+    check(runs(json!([[1]])), "invalid length 1").await;
+    check(runs(json!([{"first": 1}])), "invalid type: map").await;
+    check(runs(json!([[u64::MAX, 3]])), "is not a run").await;
+    check(runs(json!([[u64::MAX - 1, 3]])), "is not a run").await;
+    check(runs(json!([[3, u64::MAX]])), "is not a run").await;
+    check(runs(json!([[0, u64::MAX], [0, u64::MAX], [0, 5]])), "numbers, the array").await;
+    check(runs(json!([[0, 1_u64 << 40]])), "1099511627776 numbers").await;
+    check(runs(json!(vec![[1, 1]; 100_000])), "100000 numbers").await;
+    check(runs(json!("1-3")), "invalid type").await;
+    check(runs(json!("x".repeat(1 << 20))), "invalid type").await;
+    check(json!({"runs": [[1, 3]]}), "missing field `queue_id`").await;
+    check(json!({"queue_id": QUEUE}), "missing field `runs`").await;
+    check(json!({"queue_id": "mine", "runs": [[1, 3]]}), "UUID").await;
+    check(json!([[1, 3]]), "invalid").await;
+    assert_eq!(stored_numbers(&served).await, [] as [u64; 0]);
+    // As many runs as metrics are not too many.
+    let mut body = host.envelope(json!((0..5_000).map(metric).collect::<Vec<_>>()));
+    let every_second: Vec<[u64; 2]> = (0..5_000).map(|n| [2 * n, 1]).collect();
+    body["agent"] = agent_with(&runs(json!(every_second)));
+    let reply = host.client.send(host.ask(json!([])).json(&body)).await;
+    assert_eq!(reply.json()["metrics_inserted"], 5_000, "{reply:?}");
+    body["agent"] = agent_with(&Value::Null);
+    assert_eq!(host.client.send(host.ask(json!([])).json(&body)).await.status, 200);
+}
+
+/// A replay by another process knows no state of the agent: what is known of it stays.
+#[tokio::test]
+async fn a_push_that_knows_no_state_is_not_a_report() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let token = served.user_token(Role::Viewer).await;
+    let path = format!("/api/v1/collectors/{}", host.id);
+    for queue_id in [QUEUE, "00000000-0000-0000-0000-000000000000"] {
+        let mut body = host.envelope(json!([]));
+        body["agent"] = agent_with(&Value::Null);
+        body["agent"]["queue_id"] = json!(queue_id);
+        assert_eq!(host.client.send(host.ask(json!([])).json(&body)).await.status, 200);
+        let collector = served.stranger().get(&path, &token).await.json();
+        assert_eq!(collector["agent"]["queue_id"], QUEUE);
+    }
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(vec![], Compression::fast());
     encoder.write_all(bytes).expect("to memory");

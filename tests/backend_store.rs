@@ -1,4 +1,4 @@
-//! What a store promises (S1 to S4), held against SQLite and against real
+//! What a store promises (S1 to S7), held against SQLite and against real
 //! PostgreSQL servers, the oldest and the newest.
 
 use std::sync::Arc;
@@ -44,6 +44,10 @@ for_each_store!(
     a_push_is_kept_with_all_it_brings,
     a_batch_id_is_good_once,
     a_metric_of_two_batches_is_one_row,
+    a_record_is_one_row_whatever_its_text,
+    a_row_known_by_its_text_is_the_first_records,
+    rows_known_by_their_text_are_claimed_among_many,
+    texts_and_records_that_cross_are_rows_once,
     batches_that_cross_do_not_block_each_other,
     a_known_batch_still_brings_its_report,
     holes_are_where_their_records_were,
@@ -267,6 +271,133 @@ async fn a_metric_of_two_batches_is_one_row(opened: Opened) {
     }
     let collector = store.collector(one, now()).await.expect("collector").expect("is there");
     assert_eq!((collector.metrics_total, collector.metrics_24h), (609, 609));
+}
+
+const QUEUE: Uuid = Uuid::from_u128(77);
+
+/// The same document and time each time, as the records of these numbers.
+fn equals(numbers: impl IntoIterator<Item = u64>) -> Vec<MetricRow> {
+    let row = |number| metric("custom.x", None, 1, 1).of_record(QUEUE, number);
+    numbers.into_iter().map(row).collect()
+}
+
+/// S7: a record is its queue and its number. It is one row in however many batches it comes; equal
+/// documents are as many rows as there are records; a number that stands for two texts, as those of
+/// cloned hosts do, loses neither.
+async fn a_record_is_one_row_whatever_its_text(opened: Opened) {
+    let store = &opened.store;
+    let (one, two) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let inserted = async |id, batch: Option<&str>, metrics| {
+        store.push(push(id, batch, metrics)).await.expect("push").inserted
+    };
+    assert_eq!(inserted(one, Some("a"), equals(5..8)).await, 3);
+    assert_eq!(inserted(one, Some("b"), equals(7..10)).await, 2, "one is known");
+    assert_eq!(inserted(one, None, equals(5..11)).await, 1, "without a batch id, too");
+    let twice = equals([11, 11, 12, 12]);
+    assert_eq!(inserted(one, Some("c"), twice).await, 2);
+    let large = equals([0, u64::MAX, u64::MAX - 1]);
+    assert_eq!(inserted(one, Some("d"), large).await, 3);
+    // Each of these differs from number 5 in one thing only.
+    let others = vec![
+        metric("custom.x", None, 1, 1).of_record(Uuid::nil(), 5),
+        metric("custom.x", None, 1, 2).of_record(QUEUE, 5),
+        metric("custom.x", None, 2, 1).of_record(QUEUE, 5),
+        metric("custom.x", Some("a"), 1, 1).of_record(QUEUE, 5),
+        metric("custom.y", None, 1, 1).of_record(QUEUE, 5),
+    ];
+    assert_eq!(inserted(one, Some("e"), others.clone()).await, 5);
+    assert_eq!(inserted(one, Some("f"), others.clone()).await, 0);
+    assert_eq!(inserted(two, Some("f"), others).await, 5, "another server");
+    let elsewhere = Push { hostname: "db2".to_owned(), ..push(one, Some("g"), equals(5..8)) };
+    assert_eq!(store.push(elsewhere).await.expect("push").inserted, 3, "another server");
+    let collector = store.collector(one, now()).await.expect("collector").expect("is there");
+    assert_eq!((collector.metrics_total, collector.metrics_24h), (19, 19));
+}
+
+/// S7: what came without numbers is the row of the first record with its text, and of no other.
+async fn a_row_known_by_its_text_is_the_first_records(opened: Opened) {
+    let store = &opened.store;
+    let (one, two) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let inserted = async |id, batch: &str, metrics| {
+        store.push(push(id, Some(batch), metrics)).await.expect("push").inserted
+    };
+    let text = || vec![metric("custom.x", None, 1, 1)];
+    assert_eq!(inserted(one, "text", text()).await, 1);
+    assert_eq!(inserted(two, "text", text()).await, 1);
+    assert_eq!(inserted(one, "first", equals(5..8)).await, 2, "one of three has a row");
+    assert_eq!(inserted(one, "again", equals(5..8)).await, 0);
+    assert_eq!(inserted(one, "text again", text()).await, 0, "claimed, it has its text still");
+    assert_eq!(inserted(one, "backwards", equals([9, 8, 7, 6, 5])).await, 2);
+    // The other's row is not touched by that.
+    assert_eq!(inserted(two, "later", equals([8])).await, 0);
+    assert_eq!(inserted(two, "more", equals([5, 8])).await, 1);
+    // A record that is there already claims nothing; the next with its text does.
+    let late = || vec![metric("custom.x", None, 3, 1)];
+    let late_of = |n| vec![metric("custom.x", None, 3, 1).of_record(QUEUE, n)];
+    assert_eq!(inserted(one, "late 20", late_of(20)).await, 1);
+    assert_eq!(inserted(one, "late text", late()).await, 1);
+    assert_eq!(inserted(one, "late 20 again", late_of(20)).await, 0);
+    assert_eq!(inserted(one, "late 21", late_of(21)).await, 0);
+    assert_eq!(inserted(one, "late both", [late_of(20), late_of(21)].concat()).await, 0);
+    // Rows without a key are nobody's.
+    let free = vec![metric("custom.x", None, 4, 4)];
+    assert_eq!(store.push(push(one, None, free.clone())).await.expect("push").inserted, 1);
+    let record = free.into_iter().map(|row| row.of_record(QUEUE, 30)).collect();
+    assert_eq!(inserted(one, "not free", record).await, 1);
+    let found = all(store).await;
+    let collector = |id| store.collector(id, now());
+    let totals = [one, two].map(collector);
+    let mut total = 0;
+    for collector in totals {
+        total += collector.await.expect("collector").expect("is there").metrics_total;
+    }
+    assert_eq!(found.len() as u64, total);
+}
+
+/// S7: in a large batch whose metrics stand in it twice each, a third of them by their text, too.
+async fn rows_known_by_their_text_are_claimed_among_many(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let of = |n: i64| metric("sysstat", None, n / 2, n / 2);
+    let texts = (0..1_200).filter(|n| n % 6 == 0).map(of).collect();
+    let whole = || {
+        let record = |n: i64| of(n).of_record(QUEUE, n.unsigned_abs());
+        (0..1_200).map(record).collect::<Vec<_>>()
+    };
+    let push_it = async |batch: &str, metrics| {
+        store.push(push(id, Some(batch), metrics)).await.expect("push").inserted
+    };
+    assert_eq!(push_it("texts", texts).await, 200);
+    assert_eq!(push_it("whole", whole()).await, 1_000);
+    assert_eq!(push_it("half", whole().split_off(600)).await, 0);
+    let mut counts = std::collections::BTreeMap::new();
+    for number in numbers(&all(store).await) {
+        *counts.entry(number).or_insert(0) += 1;
+    }
+    assert!(counts.len() == 600 && counts.values().all(|count| *count == 2), "{counts:?}");
+}
+
+/// S7: pushes with and without numbers, at once and in any order, and no row too many.
+async fn texts_and_records_that_cross_are_rows_once(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let texts: Vec<MetricRow> = (0..300).map(|n| metric("sysstat", None, n, n)).collect();
+    store.push(push(id, Some("texts"), texts.clone())).await.expect("push");
+    let records = |first: u64| {
+        let record = |(row, n): (&MetricRow, u64)| row.clone().of_record(QUEUE, n);
+        texts.iter().zip(first..).map(record).collect::<Vec<_>>()
+    };
+    for round in 0..3 {
+        let [one, two] = ["one", "two"].map(|name| format!("{name} {round}"));
+        let reversed = records(0).into_iter().rev().collect();
+        let both = tokio::join!(
+            store.push(push(id, Some(&one), [records(0), records(1_000)].concat())),
+            store.push(push(id, Some(&two), reversed))
+        );
+        let both = [both.0.expect("push").inserted, both.1.expect("push").inserted];
+        assert_eq!(both.iter().sum::<u64>(), if round == 0 { 300 } else { 0 }, "{both:?}");
+    }
+    assert_eq!(all(store).await.len(), 600);
 }
 
 /// S5: the same metrics in opposite order in two batches at once.

@@ -28,6 +28,7 @@ mod documents; // the documents say what the program does
 mod exactly_once; // kills, lost answers, doubled requests: an audit of every number
 mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated
+mod identity; // a record is its queue and its number: equal documents, splits, replays
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
 mod ledger; // lost records, told to the backend until it has heard of them

@@ -21,6 +21,9 @@ pub(super) struct Letter<'a> {
     pub(super) first_at: Timestamp,
     /// How many requests with it were refused.
     pub(super) attempts: u32,
+    /// The queue that numbered it; absent from letters of earlier versions: the one they lie in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) queue: Option<Uuid>,
     /// The batch that it was in.
     pub(super) batch: Uuid,
     pub(super) seq: u64,
@@ -33,6 +36,14 @@ pub(super) struct Letter<'a> {
     #[serde(borrow)]
     pub(super) message: Cow<'a, str>,
     pub(super) metric: Cow<'a, RawValue>,
+}
+
+impl Letter<'_> {
+    /// The queue that numbered the record, and its number; the letter lies in the directory of the
+    /// queue `queue_id`.
+    pub(super) fn record(&self, queue_id: Uuid) -> (Uuid, u64) {
+        (self.queue.unwrap_or(queue_id), self.seq)
+    }
 }
 
 /// What the backend has refused of a batch, for the dead letters.
@@ -50,6 +61,7 @@ fn letter<K>(batch: &Outgoing<K>, refused: &Refused) -> Option<DeadLetter> {
         at: refused.at,
         first_at: refused.first_at,
         attempts: refused.attempts,
+        queue: Some(batch.queue_id),
         batch: batch.id,
         seq,
         status: refused.status,
@@ -60,9 +72,10 @@ fn letter<K>(batch: &Outgoing<K>, refused: &Refused) -> Option<DeadLetter> {
     Some(DeadLetter { seq, at_ms, line: serde_json::to_string(&letter).ok()? })
 }
 
-/// The line of a letter that was sent again and refused once more.
-pub(super) fn refused_again(letter: &Letter<'_>, again: &Refused) -> Option<String> {
+/// The line of a letter of `queue` that was sent again and refused once more.
+pub(super) fn refused_again(letter: &Letter<'_>, queue: Uuid, again: &Refused) -> Option<String> {
     let letter = Letter {
+        queue: Some(queue),
         at: again.at,
         attempts: letter.attempts.saturating_add(again.attempts),
         status: again.status,

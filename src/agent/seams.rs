@@ -17,7 +17,7 @@ use crate::{
 const CONFIG_ERROR_MAX: usize = 2_000;
 
 /// Batches come from the queue.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct QueueSource {
     /// The queue.
     pub queue: Queue,
@@ -43,6 +43,9 @@ impl Source for QueueSource {
             Choice::FreshOnly => Pick::FreshOnly,
             Choice::OldestFirst => Pick::Oldest,
         };
+        // It never changes, however old the status is.
+        let status = self.queue.recent_status(Duration::MAX).await;
+        let queue_id = status.map_err(|error| error.to_string())?.queue_id;
         let picked = self.queue.pick_batch(pick).await.map_err(|error| error.to_string())?;
         Ok(picked.map(|Picked { batch, lane }| {
             let lane = match lane {
@@ -50,7 +53,7 @@ impl Source for QueueSource {
                 queue::Lane::Backlog => Lane::Backlog,
             };
             let key = batch.key;
-            outgoing(batch, key, lane)
+            outgoing(batch, queue_id, key, lane)
         }))
     }
 
@@ -71,6 +74,24 @@ impl Source for QueueSource {
     }
 
     async fn agent_info(&self) -> Option<AgentInfo> {
+        // Without its numbers a record could not be told from one with the same document.
+        Some(self.report().await.unwrap_or_else(|| AgentInfo::unknown(self.link.clock_offset_ms())))
+    }
+
+    async fn heard(&self, info: &AgentInfo) {
+        // The answer has just told the backend's time.
+        self.queue.clock_is_off_by(self.link.clock_offset_ms()).await;
+        let ids: Vec<u64> = info.lost.iter().filter_map(|lost| lost.id).collect();
+        if !ids.is_empty() {
+            // A queue that is closed has the entries on disk: they are said again.
+            self.queue.losses_acknowledged(ids).await.ok();
+        }
+    }
+}
+
+impl QueueSource {
+    /// What the agent knows of itself; `None` when the queue is closed.
+    async fn report(&self) -> Option<AgentInfo> {
         let status = self.queue.recent_status(REPORT_AGE_MAX).await.ok()?;
         let lost = self.queue.losses_to_send().await.ok()?;
         let config = self.config.snapshot();
@@ -78,6 +99,7 @@ impl Source for QueueSource {
         let error = refused.map(|refused| &refused.error).or(config.file_error.as_ref());
         Some(AgentInfo {
             queue_id: status.queue_id,
+            sequences: None, // said of each push by the forwarder
             config_version: config.version,
             config_error: error.map(|error| error.chars().take(CONFIG_ERROR_MAX).collect()),
             config_error_version: refused.map(|refused| refused.version),
@@ -91,16 +113,6 @@ impl Source for QueueSource {
             },
             lost: lost.iter().filter_map(lost_range).collect(),
         })
-    }
-
-    async fn heard(&self, info: &AgentInfo) {
-        // The answer has just told the backend's time.
-        self.queue.clock_is_off_by(self.link.clock_offset_ms()).await;
-        let ids: Vec<u64> = info.lost.iter().filter_map(|lost| lost.id).collect();
-        if !ids.is_empty() {
-            // A queue that is closed has the entries on disk: they are said again.
-            self.queue.losses_acknowledged(ids).await.ok();
-        }
     }
 }
 
@@ -137,11 +149,12 @@ fn lost_range(loss: &Loss) -> Option<LostRange> {
 }
 
 /// A batch of the queue, ready to be sent.
-pub(super) fn outgoing<K>(batch: Batch, key: K, lane: Lane) -> Outgoing<K> {
+pub(super) fn outgoing<K>(batch: Batch, queue_id: Uuid, key: K, lane: Lane) -> Outgoing<K> {
     Outgoing {
         key,
         id: batch.id,
         lane,
+        queue_id,
         records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
         metrics: batch.records.into_iter().map(|record| record.payload).collect(),
     }

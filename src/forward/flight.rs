@@ -16,7 +16,10 @@ use super::{
 use crate::{
     clock,
     encoding::Encoding,
-    metric::envelope::{AgentInfo, EnvelopeHead},
+    metric::{
+        envelope::{AgentInfo, EnvelopeHead},
+        sequences::Sequences,
+    },
 };
 
 /// A batch on its way.
@@ -86,8 +89,11 @@ where
     S::Key: 'static,
 {
     let (id, metrics) = (part.id, part.metrics.clone());
+    let numbers = part.records.iter().map(|(seq, _)| *seq);
+    let sequences = Some(Sequences::of(part.queue_id, numbers));
     Box::pin(async move {
         let agent = source.agent_info().await;
+        let agent = agent.map(|agent| AgentInfo { sequences, ..agent });
         let Packer { turns, config, packing } = packer;
         // Never closed; without a turn there would only be more at once.
         let _turn = turns.acquire().await.ok();

@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::{drive::show_answer, *};
-use crate::metric::envelope::Backlog;
 
 #[derive(Debug, Clone, Default)]
 struct Queued(Arc<Mutex<Held>>);
@@ -46,6 +45,7 @@ impl Source for Queued {
             key,
             id: Uuid::from_u128(u128::from(key)),
             lane,
+            queue_id: Uuid::nil(),
             records: vec![(0, 0), (1, 0), (2, 0)],
             metrics: vec![Bytes::from_static(b"{}"); 3],
         };
@@ -62,15 +62,7 @@ impl Source for Queued {
     }
 
     async fn agent_info(&self) -> Option<AgentInfo> {
-        Some(AgentInfo {
-            queue_id: Uuid::nil(),
-            config_version: 0,
-            config_error: None,
-            config_error_version: None,
-            clock_offset_ms: 0,
-            backlog: Backlog::default(),
-            lost: Vec::new(),
-        })
+        Some(AgentInfo::unknown(0))
     }
 
     async fn heard(&self, _info: &AgentInfo) {

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{Invalid, shape};
+use super::{Invalid, sequences::Sequences, shape};
 use crate::clock;
 
 /// The version of the documents, in every envelope.
 pub const SCHEMA_VERSION: &str = "1.0.0";
+
+/// The most that is said of what cannot be read, characters.
+const MESSAGE_CHARACTERS_MAX: usize = 200;
 
 /// A push as it arrived: the envelope is checked, the metrics are not yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,8 +47,12 @@ pub struct EnvelopeHead<'a> {
 /// What the agent says about itself with a push.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentInfo {
-    /// Names the agent's queue; a new one after the queue was begun anew.
+    /// Names the agent's queue; a new one after the queue was begun anew. Nil when the sender does
+    /// not know the agent's state: what it says then is not a report.
     pub queue_id: Uuid,
+    /// Which records the metrics are; absent from agents that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<Sequences>,
     /// The version of the configuration in use.
     pub config_version: i64,
     /// Why a newer configuration is not in use.
@@ -180,11 +187,43 @@ impl PushRequest {
         check_count(members.get("metrics_count"), metrics.len())?;
         let agent = match members.remove("agent") {
             None | Some(Value::Null) => None,
-            Some(value) => Some(
-                serde_json::from_value(value).map_err(|e| Invalid::new("agent", e.to_string()))?,
-            ),
+            Some(value) => Some(AgentInfo::read(value, metrics.len())?),
         };
         Ok(Self { collector_id, hostname, timestamp, version, metrics, agent })
+    }
+}
+
+impl AgentInfo {
+    /// From a sender that does not know the agent's state, such as a replay by another process.
+    pub fn unknown(clock_offset_ms: i64) -> Self {
+        Self {
+            queue_id: Uuid::nil(),
+            sequences: None,
+            config_version: 0,
+            config_error: None,
+            config_error_version: None,
+            clock_offset_ms,
+            backlog: Backlog::default(),
+            lost: Vec::new(),
+        }
+    }
+
+    /// Reads the object, with a sequence number for each of `metrics` if it has any.
+    fn read(mut value: Value, metrics: usize) -> Result<Self, Invalid> {
+        // What is wrong may be as long as the body.
+        let cut = |error: serde_json::Error| -> String {
+            error.to_string().chars().take(MESSAGE_CHARACTERS_MAX).collect()
+        };
+        let invalid = |message| Invalid::new("agent.sequences", message);
+        let sequences = value.as_object_mut().and_then(|members| members.remove("sequences"));
+        let sequences = sequences.filter(|value| !value.is_null()).map(|value| {
+            let read: Sequences = serde_json::from_value(value).map_err(|e| invalid(cut(e)))?;
+            read.check(metrics).map_err(invalid).map(|()| read)
+        });
+        let sequences = sequences.transpose()?;
+        let agent: Self =
+            serde_json::from_value(value).map_err(|e| Invalid::new("agent", cut(e)))?;
+        Ok(Self { sequences, ..agent })
     }
 }
 
@@ -271,22 +310,15 @@ mod tests {
     /// C1, C2, C5, C6: five typed fields, UTC, an empty array is valid, the version is 1.0.0.
     #[test]
     fn encoded_envelope_is_read_back() {
-        let agent = AgentInfo {
-            queue_id: Uuid::nil(),
-            config_version: 3,
-            config_error: None,
-            config_error_version: None,
-            clock_offset_ms: -20,
-            backlog: Backlog::default(),
-            lost: vec![],
-        };
-        let head = EnvelopeHead {
-            collector_id: "c \"1\"",
-            hostname: "db-\u{fc}",
-            timestamp: Timestamp::UNIX_EPOCH,
-            agent: Some(&agent),
-        };
         let check = |metrics: &[&str]| {
+            let sequences = Some(Sequences::of(Uuid::nil(), 7..7 + metrics.len() as u64));
+            let agent = AgentInfo { config_version: 3, sequences, ..AgentInfo::unknown(-20) };
+            let head = EnvelopeHead {
+                collector_id: "c \"1\"",
+                hostname: "db-\u{fc}",
+                timestamp: Timestamp::UNIX_EPOCH,
+                agent: Some(&agent),
+            };
             let mut out = b"kept".to_vec();
             head.encode(metrics, &mut out);
             let read = PushRequest::parse(out.strip_prefix(b"kept").expect("appended"));

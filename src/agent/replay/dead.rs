@@ -17,9 +17,13 @@ use crate::{
     queue::DeadChanges,
 };
 
-/// Dead letters that are sent as one batch.
+/// Names a record: the queue that numbered it, and its number.
+pub type RecordName = (Uuid, u64);
+
+/// Dead letters of one queue that are sent as one batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Group {
+    queue_id: Uuid,
     /// By sequence number; a record that was written down twice has two lines.
     letters: BTreeMap<u64, Vec<String>>,
     bytes: usize,
@@ -39,14 +43,15 @@ const RECORDS_MAX: usize = 1_000;
 /// Bytes of a group's lines at most, unless a single one is larger.
 const BYTES_MAX: usize = 1 << 20;
 
-/// What the file at `path` holds; nothing when there is none.
-pub fn count(path: &Path, until: Timestamp) -> io::Result<Count> {
+/// What the file at `path` holds, in the directory of the queue `queue_id`; nothing when there is
+/// none.
+pub fn count(path: &Path, queue_id: Uuid, until: Timestamp) -> io::Result<Count> {
     let mut count = Count::default();
     let mut seen = std::collections::BTreeSet::new();
     each_line(path, |line| match read(line) {
         Some(letter) if letter.at > until => {}
         Some(letter) => {
-            if seen.insert(letter.seq) {
+            if seen.insert(letter.record(queue_id)) {
                 count.amount.add(1, letter.metric.get().len() as u64);
             }
         }
@@ -56,20 +61,35 @@ pub fn count(path: &Path, until: Timestamp) -> io::Result<Count> {
     Ok(count)
 }
 
-/// The first letters from `next_seq` on that were written until `until`. `None`: there are none.
+/// The first letters from `next` on that were written until `until`, in the directory of the queue
+/// `queue_id`. `None`: there are none.
 ///
 /// With the same lines in the file this is always the same group, so that one whose answer was
 /// lost is sent again under the same id.
-pub fn next_group(path: &Path, next_seq: u64, until: Timestamp) -> io::Result<Option<Group>> {
-    let mut group = Group::default();
+pub fn next_group(
+    path: &Path,
+    queue_id: Uuid,
+    next: RecordName,
+    until: Timestamp,
+) -> io::Result<Option<Group>> {
+    let mut group: Option<Group> = None;
     let mut bound = u64::MAX;
     each_line(path, |line| {
         let Some(letter) = read(line) else { return };
-        if letter.at <= until && letter.seq >= next_seq && letter.seq < bound {
-            bound = group.add(letter.seq, line).unwrap_or(bound);
+        let record = letter.record(queue_id);
+        if letter.at > until || record < next {
+            return;
         }
+        let (queue_id, seq) = record;
+        // The queues follow each other, as the records of each do.
+        if group.as_ref().is_none_or(|group| queue_id < group.queue_id) {
+            group = Some(Group { queue_id, ..Group::default() });
+            bound = u64::MAX;
+        }
+        let same = group.as_mut().filter(|group| queue_id == group.queue_id && seq < bound);
+        bound = same.and_then(|group| group.add(seq, line)).unwrap_or(bound);
     })?;
-    Ok((!group.letters.is_empty()).then_some(group))
+    Ok(group.filter(|group| !group.letters.is_empty()))
 }
 
 impl Group {
@@ -90,17 +110,23 @@ impl Group {
         bound
     }
 
-    /// The sequence number after the last record.
-    pub fn end_seq(&self) -> u64 {
-        self.letters.last_key_value().map_or(0, |(seq, _)| seq.saturating_add(1))
+    /// The queue that numbered the records.
+    pub fn queue_id(&self) -> Uuid {
+        self.queue_id
+    }
+
+    /// The name after that of the last record.
+    pub fn end(&self) -> RecordName {
+        let last = self.letters.last_key_value();
+        (self.queue_id, last.map_or(0, |(seq, _)| seq.saturating_add(1)))
     }
 
     /// The batch id: a function of the queue, the records, and how often each was refused since, so
     /// that the backend does not answer another try from its memory of the last.
-    pub fn id(&self, queue_id: Uuid) -> Uuid {
+    pub fn id(&self) -> Uuid {
         let name = |(seq, letter): (u64, Letter<'_>)| format!("{seq}:{}", letter.attempts);
         let names: Vec<String> = self.newest().map(name).collect();
-        Uuid::new_v5(&queue_id, format!("dead/{}", names.join(",")).as_bytes())
+        Uuid::new_v5(&self.queue_id, format!("dead/{}", names.join(",")).as_bytes())
     }
 
     /// The records' numbers and the times of their refusal, milliseconds since 1970 UTC.
@@ -119,7 +145,8 @@ impl Group {
         let mut changes = DeadChanges::new();
         for (index, lines) in self.letters.values().enumerate() {
             let again = refused.iter().find(|refused| refused.index == index);
-            let kept = again.and_then(|again| refused_again(&newest_of(lines)?, again));
+            let kept =
+                again.and_then(|again| refused_again(&newest_of(lines)?, self.queue_id, again));
             // Of a record that stands there twice, one line is enough.
             for (n, line) in lines.iter().enumerate() {
                 changes.insert(line.clone(), kept.clone().filter(|_| n == 0));
@@ -163,6 +190,7 @@ mod tests {
     use super::*;
 
     const QUEUE: Uuid = Uuid::from_u128(7);
+    const FIRST: RecordName = (Uuid::nil(), 0);
 
     fn line(seq: u64, at_s: i64, filler: usize) -> String {
         let at = Timestamp::from_second(at_s).unwrap();
@@ -190,14 +218,37 @@ mod tests {
     fn letters_come_by_number_and_only_those_of_the_time() {
         let lines = [line(9, 1, 0), line(3, 1, 0), line(5, 99, 0), line(4, 1, 0), line(3, 2, 0)];
         let file = file(&lines);
-        let group = next_group(file.path(), 0, at(50)).unwrap().unwrap();
-        assert_eq!((seqs(&group), group.end_seq()), (vec![3, 4, 9], 10));
+        let group = next_group(file.path(), QUEUE, FIRST, at(50)).unwrap().unwrap();
+        assert_eq!((seqs(&group), group.end()), (vec![3, 4, 9], (QUEUE, 10)));
         assert_eq!(group.metrics()[0], r#"{"n":3,"x":""}"#);
-        let group = next_group(file.path(), 4, at(50)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, (QUEUE, 4), at(50)).unwrap().unwrap();
         assert_eq!(seqs(&group), [4, 9]);
-        assert_eq!(next_group(file.path(), 10, at(99)).unwrap(), None);
-        let count = count(file.path(), at(50)).unwrap();
+        assert_eq!(next_group(file.path(), QUEUE, (QUEUE, 10), at(99)).unwrap(), None);
+        let count = count(file.path(), QUEUE, at(50)).unwrap();
         assert_eq!((count.amount.records, count.amount.batches, count.unreadable), (3, 1, 0));
+    }
+
+    /// A letter without a queue is of the one that it lies in; others were brought here.
+    #[test]
+    fn each_queue_has_groups_of_its_own() {
+        let of = |queue: u128, seq| {
+            let queue = format!(r#""queue":"{}","batch""#, Uuid::from_u128(queue));
+            line(seq, 1, 0).replace("\"batch\"", &queue)
+        };
+        let lines =
+            [of(9, 2), line(3, 1, 0), of(5, 1), of(9, 1), line(1, 1, 0), of(7, 1), of(7, 8)];
+        let file = file(&lines);
+        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().amount.records, 6);
+        let (mut next, mut all) = (FIRST, Vec::new());
+        while let Some(group) = next_group(file.path(), QUEUE, next, at(5)).unwrap() {
+            next = group.end();
+            all.push((group.queue_id().as_u128(), seqs(&group)));
+            assert_eq!(
+                group.settled(&[]).len(),
+                if group.queue_id() == QUEUE { 4 } else { seqs(&group).len() }
+            );
+        }
+        assert_eq!(all, [(5, vec![1]), (7, vec![1, 3, 8]), (9, vec![1, 2])]);
     }
 
     /// Groups follow each other without a hole, whatever the order in the file.
@@ -207,10 +258,10 @@ mod tests {
         let lines: Vec<String> =
             (0..2_500).map(|n| line(order(n), 1, usize::try_from(n % 7 * 400).unwrap())).collect();
         let file = file(&lines);
-        let (mut next, mut all) = (0, Vec::new());
-        while let Some(group) = next_group(file.path(), next, at(5)).unwrap() {
+        let (mut next, mut all) = (FIRST, Vec::new());
+        while let Some(group) = next_group(file.path(), QUEUE, next, at(5)).unwrap() {
             assert!(group.bytes <= BYTES_MAX && group.letters.len() <= RECORDS_MAX);
-            next = group.end_seq();
+            next = group.end();
             all.extend(seqs(&group));
         }
         assert_eq!(all, (0..2_500).collect::<Vec<_>>());
@@ -219,7 +270,7 @@ mod tests {
     #[test]
     fn a_record_that_is_refused_again_stays_with_its_attempts_and_gets_another_id() {
         let file = file(&[line(1, 1, 0), line(2, 1, 0), line(2, 3, 0)]);
-        let group = next_group(file.path(), 0, at(5)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
         let again = Refused {
             index: 1,
             path: "cpu".to_owned(),
@@ -234,6 +285,7 @@ mod tests {
         let kept: Vec<_> = changes.values().flatten().collect();
         let [kept] = kept[..] else { panic!("{kept:?}") };
         let letter = read(kept).unwrap();
+        assert_eq!(letter.queue, Some(QUEUE));
         assert_eq!(
             (letter.seq, letter.attempts, &*letter.path, &*letter.message),
             (2, 4, "cpu", "no")
@@ -243,20 +295,20 @@ mod tests {
         second.add(2, kept);
         let mut first = Group::default();
         first.add(2, &line(2, 1, 0));
-        assert_ne!(first.id(QUEUE), second.id(QUEUE));
-        assert_ne!(first.id(QUEUE), first.id(Uuid::nil()));
-        assert_eq!(group.id(QUEUE), group.clone().id(QUEUE));
+        assert_ne!(first.id(), second.id());
+        assert_ne!(first.id(), Group { queue_id: QUEUE, ..first.clone() }.id());
+        assert_eq!(group.id(), group.clone().id());
     }
 
     #[test]
     fn damaged_lines_are_counted_and_left_alone() {
         let file = file(&[line(1, 1, 0), "{\"seq\":2".to_owned(), "\u{0}".to_owned()]);
-        assert_eq!(count(file.path(), at(5)).unwrap().unreadable, 2);
+        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().unreadable, 2);
         let half = fs_err::read_to_string(file.path()).unwrap() + &line(3, 1, 0)[..30];
         fs_err::write(file.path(), half).unwrap();
-        assert_eq!(count(file.path(), at(5)).unwrap().unreadable, 2, "one is being written");
-        let group = next_group(file.path(), 0, at(5)).unwrap().unwrap();
+        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().unreadable, 2, "one is being written");
+        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
         assert_eq!(group.settled(&[]).len(), 1);
-        assert_eq!(count(Path::new("/nowhere/dead"), at(5)).unwrap(), Count::default());
+        assert_eq!(count(Path::new("/nowhere/dead"), QUEUE, at(5)).unwrap(), Count::default());
     }
 }

@@ -8,7 +8,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use super::dead::RecordName;
 use crate::{
     control::{Amount, Part, ReplayProgress, ReplayRequest, ReplayState, Selection},
     link::{
@@ -28,6 +30,9 @@ pub struct Job {
     pub progress: ReplayProgress,
     /// Records with a lower sequence number have been tried.
     pub next_seq: u64,
+    /// Dead letters are tried queue by queue: those of queues with a lower id have been.
+    #[serde(default)]
+    pub next_queue: Uuid,
     /// Records from this sequence number on came after it was asked for; `None` before the queue
     /// has been looked through.
     pub end_seq: Option<u64>,
@@ -68,7 +73,7 @@ pub enum Standing {
 impl Job {
     /// A job that has not begun.
     pub fn new(progress: ReplayProgress) -> Self {
-        Self { progress, next_seq: 0, end_seq: None }
+        Self { progress, next_seq: 0, next_queue: Uuid::nil(), end_seq: None }
     }
 
     /// The batches that are left to send of `batches`, by their sequence numbers. What has been
@@ -122,6 +127,11 @@ impl Job {
     /// Everything before `next_seq` has been tried.
     pub fn pass(&mut self, next_seq: u64) {
         self.next_seq = self.next_seq.max(next_seq);
+    }
+
+    /// Every dead letter before `next` has been tried.
+    pub fn pass_dead(&mut self, next: RecordName) {
+        (self.next_queue, self.next_seq) = next.max((self.next_queue, self.next_seq));
     }
 
     /// Nothing of a batch can be read.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 use super::{
     dead,
@@ -10,7 +11,7 @@ use super::{
     source::{Origin, Place, ReplaySource},
 };
 use crate::{
-    agent::{LinkWire, forward_config},
+    agent::{LinkWire, QueueSource, forward_config},
     clock,
     config::Config,
     control::{Amount, ReplayProgress, ReplayState},
@@ -30,6 +31,7 @@ pub struct Replayer {
     origin: Origin,
     file: Option<JobFile>,
     link: Arc<Link>,
+    reporter: Option<QueueSource>,
     forward: ForwardConfig,
     wake: Arc<Notify>,
 }
@@ -44,6 +46,7 @@ impl Replayer {
             origin: Origin::Own,
             file: Some(JobFile::of_host(&config.agent.state_dir)),
             link,
+            reporter: None,
             forward: forward_config(&config.forward, who),
             wake: Arc::default(),
         }
@@ -54,7 +57,20 @@ impl Replayer {
     pub fn of_other(self, hostname: &str, dir: &std::path::Path, file: JobFile) -> Self {
         let forward = ForwardConfig { hostname: hostname.to_owned(), ..self.forward };
         let dead_letters = dead_letters(dir);
-        Self { dead_letters, origin: Origin::Foreign, file: Some(file), forward, ..self }
+        Self {
+            dead_letters,
+            origin: Origin::Foreign,
+            file: Some(file),
+            reporter: None,
+            forward,
+            ..self
+        }
+    }
+
+    /// Says with each push what the agent says with its own; `reporter` knows.
+    #[must_use]
+    pub fn reporting(self, reporter: QueueSource) -> Self {
+        Self { reporter: Some(reporter), ..self }
     }
 
     /// Keeps no job: what waits is known by the queue itself.
@@ -98,7 +114,7 @@ impl Replayer {
         let is_new = job.end_seq.is_none();
         job.end_seq.get_or_insert(status.next_seq);
         job.progress.failing_since = None;
-        let (items, total, corrupt) = self.select(&job).await?;
+        let (items, total, corrupt) = self.select(&job, status.queue_id).await?;
         if is_new {
             job.progress.total = total;
             job.progress.corrupt = corrupt;
@@ -110,15 +126,18 @@ impl Replayer {
             dead_letters: self.dead_letters.clone(),
             origin: self.origin,
             file: self.file.clone(),
+            reporter: self.reporter.clone(),
+            link: Arc::clone(&self.link),
         };
         Ok(ReplaySource::new(place, job, items))
     }
 
     /// What is left of a job, how much it is, and how many records of it are damaged.
-    async fn select(&self, job: &Job) -> Result<(Vec<Item>, Amount, u64), String> {
+    async fn select(&self, job: &Job, queue_id: Uuid) -> Result<(Vec<Item>, Amount, u64), String> {
         if job.is_of_dead() {
             let (path, until) = (self.dead_letters.clone(), job.progress.started_at);
-            let counted = tokio::task::spawn_blocking(move || dead::count(&path, until)).await;
+            let count = move || dead::count(&path, queue_id, until);
+            let counted = tokio::task::spawn_blocking(count).await;
             let counted = counted.map_err(|error| error.to_string())?;
             let counted = counted.map_err(|error| error.to_string())?;
             return Ok((Vec::new(), counted.amount, counted.unreadable));

@@ -15,10 +15,11 @@ use super::{
     job::{self, Item, Job, JobFile, Standing},
 };
 use crate::{
-    agent::{letter, seams},
+    agent::{QueueSource, letter, seams},
     clock,
     control::ReplayProgress,
     forward::{Choice, ForwardStatus, Lane, Outgoing, Refused, Source, rate::Rate},
+    link::Link,
     metric::envelope::AgentInfo,
     queue::{Batch, BatchInfo, Queue, QueueError},
 };
@@ -38,11 +39,7 @@ pub struct ReplaySource(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    queue: Queue,
-    queue_id: Uuid,
-    dead_letters: PathBuf,
-    origin: Origin,
-    file: Option<JobFile>,
+    place: Place,
     state: Mutex<State>,
 }
 
@@ -95,12 +92,15 @@ pub struct Place {
     pub origin: Origin,
     /// Where the job is kept, if it is.
     pub file: Option<JobFile>,
+    /// Knows the state of the agent, in its own process.
+    pub reporter: Option<QueueSource>,
+    /// For the clock's offset.
+    pub link: Arc<Link>,
 }
 
 impl ReplaySource {
     /// A replay that sends `items`, or the dead letters, for `job`.
     pub fn new(place: Place, job: Job, items: Vec<Item>) -> Self {
-        let Place { queue, queue_id, dead_letters, origin, file } = place;
         let now = clock::monotonic();
         let state = Mutex::new(State {
             rate: Rate::new(job.progress.request.rate),
@@ -114,7 +114,7 @@ impl ReplaySource {
             failure: None,
             job,
         });
-        Self(Arc::new(Shared { queue, queue_id, dead_letters, origin, file, state }))
+        Self(Arc::new(Shared { place, state }))
     }
 
     /// What was put back is tried again; without this it counts as refused.
@@ -171,7 +171,8 @@ impl ReplaySource {
                     let mut state = self.state();
                     state.job.progress.corrupt += missing;
                     state.out = Some(Out::Batch(item));
-                    return Ok(Some(seams::outgoing(batch, (), Lane::Backlog)));
+                    let queue_id = self.0.place.queue_id;
+                    return Ok(Some(seams::outgoing(batch, queue_id, (), Lane::Backlog)));
                 }
                 Found::Moved => {}
                 Found::Corrupt => self.state().job.note_corrupt(item),
@@ -182,7 +183,7 @@ impl ReplaySource {
     /// Reads a batch. When the queue does not have it there any more, it is looked for elsewhere:
     /// batches move when their segments are merged.
     async fn look_up(&self, item: Item) -> Result<Found, String> {
-        let queue = &self.0.queue;
+        let queue = &self.0.place.queue;
         match queue.read(item.key).await {
             Ok(Some(batch)) => return Ok(Found::Here(batch)),
             Ok(None) => {}
@@ -220,17 +221,18 @@ impl ReplaySource {
     }
 
     async fn next_dead(&self) -> Result<Option<Outgoing<()>>, String> {
-        let (path, queue_id) = (self.0.dead_letters.clone(), self.0.queue_id);
-        let (next_seq, until) = {
+        let (path, queue_id) = (self.0.place.dead_letters.clone(), self.0.place.queue_id);
+        let (next, until) = {
             let job = &self.state().job;
-            (job.next_seq, job.progress.started_at)
+            ((job.next_queue, job.next_seq), job.progress.started_at)
         };
-        let read = move || dead::next_group(&path, next_seq, until);
+        let read = move || dead::next_group(&path, queue_id, next, until);
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         let Some(group) = read.map_err(|error| error.to_string())? else { return Ok(None) };
-        let (id, records, metrics) = (group.id(queue_id), group.records(), group.metrics());
+        let (id, queue_id) = (group.id(), group.queue_id());
+        let (records, metrics) = (group.records(), group.metrics());
         self.state().out = Some(Out::Dead(group));
-        Ok(Some(Outgoing { key: (), id, lane: Lane::Backlog, records, metrics }))
+        Ok(Some(Outgoing { key: (), id, lane: Lane::Backlog, queue_id, records, metrics }))
     }
 
     /// Notes in the queue what the backend has taken.
@@ -240,7 +242,7 @@ impl ReplaySource {
         batch: &Outgoing<()>,
         refused: &[Refused],
     ) -> Result<(), String> {
-        let (queue, origin) = (&self.0.queue, self.0.origin);
+        let (queue, origin) = (&self.0.place.queue, self.0.place.origin);
         let noted = match out {
             Out::Batch(item) if origin == Origin::Own && item.standing == Standing::Waits => {
                 let records = batch.metrics.len() as u64;
@@ -256,7 +258,7 @@ impl ReplaySource {
 
     /// Writes the job down, if it is time to.
     async fn save(&self) {
-        let Some(file) = self.0.file.clone() else { return };
+        let Some(file) = self.0.place.file.clone() else { return };
         let job = {
             let mut state = self.state();
             let now = clock::monotonic();
@@ -283,7 +285,7 @@ impl Source for ReplaySource {
             let mut state = self.state();
             if let Some(refused) = state.put_back.take() {
                 state.job.progress.refused_batches += 1;
-                state.job.pass(refused.end_seq());
+                refused.passed_by(&mut state.job);
             }
             if state.failure.is_some() || state.job.is_at_limit() {
                 return Ok(None);
@@ -316,7 +318,7 @@ impl Source for ReplaySource {
             progress.total.batches = progress.total.batches.max(progress.done.batches);
             progress.refused += refused.len() as u64;
             progress.failing_since = None;
-            state.job.pass(out.end_seq());
+            out.passed_by(&mut state.job);
         }
         self.save().await;
         noted
@@ -330,18 +332,22 @@ impl Source for ReplaySource {
         progress.last_answer = Some(answer);
     }
 
-    /// What the agent says of itself goes with its own pushes.
+    /// The ledger goes with the agent's own pushes, which hear whether it has been taken.
     async fn agent_info(&self) -> Option<AgentInfo> {
-        None
+        let report = match &self.0.place.reporter {
+            Some(reporter) => reporter.agent_info().await,
+            None => Some(AgentInfo::unknown(self.0.place.link.clock_offset_ms())),
+        };
+        report.map(|report| AgentInfo { lost: Vec::new(), ..report })
     }
 }
 
 impl Out {
-    /// The lowest sequence number that can come after it.
-    fn end_seq(&self) -> u64 {
+    /// It has been tried: what comes next is after it.
+    fn passed_by(&self, job: &mut Job) {
         match self {
-            Self::Batch(item) => item.first_seq + 1,
-            Self::Dead(group) => group.end_seq(),
+            Self::Batch(item) => job.pass(item.first_seq + 1),
+            Self::Dead(group) => job.pass_dead(group.end()),
         }
     }
 }

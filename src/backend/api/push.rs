@@ -128,18 +128,22 @@ fn check(
     // A body with `metrics` twice has no text to pair with the values: those are written again.
     let raw = serde_json::from_slice::<Raw<'_>>(body).ok().map(|raw| raw.metrics);
     let raw = raw.filter(|raw| raw.len() == request.metrics.len()).unwrap_or_default();
-    let latest = latest(now, request.agent.as_ref());
+    let mut agent = request.agent;
+    let latest = latest(now, agent.as_ref());
+    let sequences = agent.as_mut().and_then(|agent| agent.sequences.take());
+    let records = sequences.as_ref().map(|of| of.numbers().map(|number| (of.queue_id, number)));
+    let mut records = records.into_iter().flatten();
     let mut metrics = Vec::with_capacity(request.metrics.len());
     let mut rejected = Vec::new();
     for (index, value) in request.metrics.into_iter().enumerate() {
         let text = raw.get(index).map(|raw| raw.get());
-        if let Err(invalid) = add(value, text, latest, &mut metrics) {
+        if let Err(invalid) = add(value, text, records.next(), latest, &mut metrics) {
             let Invalid { path, message } = invalid;
             rejected.push(Rejected { index, path, message });
         }
     }
-    let config = request.agent.as_ref().map(config_outcome).unwrap_or_default();
-    let (report, lost) = request.agent.map(said_by_agent).unwrap_or_default();
+    let config = agent.as_ref().map(config_outcome).unwrap_or_default();
+    let (report, lost) = agent.map(said_by_agent).unwrap_or_default();
     // Kept for the answer to the same batch, when the first answer is lost.
     let is_kept = batch_id.is_some() && !rejected.is_empty();
     let refusals = is_kept.then(|| serde_json::to_string(&rejected));
@@ -169,19 +173,27 @@ fn latest(now: Timestamp, agent: Option<&AgentInfo>) -> Timestamp {
 fn add(
     value: Value,
     text: Option<&str>,
+    record: Option<(Uuid, u64)>,
     now: Timestamp,
     rows: &mut Vec<MetricRow>,
 ) -> Result<(), Invalid> {
+    let row = |value: &Value, document| {
+        let row = row(value, document, now)?;
+        Ok(match record {
+            Some((queue_id, number)) => row.of_record(queue_id, number),
+            None => row,
+        })
+    };
     let nested = value.get("database").is_none_or(Value::is_null)
         && value.get("databases").is_some_and(Value::is_array);
     if !nested {
         let document = text.map_or_else(|| value.to_string(), str::to_owned);
-        rows.push(row(&value, document, now)?);
+        rows.push(row(&value, document)?);
         return Ok(());
     }
     let parts = metric::split_compat(value);
     let split: Result<Vec<MetricRow>, Invalid> =
-        parts.iter().map(|part| row(part, part.to_string(), now)).collect();
+        parts.iter().map(|part| row(part, part.to_string())).collect();
     rows.extend(split?);
     Ok(())
 }
@@ -222,7 +234,10 @@ fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
             last_at: lost.last_at.map(kept),
         })
         .collect();
-    (serde_json::to_string(&agent).ok(), lost)
+    // A replay by another process does not know the agent's state.
+    let is_report = !queue_id.is_nil();
+    let report = is_report.then(|| serde_json::to_string(&agent).ok());
+    (report.flatten(), lost)
 }
 
 fn envelope_refused(invalid: &Invalid) -> ApiError {

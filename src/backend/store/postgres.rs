@@ -22,6 +22,7 @@ use super::rows::{
 };
 use super::{Store, StoreError};
 
+mod claims;
 mod collectors;
 mod configs;
 mod metrics;

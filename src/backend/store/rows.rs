@@ -148,6 +148,20 @@ pub struct Push {
     pub lost: Vec<LostRows>,
 }
 
+impl Push {
+    /// The key of one of its rows, within server and time: the record's digest, or else the text's.
+    /// A push that names neither batch nor records has rows without keys.
+    pub(super) fn key(&self, metric: &MetricRow) -> Option<Digest> {
+        metric.record.or_else(|| self.batch_id.as_ref().map(|_| metric.digest))
+    }
+
+    /// The latest time of a row that is known by its text alone.
+    pub(super) fn text_until(&self) -> Option<Timestamp> {
+        let by_text = |metric: &&MetricRow| metric.record.is_none() && self.batch_id.is_some();
+        self.metrics.iter().filter(by_text).map(|metric| metric.at).max()
+    }
+}
+
 /// What has become of configurations at their agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigOutcome {
@@ -168,9 +182,15 @@ pub struct MetricRow {
     pub at: Timestamp,
     /// The metric's own JSON text.
     pub document: String,
-    /// Tells the metric from every other of its server and time, see [`MetricRow::new`].
-    pub digest: [u8; 16],
+    /// Tells the metric's text from every other of its server and time, see [`MetricRow::new`].
+    pub digest: Digest,
+    /// Tells the record from every other, see [`MetricRow::of_record`]; `None` when it is not known
+    /// which record it is.
+    pub record: Option<Digest>,
 }
+
+/// The start of a SHA-256.
+pub type Digest = [u8; 16];
 
 impl MetricRow {
     /// A row with its digest: the start of SHA-256 over everything but the time.
@@ -180,13 +200,26 @@ impl MetricRow {
             context.update(&(text.len() as u64).to_le_bytes());
             context.update(text.as_bytes());
         }
-        let mut digest = [0; 16];
-        let whole = context.finish();
-        for (to, from) in digest.iter_mut().zip(whole.as_ref()) {
-            *to = *from;
-        }
-        Self { kind, database, at, document, digest }
+        let digest = start_of(context.finish().as_ref());
+        Self { kind, database, at, document, digest, record: None }
     }
+
+    /// The same as the record that `queue_id` gave this number. Its digest is over the text, too:
+    /// hosts that were cloned with their queue give the same numbers to records that differ.
+    #[must_use]
+    pub fn of_record(self, queue_id: Uuid, number: u64) -> Self {
+        let named = [queue_id.as_bytes(), &number.to_le_bytes()[..], &self.digest].concat();
+        let record = ring::digest::digest(&ring::digest::SHA256, &named);
+        Self { record: Some(start_of(record.as_ref())), ..self }
+    }
+}
+
+fn start_of(whole: &[u8]) -> Digest {
+    let mut start = Digest::default();
+    for (to, from) in start.iter_mut().zip(whole) {
+        *to = *from;
+    }
+    start
 }
 
 /// What became of a push.

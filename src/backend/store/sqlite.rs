@@ -20,6 +20,7 @@ use super::rows::{
 };
 use super::{Store, StoreError};
 
+mod claims;
 mod collectors;
 mod configs;
 mod metrics;

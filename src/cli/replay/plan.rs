@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::Args;
 use crate::agent::replay::{Job, amount, count_dead};
@@ -53,7 +54,8 @@ pub(super) async fn make(args: &Args, config: &Config, client: &Client) -> anyho
 }
 
 fn of_dead(request: ReplayRequest, dir: &Path) -> anyhow::Result<Plan> {
-    let count = count_dead(&dead_letters(dir), clock::now())?;
+    // Letters of earlier versions do not name their queue: to count them, any name for it will do.
+    let count = count_dead(&dead_letters(dir), Uuid::nil(), clock::now())?;
     let selection = request.selection;
     Ok(Plan { selection, segments: 0, amount: count.amount, span: (None, None) })
 }

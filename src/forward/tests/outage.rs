@@ -113,7 +113,8 @@ impl Source for Endless {
             Bytes::from_owner(Payload(Arc::clone(&self.live)))
         };
         let metrics = (0..4).map(payload).collect();
-        Ok(Some(Outgoing { key, id: Uuid::from_u128(u128::from(key)), lane, records, metrics }))
+        let (id, queue_id) = (Uuid::from_u128(u128::from(key)), Uuid::nil());
+        Ok(Some(Outgoing { key, id, lane, queue_id, records, metrics }))
     }
 
     async fn delivered(&self, _: &Outgoing<u64>, _: &[Refused]) -> Result<(), String> {

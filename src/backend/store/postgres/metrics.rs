@@ -13,7 +13,7 @@ use super::super::rows::{
     Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError};
-use super::{configs, count, counted, text};
+use super::{claims, configs, count, counted, text};
 
 /// Rows of one statement: a few hundred KiB of documents.
 const ROWS_AT_ONCE: usize = 500;
@@ -90,10 +90,12 @@ async fn insert_metrics(
     push: &Push,
     push_id: i64,
 ) -> Result<u64, StoreError> {
-    let server_id = server_of(transaction, push).await?;
+    let (server_id, text_until) = server_of(transaction, push).await?;
+    claims::note_texts(transaction, push, server_id, text_until).await?;
     let mut inserted = 0;
     for rows in push.metrics.chunks(ROWS_AT_ONCE) {
-        inserted += insert(transaction, push, (push_id, server_id), rows).await?;
+        let rows = claims::without_rows(transaction, server_id, text_until, rows).await?;
+        inserted += insert(transaction, push, (push_id, server_id), &rows).await?;
     }
     if inserted != push.metrics.len() as u64 {
         let correct = "UPDATE pushes SET metrics = $2 WHERE id = $1";
@@ -137,39 +139,43 @@ async fn first_rejected(
     Ok(row.try_get(0)?)
 }
 
-/// The row of a host that the collector brings metrics of, made by the first push.
-async fn server_of(transaction: &Transaction<'_>, push: &Push) -> Result<i64, StoreError> {
-    let known = "SELECT id FROM servers WHERE collector_id = $1 AND hostname = $2";
+/// The row of a host that the collector brings metrics of, made by the first push, and the latest
+/// time of its rows that are known by their text alone.
+async fn server_of(
+    transaction: &Transaction<'_>,
+    push: &Push,
+) -> Result<(i64, Option<Timestamp>), StoreError> {
+    let known = "SELECT id, text_until FROM servers WHERE collector_id = $1 AND hostname = $2";
     let statement = transaction.prepare_cached(known).await?;
     let row = transaction.query_opt(&statement, &[&push.collector_id, &push.hostname]).await?;
     if let Some(row) = row {
-        return Ok(row.try_get(0)?);
+        return Ok((row.try_get(0)?, row.try_get(1)?));
     }
     let row = transaction
         .query_one(
             "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
              VALUES ($1, $2, $2, $3, $3)
              ON CONFLICT (collector_id, hostname) DO UPDATE SET updated_at = excluded.updated_at
-             RETURNING id",
+             RETURNING id, text_until",
             &[&push.collector_id, &push.hostname, &push.received_at],
         )
         .await?;
-    Ok(row.try_get(0)?)
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 async fn insert(
     transaction: &Transaction<'_>,
     push: &Push,
     (push_id, server_id): (i64, i64),
-    rows: &[MetricRow],
+    rows: &[&MetricRow],
 ) -> Result<u64, StoreError> {
     let kinds: Vec<&str> = rows.iter().map(|row| row.kind.as_str()).collect();
     let databases: Vec<Option<Cow<'_, str>>> =
         rows.iter().map(|row| row.database.as_deref().map(text)).collect();
     let times: Vec<Timestamp> = rows.iter().map(|row| row.at).collect();
     let documents: Vec<Cow<'_, str>> = rows.iter().map(|row| document(&row.document)).collect();
-    let key = |row: &MetricRow| push.batch_id.is_some().then(|| Uuid::from_bytes(row.digest));
-    let digests: Vec<Option<Uuid>> = rows.iter().map(key).collect();
+    let digests: Vec<Option<Uuid>> =
+        rows.iter().map(|row| push.key(row).map(Uuid::from_bytes)).collect();
     let statement = transaction.prepare_cached(INSERT).await?;
     let values: [&(dyn ToSql + Sync); 7] =
         [&push_id, &server_id, &kinds, &databases, &times, &documents, &digests];

@@ -8,7 +8,7 @@ use super::super::rows::{
     Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError};
-use super::{configs, count, counted, micros, time, time_option, uuid};
+use super::{claims, configs, count, counted, micros, time, time_option, uuid};
 
 const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
        c.deregistered_at IS NULL AS is_active
@@ -72,14 +72,19 @@ fn insert_metrics(
     push_id: i64,
     collector: &str,
 ) -> Result<u64, StoreError> {
-    let server_id = server_of(db, push, collector)?;
+    let (server_id, text_until) = server_of(db, push, collector)?;
     let mut insert = db.prepare_cached(
         "INSERT INTO metrics (push_id, server_id, type, database, at, document, digest)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (server_id, at, digest) WHERE digest IS NOT NULL DO NOTHING",
     )?;
+    claims::note_texts(db, push, server_id, text_until)?;
     let mut inserted = 0;
     for metric in &push.metrics {
+        let may_be_text = text_until.is_some_and(|until| micros(metric.at) <= until);
+        if may_be_text && claims::has_row(db, server_id, metric)? {
+            continue;
+        }
         inserted += insert.execute(params![
             push_id,
             server_id,
@@ -87,7 +92,7 @@ fn insert_metrics(
             metric.database,
             micros(metric.at),
             metric.document,
-            push.batch_id.as_ref().map(|_| metric.digest),
+            push.key(metric),
         ])? as u64;
     }
     Ok(inserted)
@@ -113,14 +118,21 @@ fn note_collector(
     Ok(())
 }
 
-/// The row of a host that the collector brings metrics of, made by the first push.
-fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, StoreError> {
+/// The row of a host that the collector brings metrics of, made by the first push, and the latest
+/// time of its rows that are known by their text alone.
+fn server_of(
+    db: &Transaction<'_>,
+    push: &Push,
+    collector: &str,
+) -> Result<(i64, Option<i64>), StoreError> {
     let known = db
-        .prepare_cached("SELECT id FROM servers WHERE collector_id = ?1 AND hostname = ?2")?
-        .query_row(params![collector, push.hostname], |row| row.get(0))
+        .prepare_cached(
+            "SELECT id, text_until FROM servers WHERE collector_id = ?1 AND hostname = ?2",
+        )?
+        .query_row(params![collector, push.hostname], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    if let Some(id) = known {
-        return Ok(id);
+    if let Some(known) = known {
+        return Ok(known);
     }
     let id = db
         .prepare_cached(
@@ -129,7 +141,7 @@ fn server_of(db: &Transaction<'_>, push: &Push, collector: &str) -> Result<i64, 
              RETURNING id",
         )?
         .query_row(params![collector, push.hostname, micros(push.received_at)], |row| row.get(0))?;
-    Ok(id)
+    Ok((id, None))
 }
 
 fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result<(), StoreError> {
