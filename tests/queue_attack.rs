@@ -163,7 +163,9 @@ async fn a_start_on_a_full_disk_knows_its_ledger() {
     until("it runs on a full disk", LIMIT, || place.connect().is_ok());
     assert_eq!(ledger(&site), before, "the ledger is what it was");
     assert_eq!(site.queue_number("next_seq"), numbers);
-    filling.into_iter().for_each(|file| fs_err::remove_file(file).expect("make room"));
+    for file in filling {
+        fs_err::remove_file(file).expect("make room");
+    }
     until("the disk takes records", LIMIT, || {
         place.push(&[], &push_of(&[large(pushed)])).is_ok_and(|answer| answer.status == 200)
     });

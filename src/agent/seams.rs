@@ -43,11 +43,8 @@ impl Source for QueueSource {
             Choice::FreshOnly => Pick::FreshOnly,
             Choice::OldestFirst => Pick::Oldest,
         };
-        // It never changes, however old the status is.
-        let status = self.queue.recent_status(Duration::MAX).await;
-        let queue_id = status.map_err(|error| error.to_string())?.queue_id;
         let picked = self.queue.pick_batch(pick).await.map_err(|error| error.to_string())?;
-        Ok(picked.map(|Picked { batch, lane }| {
+        Ok(picked.map(|Picked { queue_id, batch, lane }| {
             let lane = match lane {
                 queue::Lane::Fresh => Lane::Fresh,
                 queue::Lane::Backlog => Lane::Backlog,

@@ -56,6 +56,8 @@ pub enum Pick {
 /// A batch that was picked, and from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picked {
+    /// The queue that gave its records their numbers.
+    pub queue_id: Uuid,
     /// The batch.
     pub batch: Batch,
     /// Whether it is fresh; see [`Pick`].
@@ -104,7 +106,7 @@ impl<D: WriteDisk> Log<D> {
                         sealed.unreadable = None;
                     }
                     let lane = if is_fresh { Lane::Fresh } else { Lane::Backlog };
-                    return Some(Picked { batch, lane });
+                    return Some(Picked { queue_id: self.queue_id(), batch, lane });
                 }
                 Err(error) => self.pass_over(key.segment, &error, now_ms),
             }
