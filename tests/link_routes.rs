@@ -167,9 +167,9 @@ async fn the_request_timeout_covers_all_backends() {
     .await;
     let error = two.link.push(push()).await.expect_err("nobody answers");
     assert_eq!(error.kind, SendErrorKind::Timeout, "{error}");
-    assert!(error.message.contains(&url(&silent)["https://".len()..]), "{error}");
+    assert!(error.to_string().contains(&url(&silent)["https://".len()..]), "{error}");
     let error = two.link.push(push()).await.expect_err("nobody answers");
-    assert!(error.message.contains(&url(&other)["https://".len()..]), "{error}");
+    assert!(error.to_string().contains(&url(&other)["https://".len()..]), "{error}");
     other.accept().await.expect("the second was asked");
 }
 

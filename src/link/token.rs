@@ -47,8 +47,8 @@ pub struct Claims {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{what}; hint: {hint}")]
 pub struct TokenError {
-    what: String,
-    hint: &'static str,
+    pub(super) what: String,
+    pub(super) hint: &'static str,
 }
 
 impl TokenError {

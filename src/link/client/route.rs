@@ -298,7 +298,7 @@ mod tests {
                 SendErrorKind::Reset | SendErrorKind::Partial | SendErrorKind::Protocol => Ails,
                 _ => Gone,
             };
-            let error = SendError { kind, message: String::new() };
+            let error = SendError::new(kind, "", "");
             assert_eq!(Outcome::of(Purpose::Data, &Err(error)), expected, "{kind}");
         }
     }
