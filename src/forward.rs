@@ -233,7 +233,7 @@ pub struct ForwardStatus {
     /// Batches that the backend had already.
     pub duplicate_batches: u64,
     /// Records that the backend refused.
-    pub rejected_records: u64,
+    pub refused_records: u64,
     /// Batches that were refused and taken apart.
     #[serde(default)]
     pub split_batches: u64,

@@ -368,7 +368,7 @@ where
         self.course.status.send_modify(|status| {
             status.delivered_batches += u64::from(taken > 0);
             status.delivered_records += taken;
-            status.rejected_records += settled.refused as u64;
+            status.refused_records += settled.refused as u64;
             status.drain = drain;
         });
         self.leave(settled.lane);

@@ -190,7 +190,7 @@ async fn a_refused_batch_is_taken_apart() {
         assert_eq!(drained, Drained::Empty);
         let held = queued.0.lock().unwrap();
         assert_eq!((&held.delivered[..], held.put_back.len()), (&[(0, 1), (1, 0)][..], 0));
-        assert_eq!((status.delivered_records, status.rejected_records), (5, 1));
+        assert_eq!((status.delivered_records, status.refused_records), (5, 1));
         assert_eq!((status.delivered_batches, status.split_batches), (2, 1));
     }
 }
@@ -239,7 +239,7 @@ async fn rejected_metrics_are_handed_to_the_source() {
         "duplicate":true,"rejected":[{"index":1,"path":"cpu.user","message":"is negative"}]}"#;
     let (_, queued, status) = drain(1, vec![answer(200, body)]).await;
     assert_eq!(queued.0.lock().unwrap().delivered, [(0, 1)]);
-    assert_eq!((status.delivered_records, status.rejected_records), (2, 1));
+    assert_eq!((status.delivered_records, status.refused_records), (2, 1));
     assert_eq!((status.duplicate_batches, status.next_config_version), (1, Some(4)));
 }
 

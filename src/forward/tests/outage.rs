@@ -163,7 +163,7 @@ async fn bad_answers_leave_memory_flat() {
     }
     let status = status.borrow();
     assert!(status.failures > 100 && status.split_batches > 100, "{status:?}");
-    assert!(status.rejected_records > 1_000, "{}", status.rejected_records);
+    assert!(status.refused_records > 1_000, "{}", status.refused_records);
     let most = source.most.load(Ordering::Relaxed);
     assert!((4..=4 * 4).contains(&most), "{most} records were held at once");
 }
