@@ -32,7 +32,10 @@ pub use self::{
     recent::Speed,
     split::Refused,
 };
-use crate::{encoding::Encoding, metric::envelope::AgentInfo};
+use crate::{
+    encoding::Encoding,
+    metric::{agent_health::ForwarderState, envelope::AgentInfo},
+};
 
 /// Where batches wait.
 pub trait Source: Send + Sync {
@@ -208,21 +211,6 @@ pub enum Order {
     OldestFirst,
 }
 
-/// What the forwarder does at the moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Doing {
-    /// Batches leave as they come.
-    #[default]
-    Sending,
-    /// A probe asks whether the backend is back.
-    Probing,
-    /// The backend is down: nothing leaves until the next try.
-    BackingOff,
-    /// A person must look: nothing leaves until the next try. With what can be done.
-    Paused(String),
-}
-
 /// What the forwarder has done and is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardStatus {
@@ -257,7 +245,10 @@ pub struct ForwardStatus {
     pub next_config_version: Option<i64>,
     /// What it does at the moment.
     #[serde(default)]
-    pub doing: Doing,
+    pub state: ForwarderState,
+    /// What a person can do while it is paused.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// Batches on their way.
     #[serde(default)]
     pub in_flight: u64,

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::intake::{metric, push_of};
 use crate::operator::Host;
+use crate::scrape::scrape_socket;
 use crate::support::backend_stub::{Recorded, Reply};
 use crate::support::intake::Place;
 use crate::support::process::Process;
@@ -163,6 +164,45 @@ async fn what_is_taken_is_gone() {
     let row = bench.row(|_, _| Reply::with(200, &[], body));
     assert_eq!(row.pushes.len(), 1, "{row:?}");
     row.lost_the_bad_one(200);
+}
+
+/// What the forwarder does is one fact: `agent status`, its JSON and `/metrics` say the same, and
+/// go on to say it from one try to the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_a_pause_everywhere() {
+    let bench = Bench::start("200ms", "200ms").await;
+    let state = || {
+        let status = bench.host.json(&["status", "--json"]);
+        let metrics = scrape_socket(&bench.host.path("control.sock"));
+        let mut lines = metrics.lines().filter(|line| line.ends_with(" 1"));
+        let series = "agent_forward_state{state=\"";
+        let shown = lines.find_map(|line| line.strip_prefix(series)?.strip_suffix("\"} 1"));
+        let told = status["backend"]["forwarding"].as_str().expect("a state").to_owned();
+        (told, shown.expect("a state").to_owned())
+    };
+    let both = |state: &str| (state.to_owned(), state.to_owned());
+    let redirect = [("location", "https://portal.example/")];
+    let answers = [
+        ("403", said(403)),
+        ("404", said(404)),
+        ("302", Reply::with(302, &redirect, "")),
+        ("400 to everything", said(400)),
+    ];
+    for (name, reply) in answers {
+        bench.answer(move |_| reply.clone());
+        bench.place.push(&[], &push_of(&NUMBERS.map(metric))).expect("an answer");
+        until(name, LIMIT, || state() == both("paused"));
+        for _ in 0..20 {
+            bench.place.push(&[], &push_of(&NUMBERS.map(metric))).expect("an answer");
+            assert_eq!(state(), both("paused"), "{name}");
+        }
+        let screen = bench.host.ask(&["status"]).stdout;
+        assert!(screen.contains(" paused"), "{name}: {screen}");
+        bench.answer(|_| said(200));
+        until("everything is delivered", LIMIT, || {
+            bench.host.queued("records") == 0 && state() == both("flowing")
+        });
+    }
 }
 
 /// C19, C36, C37: what may pass is waited for, and the batch comes again under its id.

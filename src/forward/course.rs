@@ -11,7 +11,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Doing, ForwardConfig, ForwardStatus, WireAnswer, WireError,
+    ForwardConfig, ForwardStatus, WireAnswer, WireError,
     batch::Packing,
     breaker::{At, Breaker, State},
     drive::show_answer,
@@ -131,7 +131,7 @@ impl Course {
     pub(super) fn taken(&mut self, answer: &WireAnswer, sent: Sent) -> Option<PushResponse> {
         let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
         self.breaker.delivered(sent.ticket);
-        if self.breaker.state() == State::Sending && std::mem::take(&mut self.troubled) {
+        if self.breaker.state() == State::Flowing && std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
         }
         let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
@@ -205,18 +205,14 @@ impl Course {
 
     /// Shows what is going on, with so many batches on their way.
     pub(super) fn show(&self, out: usize) {
-        let doing = match self.breaker.state() {
-            State::Sending => Doing::Sending,
-            State::Probing => Doing::Probing,
-            State::Down { .. } => Doing::BackingOff,
-            State::Paused { hint, .. } => Doing::Paused(hint.to_owned()),
-        };
+        let (state, hint) = (self.breaker.state().shown(), self.breaker.state().hint());
         let in_flight = out as u64;
         self.status.send_if_modified(|status| {
-            let is_new = status.in_flight != in_flight || status.doing != doing;
+            let shown = (status.state, status.hint.as_deref(), status.in_flight);
+            let is_new = shown != (state, hint, in_flight);
             if is_new {
-                status.in_flight = in_flight;
-                status.doing = doing;
+                (status.state, status.in_flight) = (state, in_flight);
+                status.hint = hint.map(str::to_owned);
             }
             is_new
         });

@@ -290,7 +290,7 @@ where
             Verdict::Pause(trouble) => {
                 let hint = trouble.hint(error.error.as_deref());
                 course.breaker.trouble(hint, at);
-                return self.failed(slot, format!("{shown}\n  hint: {hint}"));
+                return self.failed(slot, hinted(&shown, hint));
             }
             Verdict::Refused(Refusal::Invalid) if sent.encoding == Encoding::Zstd => {
                 // Another backend may answer now, which does not know zstd.
@@ -336,11 +336,13 @@ where
         let refused = split.into_refused();
         // A backend that takes nothing at all is more likely wrong than every record is.
         let nothing = refused.len() > 1 && refused.len() == batch.metrics.len();
-        if nothing && refused.iter().all(|record| record.status >= 400) {
-            let hint = Trouble::TakesNothing.hint(None);
-            let at = self.course.at();
+        let nothing = nothing && refused.iter().all(|record| record.status >= 400);
+        if let Some(last) = refused.last().filter(|_| nothing) {
+            let (hint, at) = (Trouble::TakesNothing.hint(None), self.course.at());
             let wait = units::show_duration(self.course.breaker.trouble(hint, at));
             tracing::error!(wait, hint, "the backend takes nothing");
+            let answer = hinted(&last.message, hint);
+            self.course.status.send_modify(|status| status.last_answer = Some(answer));
         }
         self.release(batch.id);
         self.steps.push(flight::settle(self.source, batch, refused));
@@ -407,6 +409,11 @@ async fn changed(settings: &mut watch::Receiver<ForwardConfig>) -> ForwardConfig
         return pending().await;
     }
     settings.borrow_and_update().clone()
+}
+
+/// An answer, and what a person can do about it: for logs, `inspect` and `status`.
+fn hinted(answer: &str, hint: &str) -> String {
+    format!("{answer}\n  hint: {hint}")
 }
 
 /// The status and what is said beside it, for logs, `inspect` and the dead letters.

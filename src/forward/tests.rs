@@ -78,6 +78,12 @@ impl Source for Queued {
     }
 }
 
+const PAUSED: ForwarderState = ForwarderState::Paused;
+
+fn takes_nothing() -> &'static str {
+    verdict::Trouble::TakesNothing.hint(None)
+}
+
 type Answers = VecDeque<Result<WireAnswer, WireError>>;
 
 /// Answers, and the batch ids that were sent.
@@ -199,10 +205,13 @@ async fn a_refused_batch_is_taken_apart() {
 #[tokio::test]
 async fn a_backend_that_takes_nothing_is_left_alone() {
     let no = || answer(400, "");
-    let (drained, queued, _) = drain(2, vec![no(), no(), no(), no(), no()]).await;
+    let (drained, queued, status) = drain(2, vec![no(), no(), no(), no(), no()]).await;
     assert!(matches!(drained, Drained::Waiting(wait) if wait >= pace::CAP / 2), "{drained:?}");
     let held = queued.0.lock().unwrap();
     assert_eq!((&held.delivered[..], held.waiting.len()), (&[(0, 3)][..], 1));
+    assert_eq!((status.state, status.hint.as_deref()), (PAUSED, Some(takes_nothing())));
+    let shown = format!("400\n  hint: {}", takes_nothing());
+    assert_eq!(status.last_answer, Some(shown));
 }
 
 /// Halves may be small enough where the whole was not: each is sent.

@@ -46,7 +46,8 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
         }
         assert!(matches!(drain.await, Drained::Waiting(_)));
     }
-    assert_eq!((&status.borrow().doing, status.borrow().in_flight), (&Doing::BackingOff, 0));
+    let backing_off = ForwarderState::BackingOff;
+    assert_eq!((status.borrow().state, status.borrow().in_flight), (backing_off, 0));
     let sent = road.seen.lock().unwrap().pushes.len();
     let back = queued.0.lock().unwrap().put_back.len();
     assert!((1..=4).contains(&back), "{back} batches were out");
@@ -61,7 +62,7 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
     let out: Vec<usize> = seen.pushes[sent..].iter().map(|push| push.2).collect();
     assert_eq!((&out[..3], out.iter().max()), (&[1, 1, 2][..], Some(&4)), "one, two, then more");
     assert_eq!(queued.0.lock().unwrap().delivered.len(), 100 - back);
-    assert_eq!(status.borrow().doing, Doing::Sending);
+    assert_eq!(status.borrow().state, ForwarderState::Flowing);
 }
 
 /// A probe that is answered says nothing of the store behind the backend: each batch that is tried
