@@ -33,6 +33,7 @@ pub use self::{
     split::Refused,
 };
 use crate::{
+    answer::Answer,
     encoding::Encoding,
     metric::{agent_health::ForwarderState, envelope::AgentInfo},
 };
@@ -79,11 +80,11 @@ pub trait Wire: Send + Sync {
         &self,
         body: Body,
         batch_id: Uuid,
-    ) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+    ) -> impl Future<Output = Result<Answer, WireError>> + Send;
 
     /// Asks for a sign of life, as cheaply as possible. The body of the answer may say which
     /// encodings are taken: `{"encodings": ["gzip", "zstd"]}`.
-    fn probe(&self) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+    fn probe(&self) -> impl Future<Output = Result<Answer, WireError>> + Send;
 }
 
 /// Which batch is wanted next.
@@ -135,17 +136,6 @@ impl<K: Copy> Outgoing<K> {
         let id = Uuid::new_v5(&self.id, name.as_bytes());
         Self { key: self.key, id, lane: self.lane, records, metrics }
     }
-}
-
-/// What the backend said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WireAnswer {
-    /// The HTTP status.
-    pub status: u16,
-    /// How long it wants to be left alone.
-    pub retry_after: Option<Duration>,
-    /// The body.
-    pub body: Bytes,
 }
 
 /// Why nothing came back, with a hint.

@@ -11,10 +11,9 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    ForwardConfig, ForwardStatus, WireAnswer, WireError,
+    ForwardConfig, ForwardStatus, WireError,
     batch::Packing,
     breaker::{At, Breaker, State},
-    drive::show_answer,
     flight::Sent,
     pace::Pace,
     rate::Rate,
@@ -22,7 +21,12 @@ use super::{
     split::{Refusing, Split},
     verdict::Refusal,
 };
-use crate::{clock, encoding::Encoding, metric::envelope::PushResponse, units};
+use crate::{
+    answer::{Answer, Receipt},
+    clock,
+    encoding::Encoding,
+    units,
+};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -111,16 +115,16 @@ impl Course {
     }
 
     /// A probe has been answered, or not.
-    pub(super) fn probed(&mut self, answer: Result<WireAnswer, WireError>) {
+    pub(super) fn probed(&mut self, answer: Result<Answer, WireError>) {
         let ticket = self.breaker.ticket();
         let (failure, at_least) = match answer {
-            Ok(answer) if !matches!(answer.status, 408 | 425 | 429 | 500..) => {
+            Ok(answer) if answer.meaning().is_alive() => {
                 let version = serde_json::from_slice::<Version>(&answer.body);
                 let listed = version.map_or_else(|_| Vec::new(), |version| version.encodings);
                 self.zstd = Some(listed.iter().any(|name| name == Encoding::Zstd.label()));
                 return self.breaker.alive();
             }
-            Ok(answer) => (show_answer(&answer), answer.retry_after),
+            Ok(answer) => (answer.shown(), answer.retry_after),
             Err(error) => (error.message, None),
         };
         self.breaker.down(ticket, at_least, self.at());
@@ -128,27 +132,26 @@ impl Course {
     }
 
     /// Counts what the backend has taken with one request.
-    pub(super) fn taken(&mut self, answer: &WireAnswer, sent: Sent) -> Option<PushResponse> {
-        let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
+    pub(super) fn taken(&mut self, answer: &Answer, sent: Sent) -> Receipt {
+        let receipt = Receipt::of(answer);
         self.breaker.delivered(sent.ticket);
         if self.breaker.state() == State::Flowing && std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
         }
-        let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
         let now = clock::now();
         self.status.send_modify(|status| {
-            status.duplicate_batches += u64::from(duplicate);
+            status.duplicate_batches += u64::from(receipt.duplicate);
             status.sent_bytes += sent.bytes.1;
             status.raw_bytes += sent.bytes.0;
             status.last_batch_bytes = sent.bytes;
-            status.last_answer = Some(show_answer(answer));
+            status.last_answer = Some(answer.shown());
             status.last_answer_at = Some(now);
             status.last_delivery_at = Some(now);
-            if let Some(response) = &response {
-                status.next_config_version = Some(response.next_config_version);
+            if receipt.next_config_version.is_some() {
+                status.next_config_version = receipt.next_config_version;
             }
         });
-        response
+        receipt
     }
 
     pub(super) fn taking_apart(&self, batch: Uuid, answer: &Refusing) {

@@ -7,15 +7,14 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::{
-    Choice, ForwardConfig, ForwardStatus, Lane, Order, Outgoing, Source, Wire, WireAnswer,
-    WireError,
+    Choice, ForwardConfig, ForwardStatus, Lane, Order, Outgoing, Source, Wire, WireError,
     course::{Course, later},
     flight::{self, Done, Packed, Packer, Sent, Settled, Slot},
     pace,
     split::Refusing,
-    verdict::{Refusal, Trouble, Verdict},
+    verdict::{Refusal, TAKES_NOTHING, Verdict},
 };
-use crate::{clock, encoding::Encoding, metric::error_body::ErrorBody, units};
+use crate::{answer::Answer, clock, encoding::Encoding, units};
 
 /// How a drain has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,12 +259,7 @@ where
         self.steps.push(flight::push((self.source, self.wire), slot, packed, ticket));
     }
 
-    fn answered(
-        &mut self,
-        mut slot: Slot<S::Key>,
-        sent: Sent,
-        answer: Result<WireAnswer, WireError>,
-    ) {
+    fn answered(&mut self, mut slot: Slot<S::Key>, sent: Sent, answer: Result<Answer, WireError>) {
         let course = &mut *self.course;
         let at = course.at();
         let answer = match answer {
@@ -275,22 +269,18 @@ where
                 return self.failed(slot, error.message);
             }
         };
-        let shown = show_answer(&answer);
-        let error = ErrorBody::read(&answer.body);
-        let known_batch = answer.status == 409 && error.names_known_batch();
-        match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
+        match Verdict::on(answer.meaning()) {
             Verdict::Delivered => {
-                let rejected = course.taken(&answer, sent).map_or_else(Vec::new, |r| r.rejected);
+                let rejected = course.taken(&answer, sent).rejected;
                 slot.split.taken(rejected, answer.status, clock::now());
             }
-            Verdict::BackOff(at_least) => {
-                course.breaker.down(sent.ticket, at_least, at);
-                return self.failed(slot, shown);
+            Verdict::BackOff => {
+                course.breaker.down(sent.ticket, answer.retry_after, at);
+                return self.failed(slot, answer.shown());
             }
-            Verdict::Pause(trouble) => {
-                let hint = trouble.hint(error.error.as_deref());
+            Verdict::Pause(hint) => {
                 course.breaker.trouble(hint, at);
-                return self.failed(slot, hinted(&shown, hint));
+                return self.failed(slot, hinted(&answer.shown(), hint));
             }
             Verdict::Refused(Refusal::Invalid) if sent.encoding == Encoding::Zstd => {
                 // Another backend may answer now, which does not know zstd.
@@ -300,7 +290,7 @@ where
             Verdict::Refused(refusal) => {
                 course.breaker.refused(sent.ticket);
                 let (status, at) = (answer.status, clock::now());
-                let answer = Refusing { refusal, status, message: shown, at };
+                let answer = Refusing { refusal, status, message: answer.shown(), at };
                 if slot.split.is_whole() {
                     course.taking_apart(slot.batch.id, &answer);
                 }
@@ -333,12 +323,10 @@ where
     /// Every record of a batch is taken or refused.
     fn settle(&mut self, slot: Slot<S::Key>) {
         let Slot { batch, split } = slot;
+        let took_nothing = split.took_nothing();
         let refused = split.into_refused();
-        // A backend that takes nothing at all is more likely wrong than every record is.
-        let nothing = refused.len() > 1 && refused.len() == batch.metrics.len();
-        let nothing = nothing && refused.iter().all(|record| record.status >= 400);
-        if let Some(last) = refused.last().filter(|_| nothing) {
-            let (hint, at) = (Trouble::TakesNothing.hint(None), self.course.at());
+        if let Some(last) = refused.last().filter(|_| took_nothing) {
+            let (hint, at) = (TAKES_NOTHING, self.course.at());
             let wait = units::show_duration(self.course.breaker.trouble(hint, at));
             tracing::error!(wait, hint, "the backend takes nothing");
             let answer = hinted(&last.message, hint);
@@ -414,13 +402,4 @@ async fn changed(settings: &mut watch::Receiver<ForwardConfig>) -> ForwardConfig
 /// An answer, and what a person can do about it: for logs, `inspect` and `status`.
 fn hinted(answer: &str, hint: &str) -> String {
     format!("{answer}\n  hint: {hint}")
-}
-
-/// The status and what is said beside it, for logs, `inspect` and the dead letters.
-pub(super) fn show_answer(answer: &WireAnswer) -> String {
-    let said = match answer.status {
-        200..300 => String::new(), // what was taken, not why
-        _ => ErrorBody::excerpt(&answer.body),
-    };
-    format!("{} {said}", answer.status).trim_end().to_owned()
 }

@@ -19,6 +19,8 @@ pub struct Split {
     open: Vec<Part>,
     refused: Vec<Refused>,
     first_at: Option<Timestamp>,
+    /// Whether the backend has taken a part, be it for its form.
+    took_part: bool,
 }
 
 /// A record that the backend has refused.
@@ -66,7 +68,7 @@ impl Split {
     pub fn of(records: usize) -> Self {
         let whole = Part { records: 0..records, refusals: 0, bad_if: None };
         let open = if records == 0 { Vec::new() } else { vec![whole] };
-        Self { open, refused: Vec::new(), first_at: None }
+        Self { open, refused: Vec::new(), first_at: None, took_part: false }
     }
 
     /// The records to send next; `None` when every record is taken or refused.
@@ -90,6 +92,7 @@ impl Split {
     /// The backend has what [`Split::next_part`] named, apart from what it `rejected`.
     pub fn taken(&mut self, rejected: Vec<Rejected>, status: u16, at: Timestamp) {
         let Some(part) = self.open.pop() else { return };
+        self.took_part = true;
         let first_at = self.first_at.unwrap_or(at);
         let attempts = part.refusals + 1;
         let within = rejected.into_iter().filter(|rejected| rejected.index < part.records.len());
@@ -116,6 +119,11 @@ impl Split {
             first_at,
             at,
         });
+    }
+
+    /// Whether every request was refused, and there were several records to take.
+    pub fn took_nothing(&self) -> bool {
+        !self.took_part && self.refused.len() > 1
     }
 
     /// Records that are refused, in the order of the batch.

@@ -181,6 +181,9 @@ pub enum Reply {
     Made(Maker),
 }
 
+/// What makes a 2xx the backend's word that it has a push.
+pub const TAKEN: &str = r#"{"status":"success"}"#;
+
 /// What the stub replies to a push.
 pub type PushScript = Arc<dyn Fn(&Recorded) -> Reply + Send + Sync>;
 
@@ -188,8 +191,10 @@ pub type PushScript = Arc<dyn Fn(&Recorded) -> Reply + Send + Sync>;
 pub type Maker = Arc<dyn Fn(&Recorded) -> (u16, Bytes) + Send + Sync>;
 
 impl Reply {
+    /// With the body that the contract asks for where a push is taken.
     pub fn status(status: u16) -> Self {
-        Self::Answer(status, Vec::new(), Bytes::from_static(b"{}"))
+        let body = if matches!(status, 200..=299) { TAKEN } else { "{}" };
+        Self::with(status, &[], body)
     }
 
     pub fn with(status: u16, headers: &[(&'static str, &str)], body: &str) -> Self {
@@ -309,7 +314,7 @@ impl Stub {
         self.tasks.shutdown().await;
     }
 
-    /// Adds to the replies; after the last one the stub answers 200 `{}`.
+    /// Adds to the replies; after the last one the stub takes what comes.
     pub fn reply(&self, replies: impl IntoIterator<Item = Reply>) {
         self.script.lock().expect("script").replies.extend(replies);
     }
@@ -320,7 +325,7 @@ impl Stub {
         self.script.lock().expect("script").pushes = Some(Arc::new(script));
     }
 
-    /// Drops the replies that have not been given: from now on the answer is 200 again.
+    /// Drops the replies that have not been given: from now on the stub takes what comes.
     pub fn forget_replies(&self) {
         self.script.lock().expect("script").replies.clear();
     }

@@ -29,11 +29,8 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
     let here = Arc::clone(&away);
     let is_away = move || here.load(Ordering::Relaxed);
     let probe_is_away = is_away.clone();
-    let road =
-        Road::new(move |_, _| (s(1), if is_away() { unreachable() } else { answer(200, "") }))
-            .probed(move || {
-                (s(1), if probe_is_away() { answer(502, "") } else { answer(404, "") })
-            });
+    let road = Road::new(move |_, _| (s(1), if is_away() { unreachable() } else { taken(200) }))
+        .probed(move || (s(1), if probe_is_away() { answer(502, "") } else { answer(404, "") }));
     let queued = Queued::with(100);
     let config = ForwardConfig { order: Order::OldestFirst, ..four() };
     let (mut forwarder, status) = Forwarder::new(queued.clone(), road.clone(), config.fixed());
@@ -147,7 +144,7 @@ async fn bad_answers_leave_memory_flat() {
             3 | 4 => answer(422, &long),
             5 => answer(503, &long),
             6 => unreachable(),
-            _ => answer(200, ""),
+            _ => taken(200),
         };
         (delay, answer)
     };
