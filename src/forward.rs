@@ -10,6 +10,7 @@
 pub mod batch; // envelope + compression
 pub mod breaker; // whether batches may leave, and how many at once
 mod course; // what is remembered from one drain to the next
+pub mod encodings; // how bodies are packed for each backend
 mod drive; // what happens when: the only part that waits
 mod flight; // one request after another for one batch
 pub mod pace; // how long to wait
@@ -159,7 +160,7 @@ pub struct ForwardConfig {
     pub order: Order,
     /// Bytes of compressed bodies a second that the backlog may take; `None`: all there is.
     pub backlog_rate: Option<u64>,
-    /// How bodies are packed, if the backend takes it: gzip or zstd.
+    /// How bodies are packed, if the backend takes it: identity, gzip or zstd.
     pub encoding: Encoding,
     /// Of gzip: 0 (fast) to 9 (small).
     pub gzip_level: u32,

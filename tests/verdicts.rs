@@ -37,6 +37,8 @@ pub struct Bench {
 pub struct Pushed {
     key: String,
     token: String,
+    /// Its `Content-Encoding`; empty without one.
+    pub encoding: String,
     pub numbers: Vec<u64>,
     at: Instant,
 }
@@ -120,6 +122,7 @@ fn pushed(request: &Recorded) -> Pushed {
     Pushed {
         key: request.header("idempotency-key").to_owned(),
         token: request.token().to_owned(),
+        encoding: request.header("content-encoding").to_owned(),
         numbers: envelope.metrics.iter().filter_map(number).collect(),
         at: clock::monotonic(),
     }
@@ -343,7 +346,9 @@ async fn what_is_refused_is_found_and_put_aside() {
     for status in [400, 402, 406, 409, 415, 418, 422, 451] {
         let row = bench.row(move |_, numbers| refusing(status, numbers));
         row.lost_the_bad_one(status);
-        assert!(row.pushes.len() <= 6, "{status}: {row:?}");
+        // What an unknown encoding may be comes once more without one.
+        let more = usize::from(status == 415);
+        assert!(row.pushes.len() <= 6 + more, "{status}: {row:?}");
         let taken = row.pushes.iter().filter(|push| !push.numbers.contains(&BAD));
         let taken: Vec<u64> = taken.flat_map(|push| push.numbers.clone()).collect();
         assert_eq!(taken, [0, 1, 3], "{status}: {row:?}");

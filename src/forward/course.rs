@@ -3,7 +3,6 @@
 use std::{collections::VecDeque, sync::Arc, thread::available_parallelism, time::Duration};
 
 use jiff::Timestamp;
-use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -14,6 +13,7 @@ use super::{
     ForwardConfig, ForwardStatus, WireError,
     batch::Packing,
     breaker::{At, Breaker, State},
+    encodings::{Encodings, Plain},
     flight::Sent,
     pace::Pace,
     rate::Rate,
@@ -23,9 +23,7 @@ use super::{
 };
 use crate::{
     answer::{Answer, Receipt},
-    clock,
-    encoding::Encoding,
-    units,
+    clock, units,
 };
 
 /// See the module documentation.
@@ -38,8 +36,8 @@ pub(super) struct Course {
     /// As many batches are packed at once as there are processors.
     pub(super) packers: Arc<Semaphore>,
     pub(super) status: watch::Sender<ForwardStatus>,
-    /// Whether the backend takes zstd, if that is known.
-    pub(super) zstd: Option<bool>,
+    /// What the backends take.
+    pub(super) encodings: Encodings,
     /// Batches that were being taken apart when everything had to wait.
     apart: VecDeque<(Uuid, Split)>,
     troubled: bool,
@@ -49,13 +47,6 @@ pub(super) struct Course {
 /// Batches whose taking apart is remembered. No more are out at once; one whose batch vanishes
 /// meanwhile makes room for the next.
 const APART_MAX: usize = 16;
-
-/// What a probe's answer may say.
-#[derive(Deserialize)]
-struct Version {
-    #[serde(default)]
-    encodings: Vec<String>,
-}
 
 impl Course {
     pub(super) fn new(config: ForwardConfig) -> (Self, watch::Receiver<ForwardStatus>) {
@@ -67,7 +58,7 @@ impl Course {
             recent: Recent::default(),
             packers: Arc::new(Semaphore::new(processors)),
             status,
-            zstd: None,
+            encodings: Encodings::default(),
             apart: VecDeque::new(),
             troubled: false,
             begun: Instant::now(),
@@ -100,18 +91,15 @@ impl Course {
         At { now: self.now(), draw: fastrand::f64() }
     }
 
-    /// How bodies are packed now.
-    pub(super) fn packing(&self) -> Packing {
-        match (self.config.encoding, self.zstd) {
-            (Encoding::Zstd, Some(true)) => Packing::Zstd(self.config.zstd_level),
-            _ => Packing::Gzip(self.config.gzip_level),
-        }
+    /// How the next body of a batch is packed.
+    pub(super) fn packing(&self, plain: Plain) -> Packing {
+        self.encodings.packing(&self.config, plain)
     }
 
     /// Whether a probe is due: to see whether the backend is back, or what it takes.
     pub(super) fn wants_probe(&self) -> bool {
-        let must_learn = self.config.encoding == Encoding::Zstd && self.zstd.is_none();
-        self.breaker.state() == State::Probing || must_learn
+        self.breaker.state() == State::Probing
+            || self.encodings.wants_probe(self.config.encoding, self.now())
     }
 
     /// A probe has been answered, or not.
@@ -119,9 +107,7 @@ impl Course {
         let ticket = self.breaker.ticket();
         let (failure, at_least) = match answer {
             Ok(answer) if answer.meaning().is_alive() => {
-                let version = serde_json::from_slice::<Version>(&answer.body);
-                let listed = version.map_or_else(|_| Vec::new(), |version| version.encodings);
-                self.zstd = Some(listed.iter().any(|name| name == Encoding::Zstd.label()));
+                self.encodings.probed(&answer, self.now());
                 return self.breaker.alive();
             }
             Ok(answer) => (answer.shown(), answer.retry_after),
@@ -132,11 +118,15 @@ impl Course {
     }
 
     /// Counts what the backend has taken with one request.
-    pub(super) fn taken(&mut self, answer: &Answer, sent: Sent) -> Receipt {
+    pub(super) fn taken(&mut self, answer: &Answer, sent: Sent, plain: Plain) -> Receipt {
         let receipt = Receipt::of(answer);
         self.breaker.delivered(sent.ticket);
         if self.breaker.state() == State::Flowing && std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
+        }
+        if self.encodings.taken(answer, sent.encoding, plain) {
+            let backend = &answer.backend;
+            tracing::warn!(backend, "the backend takes no compressed bodies; it gets plain ones");
         }
         let now = clock::now();
         self.status.send_modify(|status| {

@@ -12,9 +12,9 @@ use super::{
     flight::{self, Done, Packed, Packer, Sent, Settled, Slot},
     pace,
     split::Refusing,
-    verdict::{Refusal, TAKES_NOTHING, Verdict},
+    verdict::{TAKES_NOTHING, Verdict},
 };
-use crate::{answer::Answer, clock, encoding::Encoding, units};
+use crate::{answer::Answer, clock, units};
 
 /// How a drain has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,7 +239,7 @@ where
         let packer = Packer {
             turns: Arc::clone(&self.course.packers),
             config: Arc::clone(&self.course.config),
-            packing: self.course.packing(),
+            packing: self.course.packing(slot.split.plain),
         };
         let part = slot.batch.part(part);
         self.unweighed += usize::from(slot.batch.lane == Lane::Backlog);
@@ -271,7 +271,7 @@ where
         };
         match Verdict::on(answer.meaning()) {
             Verdict::Delivered => {
-                let rejected = course.taken(&answer, sent).rejected;
+                let rejected = course.taken(&answer, sent, slot.split.plain).rejected;
                 slot.split.taken(rejected, answer.status, clock::now());
             }
             Verdict::BackOff => {
@@ -282,19 +282,19 @@ where
                 course.breaker.trouble(hint, at);
                 return self.failed(slot, hinted(&answer.shown(), hint));
             }
-            Verdict::Refused(Refusal::Invalid) if sent.encoding == Encoding::Zstd => {
-                // Another backend may answer now, which does not know zstd.
-                course.breaker.refused(sent.ticket);
-                course.zstd = None;
-            }
             Verdict::Refused(refusal) => {
                 course.breaker.refused(sent.ticket);
-                let (status, at) = (answer.status, clock::now());
-                let answer = Refusing { refusal, status, message: answer.shown(), at };
-                if slot.split.is_whole() {
-                    course.taking_apart(slot.batch.id, &answer);
+                let (split, encoding) = (&mut slot.split, sent.encoding);
+                if let Some(plain) = course.encodings.refused(&answer, encoding, split.plain) {
+                    split.plain = plain;
+                } else {
+                    let (status, at) = (answer.status, clock::now());
+                    let answer = Refusing { refusal, status, message: answer.shown(), at };
+                    if split.is_whole() {
+                        course.taking_apart(slot.batch.id, &answer);
+                    }
+                    split.refused(&answer);
                 }
-                slot.split.refused(&answer);
             }
         }
         self.go_on(slot);

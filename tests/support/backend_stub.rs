@@ -234,6 +234,7 @@ struct Script {
     requests: Vec<Recorded>,
     probes: Vec<Recorded>,
     date: Option<&'static str>,
+    version: Option<&'static str>,
     connections: usize,
 }
 
@@ -344,6 +345,11 @@ impl Stub {
         self.script.lock().expect("script").date = Some(date);
     }
 
+    /// From now on `/version` names this one.
+    pub fn say_version(&self, version: &'static str) {
+        self.script.lock().expect("script").version = Some(version);
+    }
+
     pub fn connections(&self) -> usize {
         self.script.lock().expect("script").connections
     }
@@ -429,7 +435,7 @@ async fn serve(
                 if recorded.path == "/version" {
                     // A probe: it is no part of what most tests are about.
                     script.probes.push(recorded);
-                    return perform_version(script.date);
+                    return perform_version(script.date, script.version);
                 }
                 script.requests.push(recorded.clone());
                 (script.pushes.clone(), script.replies.pop_front())
@@ -455,8 +461,12 @@ type Body = Either<
     StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>,
 >;
 
-fn perform_version(date: Option<&'static str>) -> Result<Response<Body>, io::Error> {
-    let version = Bytes::from_static(br#"{"version":"0.1.0","api":"1.0.0"}"#);
+fn perform_version(
+    date: Option<&'static str>,
+    version: Option<&'static str>,
+) -> Result<Response<Body>, io::Error> {
+    let version = version.unwrap_or("0.1.0");
+    let version = Bytes::from(format!(r#"{{"version":"{version}","api":"1.0.0"}}"#));
     let mut response = Response::builder();
     if let Some(date) = date {
         response = response.header("date", date);
