@@ -47,7 +47,7 @@ async fn run() {
             .expect("the agent runs");
         let status = view.forward.borrow().clone();
         assert_eq!(status.failures, 0, "{:?}", status.last_answer);
-        assert_eq!(status.rejected_records, 0);
+        assert_eq!(status.refused_records, 0);
     }
     let took = begun.elapsed().as_secs_f64();
     result("end_to_end_records_s", count as f64 / took, "records/s");

@@ -299,5 +299,5 @@ async fn take(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper
             println!("fresh");
         }
     }
-    Ok(Response::new(Full::from("{}")))
+    Ok(Response::new(Full::from(stub::TAKEN)))
 }

@@ -112,7 +112,7 @@ pub struct ForwardSettings {
     pub order: Order,
     /// Bytes of compressed bodies a second that the backlog may take; `None`: all there is.
     pub backlog_rate: Option<u64>,
-    /// gzip or zstd.
+    /// gzip, zstd or identity.
     pub encoding: Encoding,
     /// Of gzip: 0 (fast) to 9 (small).
     pub gzip_level: u32,
@@ -395,7 +395,8 @@ fn retain(section: &mut Section<'_, '_>) -> Retain {
 const ORDERS: [(&str, Order); 2] =
     [("fresh_first", Order::FreshFirst), ("oldest_first", Order::OldestFirst)];
 
-const ENCODINGS: [(&str, Encoding); 2] = [("gzip", Encoding::Gzip), ("zstd", Encoding::Zstd)];
+const ENCODINGS: [(&str, Encoding); 3] =
+    [("gzip", Encoding::Gzip), ("zstd", Encoding::Zstd), ("identity", Encoding::Identity)];
 
 fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
     let backlog_rate = section.size("backlog_rate", "0B", ["0B", "1GiB"]);
@@ -494,6 +495,10 @@ mod tests {
         let forward = read(text).unwrap().forward;
         assert_eq!((forward.in_flight, forward.order), (1, Order::OldestFirst));
         assert_eq!((forward.backlog_rate, forward.encoding), (Some(256 << 10), Encoding::Zstd));
+        let plain = read("[forward]\nencoding = \"identity\"").unwrap().forward;
+        assert_eq!(plain.encoding, Encoding::Identity);
+        let error = read("[forward]\nencoding = \"deflate\"").unwrap_err();
+        assert!(error.contains("one of gzip, zstd, identity"), "{error}");
     }
 
     #[test]

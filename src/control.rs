@@ -40,5 +40,5 @@ pub use replay::{
 pub use server::{Server, Sources, Subject};
 pub use status::{
     AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, ConfigStatus, DrainStatus,
-    Forwarding, IntakeStatus, RefusedConfig, RemoteState, Replay, Status,
+    IntakeStatus, RefusedConfig, RemoteState, Replay, Status,
 };

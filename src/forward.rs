@@ -10,6 +10,7 @@
 pub mod batch; // envelope + compression
 pub mod breaker; // whether batches may leave, and how many at once
 mod course; // what is remembered from one drain to the next
+pub mod encodings; // how bodies are packed for each backend
 mod drive; // what happens when: the only part that waits
 mod flight; // one request after another for one batch
 pub mod pace; // how long to wait
@@ -32,7 +33,11 @@ pub use self::{
     recent::Speed,
     split::Refused,
 };
-use crate::{encoding::Encoding, metric::envelope::AgentInfo};
+use crate::{
+    answer::Answer,
+    encoding::Encoding,
+    metric::{agent_health::ForwarderState, envelope::AgentInfo},
+};
 
 /// Where batches wait.
 pub trait Source: Send + Sync {
@@ -76,11 +81,11 @@ pub trait Wire: Send + Sync {
         &self,
         body: Body,
         batch_id: Uuid,
-    ) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+    ) -> impl Future<Output = Result<Answer, WireError>> + Send;
 
     /// Asks for a sign of life, as cheaply as possible. The body of the answer may say which
     /// encodings are taken: `{"encodings": ["gzip", "zstd"]}`.
-    fn probe(&self) -> impl Future<Output = Result<WireAnswer, WireError>> + Send;
+    fn probe(&self) -> impl Future<Output = Result<Answer, WireError>> + Send;
 }
 
 /// Which batch is wanted next.
@@ -136,17 +141,6 @@ impl<K: Copy> Outgoing<K> {
     }
 }
 
-/// What the backend said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WireAnswer {
-    /// The HTTP status.
-    pub status: u16,
-    /// How long it wants to be left alone.
-    pub retry_after: Option<Duration>,
-    /// The body.
-    pub body: Bytes,
-}
-
 /// Why nothing came back, with a hint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -168,7 +162,7 @@ pub struct ForwardConfig {
     pub order: Order,
     /// Bytes of compressed bodies a second that the backlog may take; `None`: all there is.
     pub backlog_rate: Option<u64>,
-    /// How bodies are packed, if the backend takes it: gzip or zstd.
+    /// How bodies are packed, if the backend takes it: identity, gzip or zstd.
     pub encoding: Encoding,
     /// Of gzip: 0 (fast) to 9 (small).
     pub gzip_level: u32,
@@ -210,21 +204,6 @@ pub enum Order {
     OldestFirst,
 }
 
-/// What the forwarder does at the moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Doing {
-    /// Batches leave as they come.
-    #[default]
-    Sending,
-    /// A probe asks whether the backend is back.
-    Probing,
-    /// The backend is down: nothing leaves until the next try.
-    BackingOff,
-    /// A person must look: nothing leaves until the next try. With what can be done.
-    Paused(String),
-}
-
 /// What the forwarder has done and is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardStatus {
@@ -235,7 +214,7 @@ pub struct ForwardStatus {
     /// Batches that the backend had already.
     pub duplicate_batches: u64,
     /// Records that the backend refused.
-    pub rejected_records: u64,
+    pub refused_records: u64,
     /// Batches that were refused and taken apart.
     #[serde(default)]
     pub split_batches: u64,
@@ -259,7 +238,10 @@ pub struct ForwardStatus {
     pub next_config_version: Option<i64>,
     /// What it does at the moment.
     #[serde(default)]
-    pub doing: Doing,
+    pub state: ForwarderState,
+    /// What a person can do while it is paused.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// Batches on their way.
     #[serde(default)]
     pub in_flight: u64,

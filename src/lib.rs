@@ -3,7 +3,7 @@
 //! The data path, in the order of the modules below: a collector reads the host or PostgreSQL and
 //! makes a *metric*; valid metrics become *records* of the queue, durable before they are
 //! acknowledged; records of one push window form a *segment*; a segment is sent as *batches*; a
-//! batch is deleted only when the backend has answered 2xx. See `docs/ARCHITECTURE.md`.
+//! batch is deleted only when the backend has said that it has it. See `docs/ARCHITECTURE.md`.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod control; // the local socket: status, inspect, replay, metrics
 pub mod agent; // joins the stages
 pub mod backend; // the server that agents report to
 
+pub mod answer; // what an answer of the backend means: the one table
 pub mod encoding; // bodies: gzip, zstd, zlib, up to a limit
 pub mod socket; // a Unix socket with one owner
 pub mod clock; // the only reader of the clocks

@@ -4,8 +4,8 @@
 //! gives no verdict on an answer and holds nothing back: what to do next is the forwarder's
 //! decision, and the data stays in the queue until that decision is "delivered".
 
-pub mod answer; // what came back: status, retry-after, the server's clock
 pub mod client; // hyper with connect, request and size limits
+pub mod dates; // what headers say about time: retry-after, the server's clock
 pub mod endpoint; // backend.url, checked
 pub mod error; // why nothing came back
 pub mod files; // files that others must not read, replaced atomically
@@ -29,12 +29,13 @@ use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, RwLock, watch};
 use uuid::Uuid;
 
-pub use answer::Answer;
+pub use crate::answer::Answer;
 pub use client::InUse;
 pub use error::{LinkError, SendError, SendErrorKind};
 pub use identity::Identity;
 pub use skew::{CertificateClock, ServerClock};
 
+use crate::answer::Meaning;
 use client::{Client, Outgoing};
 use endpoint::Endpoint;
 use proxy::ProxySetting;
@@ -238,14 +239,14 @@ impl Link {
         self.send(request).await
     }
 
-    /// GETs `path` (below `backend.url`) with this collector's token.
+    /// GETs a configuration at `path` (below `backend.url`) with this collector's token.
     pub async fn get(&self, path: &str) -> Result<Answer, SendError> {
-        self.send(Outgoing::new(Method::GET, path)).await
+        self.send(Outgoing::config(path)).await
     }
 
     /// GETs `path` unless it is still what `tag` names, an `ETag`: then the answer is 304.
     pub async fn get_unless(&self, path: &str, tag: &str) -> Result<Answer, SendError> {
-        self.send(Outgoing::new(Method::GET, path).header(header::IF_NONE_MATCH, tag)).await
+        self.send(Outgoing::config(path).header(header::IF_NONE_MATCH, tag)).await
     }
 
     /// POSTs a JSON `body` to `path` (below `backend.url`) with this collector's token.
@@ -368,7 +369,7 @@ impl Link {
             token => token?,
         };
         let answer = self.client.send(request.clone().bearer(&token)).await?;
-        if answer.status != 401 {
+        if answer.meaning() != Meaning::Unauthorized {
             return Ok(answer);
         }
         let renewed = match self.token(Some(&token)).await {

@@ -64,7 +64,7 @@ async fn the_way_to_the_proxy_may_be_tls() {
         let (answer, asked) = check(authority, flaw).await;
         let error = answer.expect_err("not trusted");
         assert_eq!((error.kind, asked), (SendErrorKind::ProxyTls, 0), "{error}");
-        assert!(error.message.contains("no TLS with the proxy https://127.0.0.1"), "{error}");
+        assert!(error.to_string().contains("no TLS with the proxy https://127.0.0.1"), "{error}");
     }
 }
 
@@ -81,8 +81,8 @@ async fn credentials_are_sent_to_the_proxy_and_shown_nowhere() {
     let config = with("nobody:hunter2@");
     let (refused, unknown) = (fails(&config).await, fails(&with("")).await);
     assert_eq!([refused.kind, unknown.kind], [SendErrorKind::ProxyAuth; 2]);
-    assert!(refused.message.contains("does not accept this user and password"), "{refused}");
-    assert!(unknown.message.contains("wants a user and a password"), "{unknown}");
+    assert!(refused.to_string().contains("does not accept this user and password"), "{refused}");
+    assert!(unknown.to_string().contains("wants a user and a password"), "{unknown}");
     let shown = format!("{config:?} {right:?} {:?} {refused:?}", right.proxy());
     for secret in ["nobody", "hunter2", "p%40ss", "p@ss", BASIC] {
         assert!(!shown.contains(secret), "{secret}: {shown}");
@@ -98,7 +98,7 @@ async fn refusals_of_the_proxy_are_told_apart() {
         let error = fails(&through(&world, &proxy.url())).await;
         assert_eq!(error.kind, kind, "{error}");
         for part in [part, "; hint: ", &proxy.url()] {
-            assert!(error.message.contains(part), "{error} lacks {part:?}");
+            assert!(error.to_string().contains(part), "{error} lacks {part:?}");
         }
         assert_eq!(world.stub.connections(), 0);
     };
@@ -114,7 +114,7 @@ async fn refusals_of_the_proxy_are_told_apart() {
     assert_eq!(error.kind, SendErrorKind::ProxyConnect, "{error}");
     let unknown = fails(&through(&world, "http://no-such-proxy.invalid:3128")).await;
     assert_eq!(unknown.kind, SendErrorKind::ProxyConnect, "{unknown}");
-    assert!(unknown.message.contains("no-such-proxy.invalid:3128"), "{unknown}");
+    assert!(unknown.to_string().contains("no-such-proxy.invalid:3128"), "{unknown}");
 }
 
 /// C37: the connect timeout covers a proxy that takes the request and says nothing.
@@ -125,7 +125,7 @@ async fn connect_timeout_covers_the_proxy() {
     let connect_timeout = Duration::from_millis(300);
     let error = fails(&LinkConfig { connect_timeout, ..through(&world, &proxy.url()) }).await;
     assert_eq!(error.kind, SendErrorKind::ConnectTimeout, "{error}");
-    assert!(error.message.contains("through the proxy") && proxy.asked().len() == 1, "{error}");
+    assert!(error.to_string().contains("through the proxy") && proxy.asked().len() == 1, "{error}");
 }
 
 /// C39: what is wrong with the backend's certificate is still the backend's.

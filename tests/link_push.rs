@@ -160,7 +160,7 @@ async fn broken_answers_are_told_apart() {
         let link = Link::new(&LinkConfig { url: stub.url(), ..config }, identity());
         let error = link.expect("usable").push(push()).await.expect_err("no whole answer");
         assert!(kinds.contains(&error.kind), "{:?} {error}", error.kind);
-        assert!(error.message.contains("; hint: "), "{error}");
+        assert!(error.to_string().contains("; hint: "), "{error}");
         assert_eq!(stub.requests().len(), 1, "the link itself does not send again");
     };
     let short = || LinkConfig { request_timeout: Duration::from_millis(300), ..world.config() };
@@ -243,7 +243,7 @@ async fn external_token_is_read_from_its_file() {
     let link = Link::new(&config, identity()).expect("usable");
     let error = link.push(push()).await.expect_err("no token yet");
     assert_eq!(error.kind, SendErrorKind::Token);
-    assert!(error.message.contains(file.to_str().expect("UTF-8")), "{error}");
+    assert!(error.to_string().contains(file.to_str().expect("UTF-8")), "{error}");
     assert!(world.stub.requests().is_empty());
 
     std::fs::write(&file, token("a")).expect("write");

@@ -66,7 +66,7 @@ impl World {
 fn says(error: &SendError, kind: SendErrorKind, parts: &[&str]) {
     assert_eq!(error.kind, kind, "{error}");
     for part in parts.iter().chain(&["; hint: "]) {
-        assert!(error.message.contains(part), "{error} lacks {part:?}");
+        assert!(error.to_string().contains(part), "{error} lacks {part:?}");
     }
 }
 

@@ -25,6 +25,7 @@ mod delivery; // from the collectors to the store, with nothing in the way
 mod demo; // the demo, and the account it ends with
 mod disk_full; // no free blocks, no free inodes
 mod documents; // the documents say what the program does
+mod encodings; // backends that do not inflate
 mod exactly_once; // kills, lost answers, doubled requests: an audit of every number
 mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated

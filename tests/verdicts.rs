@@ -2,16 +2,16 @@
 //! backend that says it. Each row is one push of four numbers, and ends when nothing is queued.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pganalytics::clock;
 use pganalytics::metric::envelope::PushRequest;
+use pganalytics::{clock, encoding};
 use serde_json::Value;
 
 use crate::intake::{metric, push_of};
 use crate::operator::Host;
+use crate::scrape::scrape_socket;
 use crate::support::backend_stub::{Recorded, Reply};
 use crate::support::intake::Place;
 use crate::support::process::Process;
@@ -34,26 +34,33 @@ pub struct Bench {
 
 /// One request that carried metrics.
 #[derive(Debug, Clone)]
-struct Pushed {
+pub struct Pushed {
     key: String,
     token: String,
-    numbers: Vec<u64>,
+    /// Its `Content-Encoding`; empty without one.
+    pub encoding: String,
+    pub numbers: Vec<u64>,
     at: Instant,
 }
 
 /// What came of one push of four numbers.
 #[derive(Debug)]
-struct Row {
-    pushes: Vec<Pushed>,
+pub struct Row {
+    pub pushes: Vec<Pushed>,
     /// New dead letters.
     dead: Vec<Value>,
     /// What the agent has logged meanwhile.
-    log: String,
+    pub log: String,
 }
 
 impl Bench {
     /// With these windows, and pauses after failures up to `backoff_max`.
     pub async fn start(push_interval: &str, backoff_max: &str) -> Self {
+        Self::with(push_interval, backoff_max, "").await
+    }
+
+    /// The same with more in its section `[forward]`, a line each.
+    pub async fn with(push_interval: &str, backoff_max: &str, forward: &str) -> Self {
         let host = Host::new(push_interval).await;
         let socket = host.path("intake.sock");
         let file = host.path("agent.toml");
@@ -61,7 +68,7 @@ impl Bench {
         let config = config.replace("[backend]\n", "[backend]\nrequest_timeout = \"1s\"\n");
         let pauses = "backoff_first = \"50ms\"\nbackoff_max = \"200ms\"";
         assert!(config.contains(pauses), "{config}");
-        let other = format!("backoff_first = \"10ms\"\nbackoff_max = {backoff_max:?}");
+        let other = format!("backoff_first = \"10ms\"\nbackoff_max = {backoff_max:?}\n{forward}");
         let config = config.replace(pauses, &other);
         let more = format!("[intake]\nlisten = \"unix:{}\"\n", socket.display());
         fs_err::write(&file, config + "[disk_usage]\nenabled = false\n" + &more).expect("write");
@@ -78,13 +85,18 @@ impl Bench {
     /// Pushes four numbers while the backend says `answer` to the push with this index, which
     /// carries these numbers; waits until nothing is queued.
     fn row(&self, answer: impl Fn(usize, &[u64]) -> Reply + Send + Sync + 'static) -> Row {
+        self.row_of(move |nth, push| answer(nth, &push.numbers))
+    }
+
+    /// The same, while the backend looks at more of a push than its numbers.
+    pub fn row_of(&self, answer: impl Fn(usize, &Pushed) -> Reply + Send + Sync + 'static) -> Row {
         let (letters, logged) = (self.letters().len(), self.agent.stderr().len());
         let pushes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&pushes);
         self.host.stub.answer_pushes(move |request| {
             let mut seen = seen.lock().expect("nobody panicked");
             let push = pushed(request);
-            let reply = answer(seen.len(), &push.numbers);
+            let reply = answer(seen.len(), &push);
             seen.push(push);
             reply
         });
@@ -104,13 +116,13 @@ impl Bench {
 }
 
 fn pushed(request: &Recorded) -> Pushed {
-    let mut text = Vec::new();
-    flate2::read::GzDecoder::new(&request.body[..]).read_to_end(&mut text).expect("gzip");
+    let text = encoding::inflate(None, request.body.clone(), 1 << 20).expect("a body");
     let envelope = PushRequest::parse(&text).expect("an envelope");
     let number = |metric: &Value| metric["n"].as_u64();
     Pushed {
         key: request.header("idempotency-key").to_owned(),
         token: request.token().to_owned(),
+        encoding: request.header("content-encoding").to_owned(),
         numbers: envelope.metrics.iter().filter_map(number).collect(),
         at: clock::monotonic(),
     }
@@ -119,7 +131,7 @@ fn pushed(request: &Recorded) -> Pushed {
 impl Row {
     /// Sent this often, always whole and under one id; nothing is refused.
     #[track_caller]
-    fn came_whole(&self, times: usize, what: &dyn std::fmt::Debug) {
+    pub fn came_whole(&self, times: usize, what: &dyn std::fmt::Debug) {
         assert_eq!(self.pushes.len(), times, "{what:?}: {self:?}");
         let keys: BTreeSet<_> = self.pushes.iter().map(|push| &push.key).collect();
         assert_eq!(keys.len(), 1, "{what:?}: {self:?}");
@@ -134,7 +146,7 @@ impl Row {
 
     /// One number is in the dead letters, with this status; the others came with the last pushes.
     #[track_caller]
-    fn lost_the_bad_one(&self, status: u16) {
+    pub fn lost_the_bad_one(&self, status: u16) {
         let [letter] = &self.dead[..] else { panic!("{status}: {self:?}") };
         assert_eq!(letter["metric"]["n"].as_u64(), Some(BAD), "{status}: {self:?}");
         assert_eq!(letter["status"].as_u64(), Some(u64::from(status)), "{status}: {self:?}");
@@ -142,17 +154,21 @@ impl Row {
     }
 }
 
-/// A whole answer.
+/// A whole answer of a backend.
 pub fn said(status: u16) -> Reply {
+    if (200..300).contains(&status) {
+        return Reply::status(status);
+    }
     Reply::with(status, &[], &format!(r#"{{"code":{status},"error":"x","message":"said"}}"#))
 }
 
-/// C32: 200, 201, 202, 204, 208, and 409 for a batch that is known: delivered, with one push.
+/// C32: 200, 201, 202 and 208 that say so, and 409 for a batch that is known: delivered, with one
+/// push.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_is_gone() {
     let bench = Bench::start("200ms", "200ms").await;
-    for status in [200, 201, 202, 204, 208] {
-        bench.row(move |_, _| Reply::with(status, &[], "")).came_whole(1, &status);
+    for status in [200, 201, 202, 208] {
+        bench.row(move |_, _| said(status)).came_whole(1, &status);
     }
     let known = r#"{"code":409,"error":"duplicate_batch","message":"known"}"#;
     bench.row(|_, _| Reply::with(409, &[], known)).came_whole(1, &409);
@@ -163,6 +179,78 @@ async fn what_is_taken_is_gone() {
     let row = bench.row(|_, _| Reply::with(200, &[], body));
     assert_eq!(row.pushes.len(), 1, "{row:?}");
     row.lost_the_bad_one(200);
+}
+
+/// A page that a network's own server shows in place of what was asked for.
+const PORTAL: &str = "<!DOCTYPE html>\n<html><title>Log in to the guest network</title></html>";
+
+/// 2xx of something that is not the backend.
+fn strangers() -> [(&'static str, Reply); 9] {
+    let html = [("content-type", "text/html")];
+    [
+        ("a portal's page", Reply::with(200, &html, PORTAL)),
+        ("an empty 200", Reply::with(200, &[], "")),
+        ("204", Reply::with(204, &[], "")),
+        ("204 that says success", Reply::with(204, &[("x-status", "success")], "")),
+        ("206", Reply::status(206)),
+        ("an array", Reply::with(200, &[], r#"["status","success"]"#)),
+        ("an error", Reply::with(200, &[], r#"{"status":"error"}"#)),
+        ("no status", Reply::with(201, &[], r#"{"success":true}"#)),
+        ("a text", Reply::with(202, &[], r#""status: success""#)),
+    ]
+}
+
+/// What answers 2xx without the backend's words has not taken anything: everything stays, waits,
+/// and comes whole to the backend.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stranger_takes_is_kept() {
+    let bench = Bench::start("200ms", "200ms").await;
+    for (name, reply) in strangers() {
+        let row = bench.row(move |nth, _| if nth < 2 { reply.clone() } else { said(200) });
+        row.came_whole(3, &name);
+        assert!(row.pause() >= Duration::from_millis(100), "{name}: {:?}", row.pause());
+        assert!(row.log.contains("hint: something on the way"), "{name}: {}", row.log);
+    }
+}
+
+/// What the forwarder does is one fact: `agent status`, its JSON and `/metrics` say the same, and
+/// go on to say it from one try to the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_a_pause_everywhere() {
+    let bench = Bench::start("200ms", "200ms").await;
+    let state = || {
+        let status = bench.host.json(&["status", "--json"]);
+        let metrics = scrape_socket(&bench.host.path("control.sock"));
+        let mut lines = metrics.lines().filter(|line| line.ends_with(" 1"));
+        let series = "agent_forward_state{state=\"";
+        let shown = lines.find_map(|line| line.strip_prefix(series)?.strip_suffix("\"} 1"));
+        let told = status["backend"]["forwarding"].as_str().expect("a state").to_owned();
+        (told, shown.expect("a state").to_owned())
+    };
+    let both = |state: &str| (state.to_owned(), state.to_owned());
+    let redirect = [("location", "https://portal.example/")];
+    let answers = [
+        ("403", said(403)),
+        ("404", said(404)),
+        ("302", Reply::with(302, &redirect, "")),
+        ("a portal's page", Reply::with(200, &[], PORTAL)),
+        ("400 to everything", said(400)),
+    ];
+    for (name, reply) in answers {
+        bench.answer(move |_| reply.clone());
+        bench.place.push(&[], &push_of(&NUMBERS.map(metric))).expect("an answer");
+        until(name, LIMIT, || state() == both("paused"));
+        for _ in 0..20 {
+            bench.place.push(&[], &push_of(&NUMBERS.map(metric))).expect("an answer");
+            assert_eq!(state(), both("paused"), "{name}");
+        }
+        let screen = bench.host.ask(&["status"]).stdout;
+        assert!(screen.contains(" paused"), "{name}: {screen}");
+        bench.answer(|_| said(200));
+        until("everything is delivered", LIMIT, || {
+            bench.host.queued("records") == 0 && state() == both("flowing")
+        });
+    }
 }
 
 /// C19, C36, C37: what may pass is waited for, and the batch comes again under its id.
@@ -254,10 +342,13 @@ async fn what_is_too_large_is_halved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_is_found_and_put_aside() {
     let bench = Bench::start("200ms", "200ms").await;
+    bench.row(|_, _| said(200)).came_whole(1, &"a backend that inflates");
     for status in [400, 402, 406, 409, 415, 418, 422, 451] {
         let row = bench.row(move |_, numbers| refusing(status, numbers));
         row.lost_the_bad_one(status);
-        assert!(row.pushes.len() <= 6, "{status}: {row:?}");
+        // What an unknown encoding may be comes once more without one.
+        let more = usize::from(status == 415);
+        assert!(row.pushes.len() <= 6 + more, "{status}: {row:?}");
         let taken = row.pushes.iter().filter(|push| !push.numbers.contains(&BAD));
         let taken: Vec<u64> = taken.flat_map(|push| push.numbers.clone()).collect();
         assert_eq!(taken, [0, 1, 3], "{status}: {row:?}");
@@ -265,7 +356,7 @@ async fn what_is_refused_is_found_and_put_aside() {
 }
 
 /// Refuses every push that has the bad number.
-fn refusing(status: u16, numbers: &[u64]) -> Reply {
+pub fn refusing(status: u16, numbers: &[u64]) -> Reply {
     if !numbers.contains(&BAD) {
         return said(200);
     }

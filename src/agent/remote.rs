@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    answer::{Answer, Meaning},
     clock,
     collect::schedule::Schedule,
     config::Remote,
     forward::ForwardStatus,
     link::{
-        Answer, Link,
+        Link,
         files::{self, Readers},
     },
 };
@@ -151,12 +152,11 @@ pub(super) async fn pull(link: &Link, collector_id: &str, known: Option<i64>) ->
 }
 
 fn read(answer: &Answer, known: Option<i64>) -> Pulled {
-    let said = || format!("{} {}", answer.status, answer.message()).trim_end().to_owned();
-    match answer.status {
-        304 => return Pulled::Same,
-        200 => {}
-        404 | 405 | 410 | 501 => return Pulled::Absent(said()),
-        _ => return Pulled::Failed(said()),
+    match answer.meaning() {
+        Meaning::Success => {}
+        Meaning::Unchanged => return Pulled::Same,
+        Meaning::NotHere => return Pulled::Absent(answer.shown()),
+        _ => return Pulled::Failed(answer.shown()),
     }
     let Some(version) = version(&answer.headers) else {
         return Pulled::Failed("200 without X-Config-Version or a number as ETag".to_owned());
@@ -228,22 +228,19 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use http::HeaderValue;
 
     use super::*;
+    use crate::answer::Purpose;
 
     fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Answer {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_static(value));
         }
-        Answer {
-            status,
-            retry_after: None,
-            headers: map,
-            body: Bytes::from_static(body.as_bytes()),
-        }
+        let mut answer = Answer::new(Purpose::Config, status, body);
+        answer.headers = map;
+        answer
     }
 
     /// C27: a version is taken once, from a backend that knows If-None-Match and from one that does

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::{letter, reload::ConfigState};
 use crate::{
-    forward::{Body, Choice, Lane, Outgoing, Refused, Source, Wire, WireAnswer, WireError},
-    link::{Answer, Link, Push, SendError},
+    answer::Answer,
+    forward::{Body, Choice, Lane, Outgoing, Refused, Source, Wire, WireError},
+    link::{Link, Push, SendError},
     metric::envelope::{AgentInfo, Backlog, LostRange},
     queue::{self, Batch, BatchKey, Loss, Pick, Picked, Queue},
 };
@@ -114,20 +115,21 @@ impl QueueSource {
 }
 
 impl Wire for LinkWire {
-    async fn push(&self, body: Body, batch_id: Uuid) -> Result<WireAnswer, WireError> {
+    async fn push(&self, body: Body, batch_id: Uuid) -> Result<Answer, WireError> {
         let encoding = body.encoding.label();
-        answered(self.0.push(Push { body: body.bytes, encoding, batch_id: Some(batch_id) }).await)
+        let push = Push { body: body.bytes, encoding, batch_id: Some(batch_id) };
+        self.0.push(push).await.map_err(WireError::from)
     }
 
-    async fn probe(&self) -> Result<WireAnswer, WireError> {
-        answered(self.0.probe().await)
+    async fn probe(&self) -> Result<Answer, WireError> {
+        self.0.probe().await.map_err(WireError::from)
     }
 }
 
-fn answered(answer: Result<Answer, SendError>) -> Result<WireAnswer, WireError> {
-    let answer = answer.map_err(|error| WireError { message: error.to_string() })?;
-    let (status, retry_after) = (answer.status, answer.retry_after);
-    Ok(WireAnswer { status, retry_after, body: answer.body })
+impl From<SendError> for WireError {
+    fn from(error: SendError) -> Self {
+        Self { message: error.to_string() }
+    }
 }
 
 fn lost_range(loss: &Loss) -> Option<LostRange> {

@@ -12,11 +12,10 @@ use crate::agent::AgentView;
 use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
-    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, DrainStatus, Forwarding,
-    IntakeStatus, ReplayError, ReplayProgress, ReplayRequest, Server, SocketError, Sources,
-    Subject,
+    AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, DrainStatus, IntakeStatus,
+    ReplayError, ReplayProgress, ReplayRequest, Server, SocketError, Sources, Subject,
 };
-use crate::forward::{Doing, ForwardStatus, Speed};
+use crate::forward::Speed;
 use crate::link::{CertificateState, LinkConfig};
 
 /// How long answers that have begun may take at a shutdown.
@@ -101,7 +100,8 @@ impl Subject for Shown {
                 in_use_since: several.then_some(in_use.since),
                 proxy: self.view.link.proxy(),
                 verified: facts.verified,
-                forwarding: forwarding(&forward),
+                forwarding: forward.state,
+                hint: forward.hint,
                 reason: self.view.link.trouble().map(str::to_owned),
                 last_answer: forward.last_answer,
                 last_answer_at: forward.last_answer_at,
@@ -111,7 +111,6 @@ impl Subject for Shown {
                 sent_bytes: forward.sent_bytes,
                 certificate: self.view.link.certificate().map(certificate),
                 token_expires_at: self.view.link.token_expires_at(),
-                doing: doing(&forward.doing),
                 in_flight: forward.in_flight,
                 drain: forward.drain.map(|Speed { batches, millis }| DrainStatus {
                     batches,
@@ -205,55 +204,4 @@ fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
         ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
         ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
     ]
-}
-
-fn doing(doing: &Doing) -> String {
-    match doing {
-        Doing::Sending => "sending".to_owned(),
-        Doing::Probing => "probing".to_owned(),
-        Doing::BackingOff => "backing off".to_owned(),
-        Doing::Paused(hint) => format!("paused: {hint}"),
-    }
-}
-
-/// Told by the last answer: whether a batch was delivered with it, and the status it begins with.
-fn forwarding(forward: &ForwardStatus) -> Forwarding {
-    if forward.last_answer_at == forward.last_delivery_at {
-        return Forwarding::Flowing;
-    }
-    match forward.last_answer.as_deref().and_then(|answer| answer.split_whitespace().next()) {
-        Some("401" | "403" | "404" | "405" | "410" | "501") => Forwarding::Paused,
-        _ => Forwarding::BackingOff,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_forwarder_does_is_told_in_words() {
-        assert_eq!(doing(&Doing::Probing), "probing");
-        assert_eq!(doing(&Doing::Paused("check x".to_owned())), "paused: check x");
-    }
-
-    #[test]
-    fn forwarding_is_told_by_the_last_answer() {
-        let check = |answer_at: Option<i64>, delivery_at: Option<i64>, answer: &str, expected| {
-            let time = |at: i64| Timestamp::from_second(at).expect("a time");
-            let status = ForwardStatus {
-                last_answer: Some(answer.to_owned()),
-                last_answer_at: answer_at.map(time),
-                last_delivery_at: delivery_at.map(time),
-                ..ForwardStatus::default()
-            };
-            assert_eq!(forwarding(&status), expected, "{answer}");
-        };
-        assert_eq!(forwarding(&ForwardStatus::default()), Forwarding::Flowing);
-        check(Some(2), Some(2), "200", Forwarding::Flowing);
-        check(Some(2), Some(1), "503 down", Forwarding::BackingOff);
-        check(Some(2), None, "no whole answer within 30s", Forwarding::BackingOff);
-        check(Some(2), None, "403 other collector\n  hint: x", Forwarding::Paused);
-        check(Some(2), Some(1), "401\n  hint: x", Forwarding::Paused);
-    }
 }

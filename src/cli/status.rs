@@ -14,8 +14,9 @@ use crate::clock;
 use crate::config::Config;
 use crate::control::{
     AgentStatus, BackendStatus, CertificateStatus, Client, ClientError, CollectorStatus,
-    Forwarding, IntakeStatus, RemoteState, Status,
+    IntakeStatus, RemoteState, Status,
 };
+use crate::metric::agent_health::ForwarderState;
 use crate::queue::QueueStatus;
 use crate::units;
 
@@ -63,7 +64,7 @@ fn concerns(status: &Status, now: Timestamp) -> Vec<String> {
     let (agent, queue) = (&status.agent, &status.queue);
     let now = agent.backend.server_time(now);
     let mut found = Vec::new();
-    if agent.backend.forwarding == Forwarding::Paused {
+    if agent.backend.forwarding == ForwarderState::Paused {
         found
             .push("the backend refuses this agent; nothing is dropped, see the last answer".into());
     }
@@ -189,7 +190,7 @@ fn config(screen: &Screen, agent: &AgentStatus) -> String {
 }
 
 fn backend(screen: &Screen, backend: &BackendStatus) -> String {
-    let doing = backend.state().replace('_', " ");
+    let doing = backend.forwarding.as_str().replace('_', " ");
     let mut parts = vec![match &backend.reason {
         Some(reason) => format!("{doing} ({reason})"),
         None => doing,
@@ -352,7 +353,8 @@ pub(super) mod tests {
             in_use_since: None,
             proxy: None,
             verified: true,
-            forwarding: Forwarding::Flowing,
+            forwarding: ForwarderState::Flowing,
+            hint: None,
             reason: None,
             last_answer: Some("200".to_owned()),
             last_answer_at: Some(at("2026-11-21T11:59:30Z")),
@@ -369,7 +371,6 @@ pub(super) mod tests {
                 error: None,
             }),
             token_expires_at: None,
-            doing: "sending".to_owned(),
             ..BackendStatus::default()
         };
         let agent = AgentStatus {
@@ -425,7 +426,7 @@ pub(super) mod tests {
     fn troubled() -> Status {
         let mut status = healthy();
         let backend = &mut status.agent.backend;
-        backend.forwarding = Forwarding::Paused;
+        backend.forwarding = ForwarderState::Paused;
         backend.reason = Some("certificate_mismatch".to_owned());
         backend.verified = false;
         backend.urls = vec!["https://first.example.com:8080".to_owned(), backend.url.clone()];

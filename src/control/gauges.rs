@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
-use super::status::{AgentStatus, BackendStatus};
+use super::status::AgentStatus;
+use crate::metric::agent_health::ForwarderState;
 use crate::queue::{Loss, QueueStatus, SegmentInfo, SegmentState};
 use crate::telemetry::counter as telemetry;
 
@@ -73,9 +74,9 @@ impl Gauges {
                 gauge!(name).set(left);
             }
         }
-        for state in BackendStatus::STATES {
-            let is_it = state == backend.state();
-            gauge!(FORWARD_STATE, "state" => state).set(f64::from(u8::from(is_it)));
+        for state in ForwarderState::ALL {
+            let is_it = state == backend.forwarding;
+            gauge!(FORWARD_STATE, "state" => state.as_str()).set(f64::from(u8::from(is_it)));
         }
         counter!("agent_forward_sent_bytes_total").absolute(backend.sent_bytes);
         let counts = &facts.queue.counts;
@@ -173,7 +174,7 @@ fn values(
     let next_try = backend.next_try_at.map_or(0.0, |at| at.duration_since(now).as_secs_f64());
     let drain_eta = match backend.drain.and_then(|drain| drain.seconds_for(queue.batches)) {
         Some(eta) => number(eta),
-        None if backend.state() == BackendStatus::FLOWING || queue.batches == 0 => 0.0,
+        None if backend.forwarding == ForwarderState::Flowing || queue.batches == 0 => 0.0,
         None => f64::INFINITY,
     };
     let unheard = facts.losses.iter().filter(|loss| !loss.acknowledged).count();

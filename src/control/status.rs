@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::metric::agent_health::ForwarderState;
 use crate::queue::QueueStatus;
 
 /// The answer to `GET /v1/status`.
@@ -131,8 +132,11 @@ pub struct BackendStatus {
     pub proxy: Option<String>,
     /// `tls.verify`: whether the server's certificate is checked.
     pub verified: bool,
-    /// What the forwarder is doing.
-    pub forwarding: Forwarding,
+    /// What the forwarder does.
+    pub forwarding: ForwarderState,
+    /// What a person can do, while it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Why the latest push or probe failed, by its name in `agent_send_failures_total`; absent when
     /// it went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,10 +160,6 @@ pub struct BackendStatus {
     /// own or reads it from a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_expires_at: Option<Timestamp>,
-    /// What the forwarder does: `sending`, `probing`, `backing off`, or `paused: ` and what a
-    /// person can do.
-    #[serde(default)]
-    pub doing: String,
     /// Batches on their way.
     #[serde(default)]
     pub in_flight: u64,
@@ -169,21 +169,6 @@ pub struct BackendStatus {
 }
 
 impl BackendStatus {
-    /// Batches leave as they come.
-    pub const FLOWING: &str = "flowing";
-    /// What [`Self::state`] may say.
-    pub const STATES: [&str; 4] = [Self::FLOWING, "probing", "backing_off", "paused"];
-
-    /// What the forwarder does, in a word.
-    pub fn state(&self) -> &'static str {
-        match self.forwarding {
-            Forwarding::Flowing | Forwarding::BackingOff if self.doing == "probing" => "probing",
-            Forwarding::Flowing => Self::FLOWING,
-            Forwarding::BackingOff => "backing_off",
-            Forwarding::Paused => "paused",
-        }
-    }
-
     /// The backend's time when this host's clock says `now`.
     pub fn server_time(&self, now: Timestamp) -> Timestamp {
         now.saturating_add(SignedDuration::from_millis(self.clock_offset_ms)).unwrap_or(now)
@@ -228,19 +213,6 @@ pub struct DrainStatus {
     pub millis: u64,
     /// Seconds until it is empty at that speed; absent when that is not known.
     pub eta_s: Option<u64>,
-}
-
-/// What the forwarder is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Forwarding {
-    /// Batches leave as they come.
-    #[default]
-    Flowing,
-    /// The backend did not take the last batch; it is tried again at `next_try_at`.
-    BackingOff,
-    /// The backend says no for a reason that only a person can change (401, 403, 404 ...).
-    Paused,
 }
 
 /// One collector.

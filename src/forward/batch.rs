@@ -21,6 +21,8 @@ pub struct Body {
 /// How a body is packed, and how much work that is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
+    /// Not at all.
+    Identity,
     /// RFC 1952; 0 (fast) to 9 (small).
     Gzip(u32),
     /// RFC 8878; 1 (fast) to 19 (small).
@@ -35,6 +37,7 @@ pub fn encode(head: &EnvelopeHead<'_>, metrics: &[Bytes], packing: Packing) -> B
     let raw_bytes = envelope.len() as u64;
     // Compression into memory fails only for want of memory, which aborts anyway.
     let (packed, encoding) = match packing {
+        Packing::Identity => (Ok(envelope), Encoding::Identity),
         Packing::Gzip(level) => {
             let gzip = Vec::with_capacity(expected / 8);
             let mut gzip = GzEncoder::new(gzip, Compression::new(level));
@@ -69,13 +72,14 @@ mod tests {
         encode(&head, &metrics(count), packing)
     }
 
-    /// C1, C2, C6, C31: what is sent is an envelope that the other side reads, gzip unless zstd is
-    /// wanted.
+    /// C1, C2, C6, C31: what is sent is an envelope that the other side reads, packed as is wanted.
     #[test]
     fn a_body_is_read_back() {
-        for (packing, encoding) in
-            [(Packing::Gzip(6), Encoding::Gzip), (Packing::Zstd(3), Encoding::Zstd)]
-        {
+        for (packing, encoding) in [
+            (Packing::Identity, Encoding::Identity),
+            (Packing::Gzip(6), Encoding::Gzip),
+            (Packing::Zstd(3), Encoding::Zstd),
+        ] {
             let body = encode_some(400, packing);
             assert_eq!((body.encoding, Encoding::of(&body.bytes)), (encoding, encoding));
             let envelope = crate::encoding::inflate(None, body.bytes, 1 << 20).unwrap();

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::pace::Pace;
+use crate::metric::agent_health::ForwarderState;
 
 /// The breaker. Times are durations since any fixed moment.
 #[derive(Debug)]
@@ -27,9 +28,9 @@ pub struct Breaker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Batches leave.
-    Sending,
+    Flowing,
     /// The backend is down: nothing leaves until then.
-    Down {
+    BackingOff {
         /// When a probe is due.
         until: Duration,
     },
@@ -42,6 +43,31 @@ pub enum State {
         /// What a person can do.
         hint: &'static str,
     },
+    /// The pause is over, and one batch at a time asks whether it has helped.
+    Trying {
+        /// What a person can do.
+        hint: &'static str,
+    },
+}
+
+impl State {
+    /// What it looks like. A try does not end a pause: what comes of it does.
+    pub fn shown(self) -> ForwarderState {
+        match self {
+            Self::Flowing => ForwarderState::Flowing,
+            Self::BackingOff { .. } => ForwarderState::BackingOff,
+            Self::Probing => ForwarderState::Probing,
+            Self::Paused { .. } | Self::Trying { .. } => ForwarderState::Paused,
+        }
+    }
+
+    /// What a person can do.
+    pub fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::Paused { hint, .. } | Self::Trying { hint } => Some(hint),
+            Self::Flowing | Self::BackingOff { .. } | Self::Probing => None,
+        }
+    }
 }
 
 /// Says before which pause a request was sent.
@@ -62,7 +88,7 @@ impl Breaker {
     pub fn new(pace: Pace, at_once_max: usize) -> Self {
         Self {
             pace,
-            state: State::Sending,
+            state: State::Flowing,
             at_once_max: at_once_max.max(1),
             at_once: 1,
             delivered: 0,
@@ -88,14 +114,20 @@ impl Breaker {
 
     /// Batches that may be out now; 0 while nothing may leave.
     pub fn at_once(&self) -> usize {
-        if self.state == State::Sending { self.at_once } else { 0 }
+        match self.state {
+            State::Flowing => self.at_once,
+            State::Trying { .. } => 1,
+            State::BackingOff { .. } | State::Probing | State::Paused { .. } => 0,
+        }
     }
 
     /// How long nothing may leave; `None` when something may.
     pub fn wait(&self, now: Duration) -> Option<Duration> {
         match self.state {
-            State::Sending | State::Probing => None,
-            State::Down { until } | State::Paused { until, .. } => Some(until.saturating_sub(now)),
+            State::Flowing | State::Probing | State::Trying { .. } => None,
+            State::BackingOff { until } | State::Paused { until, .. } => {
+                Some(until.saturating_sub(now))
+            }
         }
     }
 
@@ -107,14 +139,17 @@ impl Breaker {
     /// A pause is over, or somebody wants no more of it. Nothing is out.
     pub fn resume(&mut self) {
         self.state = match self.state {
-            State::Down { .. } | State::Probing => State::Probing,
-            State::Sending | State::Paused { .. } => State::Sending,
+            State::BackingOff { .. } | State::Probing => State::Probing,
+            State::Paused { hint, .. } | State::Trying { hint } => State::Trying { hint },
+            State::Flowing => State::Flowing,
         };
     }
 
     /// The probe got an answer that is a sign of life: one batch may leave.
     pub fn alive(&mut self) {
-        self.state = State::Sending;
+        if self.state == State::Probing {
+            self.state = State::Flowing;
+        }
     }
 
     /// A batch was delivered.
@@ -122,6 +157,7 @@ impl Breaker {
         if !self.is_current(ticket) {
             return;
         }
+        self.state = State::Flowing;
         self.pace.reset();
         self.delivered += 1;
         if self.delivered >= self.at_once {
@@ -142,8 +178,8 @@ impl Breaker {
     pub fn down(&mut self, ticket: Ticket, at_least: Option<Duration>, at: At) -> Duration {
         if self.is_current(ticket) {
             let until = at.now + self.pace.after_failure(at.draw, at_least);
-            self.shut(State::Down { until });
-        } else if let (State::Down { until }, Some(asked)) = (&mut self.state, at_least) {
+            self.shut(State::BackingOff { until });
+        } else if let (State::BackingOff { until }, Some(asked)) = (&mut self.state, at_least) {
             // Others were asked the same: the random part is what keeps them from coming together.
             *until = (*until).max(at.now + self.pace.asked(at.draw, asked));
         }
@@ -161,7 +197,11 @@ impl Breaker {
     }
 
     fn is_current(&self, ticket: Ticket) -> bool {
-        ticket.0 == self.pauses && matches!(self.state, State::Sending | State::Probing)
+        let is_open = match self.state {
+            State::Flowing | State::Probing | State::Trying { .. } => true,
+            State::BackingOff { .. } | State::Paused { .. } => false,
+        };
+        is_open && ticket.0 == self.pauses
     }
 
     fn shut(&mut self, state: State) {
@@ -262,7 +302,19 @@ mod tests {
         assert_eq!(breaker.trouble("ask", at(100)), s(200), "once");
         assert_eq!(breaker.down(ticket, None, at(100)), s(200));
         breaker.resume();
-        assert_eq!((breaker.state(), breaker.at_once()), (State::Sending, 1));
+        assert_eq!((breaker.state(), breaker.at_once()), (State::Trying { hint: "ask" }, 1));
+        assert_eq!(breaker.state().shown(), ForwarderState::Paused, "until it has helped");
+        breaker.alive();
+        breaker.refused(breaker.ticket());
+        assert_eq!(breaker.state().hint(), Some("ask"), "nothing was taken");
+        assert_eq!(breaker.trouble("look", at(400)), s(300), "it has not");
+        breaker.resume();
+        breaker.resume();
+        assert_eq!(rounds(&mut breaker, 4), [1, 2, 4, 4]);
+        assert_eq!(
+            (breaker.state().shown(), breaker.state().hint()),
+            (ForwarderState::Flowing, None)
+        );
     }
 
     #[test]

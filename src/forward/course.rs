@@ -3,7 +3,6 @@
 use std::{collections::VecDeque, sync::Arc, thread::available_parallelism, time::Duration};
 
 use jiff::Timestamp;
-use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -11,10 +10,10 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Doing, ForwardConfig, ForwardStatus, WireAnswer, WireError,
+    ForwardConfig, ForwardStatus, WireError,
     batch::Packing,
     breaker::{At, Breaker, State},
-    drive::show_answer,
+    encodings::{Encodings, Plain},
     flight::Sent,
     pace::Pace,
     rate::Rate,
@@ -22,7 +21,10 @@ use super::{
     split::{Refusing, Split},
     verdict::Refusal,
 };
-use crate::{clock, encoding::Encoding, metric::envelope::PushResponse, units};
+use crate::{
+    answer::{Answer, Receipt},
+    clock, units,
+};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -34,8 +36,8 @@ pub(super) struct Course {
     /// As many batches are packed at once as there are processors.
     pub(super) packers: Arc<Semaphore>,
     pub(super) status: watch::Sender<ForwardStatus>,
-    /// Whether the backend takes zstd, if that is known.
-    pub(super) zstd: Option<bool>,
+    /// What the backends take.
+    pub(super) encodings: Encodings,
     /// Batches that were being taken apart when everything had to wait.
     apart: VecDeque<(Uuid, Split)>,
     troubled: bool,
@@ -45,13 +47,6 @@ pub(super) struct Course {
 /// Batches whose taking apart is remembered. No more are out at once; one whose batch vanishes
 /// meanwhile makes room for the next.
 const APART_MAX: usize = 16;
-
-/// What a probe's answer may say.
-#[derive(Deserialize)]
-struct Version {
-    #[serde(default)]
-    encodings: Vec<String>,
-}
 
 impl Course {
     pub(super) fn new(config: ForwardConfig) -> (Self, watch::Receiver<ForwardStatus>) {
@@ -63,7 +58,7 @@ impl Course {
             recent: Recent::default(),
             packers: Arc::new(Semaphore::new(processors)),
             status,
-            zstd: None,
+            encodings: Encodings::default(),
             apart: VecDeque::new(),
             troubled: false,
             begun: Instant::now(),
@@ -96,31 +91,26 @@ impl Course {
         At { now: self.now(), draw: fastrand::f64() }
     }
 
-    /// How bodies are packed now.
-    pub(super) fn packing(&self) -> Packing {
-        match (self.config.encoding, self.zstd) {
-            (Encoding::Zstd, Some(true)) => Packing::Zstd(self.config.zstd_level),
-            _ => Packing::Gzip(self.config.gzip_level),
-        }
+    /// How the next body of a batch is packed.
+    pub(super) fn packing(&self, plain: Plain) -> Packing {
+        self.encodings.packing(&self.config, plain)
     }
 
     /// Whether a probe is due: to see whether the backend is back, or what it takes.
     pub(super) fn wants_probe(&self) -> bool {
-        let must_learn = self.config.encoding == Encoding::Zstd && self.zstd.is_none();
-        self.breaker.state() == State::Probing || must_learn
+        self.breaker.state() == State::Probing
+            || self.encodings.wants_probe(self.config.encoding, self.now())
     }
 
     /// A probe has been answered, or not.
-    pub(super) fn probed(&mut self, answer: Result<WireAnswer, WireError>) {
+    pub(super) fn probed(&mut self, answer: Result<Answer, WireError>) {
         let ticket = self.breaker.ticket();
         let (failure, at_least) = match answer {
-            Ok(answer) if !matches!(answer.status, 408 | 425 | 429 | 500..) => {
-                let version = serde_json::from_slice::<Version>(&answer.body);
-                let listed = version.map_or_else(|_| Vec::new(), |version| version.encodings);
-                self.zstd = Some(listed.iter().any(|name| name == Encoding::Zstd.label()));
+            Ok(answer) if answer.meaning().is_alive() => {
+                self.encodings.probed(&answer, self.now());
                 return self.breaker.alive();
             }
-            Ok(answer) => (show_answer(&answer), answer.retry_after),
+            Ok(answer) => (answer.shown(), answer.retry_after),
             Err(error) => (error.message, None),
         };
         self.breaker.down(ticket, at_least, self.at());
@@ -128,27 +118,30 @@ impl Course {
     }
 
     /// Counts what the backend has taken with one request.
-    pub(super) fn taken(&mut self, answer: &WireAnswer, sent: Sent) -> Option<PushResponse> {
-        let response: Option<PushResponse> = serde_json::from_slice(&answer.body).ok();
+    pub(super) fn taken(&mut self, answer: &Answer, sent: Sent, plain: Plain) -> Receipt {
+        let receipt = Receipt::of(answer);
         self.breaker.delivered(sent.ticket);
-        if self.breaker.state() == State::Sending && std::mem::take(&mut self.troubled) {
+        if self.breaker.state() == State::Flowing && std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
         }
-        let duplicate = response.as_ref().is_some_and(|r| r.duplicate == Some(true));
+        if self.encodings.taken(answer, sent.encoding, plain) {
+            let backend = &answer.backend;
+            tracing::warn!(backend, "the backend takes no compressed bodies; it gets plain ones");
+        }
         let now = clock::now();
         self.status.send_modify(|status| {
-            status.duplicate_batches += u64::from(duplicate);
+            status.duplicate_batches += u64::from(receipt.duplicate);
             status.sent_bytes += sent.bytes.1;
             status.raw_bytes += sent.bytes.0;
             status.last_batch_bytes = sent.bytes;
-            status.last_answer = Some(show_answer(answer));
+            status.last_answer = Some(answer.shown());
             status.last_answer_at = Some(now);
             status.last_delivery_at = Some(now);
-            if let Some(response) = &response {
-                status.next_config_version = Some(response.next_config_version);
+            if receipt.next_config_version.is_some() {
+                status.next_config_version = receipt.next_config_version;
             }
         });
-        response
+        receipt
     }
 
     pub(super) fn taking_apart(&self, batch: Uuid, answer: &Refusing) {
@@ -205,18 +198,14 @@ impl Course {
 
     /// Shows what is going on, with so many batches on their way.
     pub(super) fn show(&self, out: usize) {
-        let doing = match self.breaker.state() {
-            State::Sending => Doing::Sending,
-            State::Probing => Doing::Probing,
-            State::Down { .. } => Doing::BackingOff,
-            State::Paused { hint, .. } => Doing::Paused(hint.to_owned()),
-        };
+        let (state, hint) = (self.breaker.state().shown(), self.breaker.state().hint());
         let in_flight = out as u64;
         self.status.send_if_modified(|status| {
-            let is_new = status.in_flight != in_flight || status.doing != doing;
+            let shown = (status.state, status.hint.as_deref(), status.in_flight);
+            let is_new = shown != (state, hint, in_flight);
             if is_new {
-                status.in_flight = in_flight;
-                status.doing = doing;
+                (status.state, status.in_flight) = (state, in_flight);
+                status.hint = hint.map(str::to_owned);
             }
             is_new
         });

@@ -7,15 +7,14 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::{
-    Choice, ForwardConfig, ForwardStatus, Lane, Order, Outgoing, Source, Wire, WireAnswer,
-    WireError,
+    Choice, ForwardConfig, ForwardStatus, Lane, Order, Outgoing, Source, Wire, WireError,
     course::{Course, later},
     flight::{self, Done, Packed, Packer, Sent, Settled, Slot},
     pace,
     split::Refusing,
-    verdict::{Refusal, Trouble, Verdict},
+    verdict::{TAKES_NOTHING, Verdict},
 };
-use crate::{clock, encoding::Encoding, metric::error_body::ErrorBody, units};
+use crate::{answer::Answer, clock, units};
 
 /// How a drain has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,7 +239,7 @@ where
         let packer = Packer {
             turns: Arc::clone(&self.course.packers),
             config: Arc::clone(&self.course.config),
-            packing: self.course.packing(),
+            packing: self.course.packing(slot.split.plain),
         };
         let part = slot.batch.part(part);
         self.unweighed += usize::from(slot.batch.lane == Lane::Backlog);
@@ -260,12 +259,7 @@ where
         self.steps.push(flight::push((self.source, self.wire), slot, packed, ticket));
     }
 
-    fn answered(
-        &mut self,
-        mut slot: Slot<S::Key>,
-        sent: Sent,
-        answer: Result<WireAnswer, WireError>,
-    ) {
+    fn answered(&mut self, mut slot: Slot<S::Key>, sent: Sent, answer: Result<Answer, WireError>) {
         let course = &mut *self.course;
         let at = course.at();
         let answer = match answer {
@@ -275,36 +269,32 @@ where
                 return self.failed(slot, error.message);
             }
         };
-        let shown = show_answer(&answer);
-        let error = ErrorBody::read(&answer.body);
-        let known_batch = answer.status == 409 && error.names_known_batch();
-        match Verdict::on_status(answer.status, answer.retry_after, known_batch) {
+        match Verdict::on(answer.meaning()) {
             Verdict::Delivered => {
-                let rejected = course.taken(&answer, sent).map_or_else(Vec::new, |r| r.rejected);
+                let rejected = course.taken(&answer, sent, slot.split.plain).rejected;
                 slot.split.taken(rejected, answer.status, clock::now());
             }
-            Verdict::BackOff(at_least) => {
-                course.breaker.down(sent.ticket, at_least, at);
-                return self.failed(slot, shown);
+            Verdict::BackOff => {
+                course.breaker.down(sent.ticket, answer.retry_after, at);
+                return self.failed(slot, answer.shown());
             }
-            Verdict::Pause(trouble) => {
-                let hint = trouble.hint(error.error.as_deref());
+            Verdict::Pause(hint) => {
                 course.breaker.trouble(hint, at);
-                return self.failed(slot, format!("{shown}\n  hint: {hint}"));
-            }
-            Verdict::Refused(Refusal::Invalid) if sent.encoding == Encoding::Zstd => {
-                // Another backend may answer now, which does not know zstd.
-                course.breaker.refused(sent.ticket);
-                course.zstd = None;
+                return self.failed(slot, hinted(&answer.shown(), hint));
             }
             Verdict::Refused(refusal) => {
                 course.breaker.refused(sent.ticket);
-                let (status, at) = (answer.status, clock::now());
-                let answer = Refusing { refusal, status, message: shown, at };
-                if slot.split.is_whole() {
-                    course.taking_apart(slot.batch.id, &answer);
+                let (split, encoding) = (&mut slot.split, sent.encoding);
+                if let Some(plain) = course.encodings.refused(&answer, encoding, split.plain) {
+                    split.plain = plain;
+                } else {
+                    let (status, at) = (answer.status, clock::now());
+                    let answer = Refusing { refusal, status, message: answer.shown(), at };
+                    if split.is_whole() {
+                        course.taking_apart(slot.batch.id, &answer);
+                    }
+                    split.refused(&answer);
                 }
-                slot.split.refused(&answer);
             }
         }
         self.go_on(slot);
@@ -333,14 +323,14 @@ where
     /// Every record of a batch is taken or refused.
     fn settle(&mut self, slot: Slot<S::Key>) {
         let Slot { batch, split } = slot;
+        let took_nothing = split.took_nothing();
         let refused = split.into_refused();
-        // A backend that takes nothing at all is more likely wrong than every record is.
-        let nothing = refused.len() > 1 && refused.len() == batch.metrics.len();
-        if nothing && refused.iter().all(|record| record.status >= 400) {
-            let hint = Trouble::TakesNothing.hint(None);
-            let at = self.course.at();
+        if let Some(last) = refused.last().filter(|_| took_nothing) {
+            let (hint, at) = (TAKES_NOTHING, self.course.at());
             let wait = units::show_duration(self.course.breaker.trouble(hint, at));
             tracing::error!(wait, hint, "the backend takes nothing");
+            let answer = hinted(&last.message, hint);
+            self.course.status.send_modify(|status| status.last_answer = Some(answer));
         }
         self.release(batch.id);
         self.steps.push(flight::settle(self.source, batch, refused));
@@ -368,7 +358,7 @@ where
         self.course.status.send_modify(|status| {
             status.delivered_batches += u64::from(taken > 0);
             status.delivered_records += taken;
-            status.rejected_records += settled.refused as u64;
+            status.refused_records += settled.refused as u64;
             status.drain = drain;
         });
         self.leave(settled.lane);
@@ -409,11 +399,7 @@ async fn changed(settings: &mut watch::Receiver<ForwardConfig>) -> ForwardConfig
     settings.borrow_and_update().clone()
 }
 
-/// The status and what is said beside it, for logs, `inspect` and the dead letters.
-pub(super) fn show_answer(answer: &WireAnswer) -> String {
-    let said = match answer.status {
-        200..300 => String::new(), // what was taken, not why
-        _ => ErrorBody::excerpt(&answer.body),
-    };
-    format!("{} {said}", answer.status).trim_end().to_owned()
+/// An answer, and what a person can do about it: for logs, `inspect` and `status`.
+fn hinted(answer: &str, hint: &str) -> String {
+    format!("{answer}\n  hint: {hint}")
 }

@@ -8,12 +8,13 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
-    Body, Choice, ForwardConfig, Lane, Outgoing, Refused, Source, Wire, WireAnswer, WireError,
+    Body, Choice, ForwardConfig, Lane, Outgoing, Refused, Source, Wire, WireError,
     batch::{self, Packing},
     breaker::Ticket,
     split::Split,
 };
 use crate::{
+    answer::{Answer, Meaning},
     clock,
     encoding::Encoding,
     metric::{
@@ -36,7 +37,7 @@ pub(super) enum Done<K> {
     /// A part of a batch is a body.
     Packed(Slot<K>, Packed),
     /// The backend, or the way to it, has answered.
-    Answered(Slot<K>, Sent, Result<WireAnswer, WireError>),
+    Answered(Slot<K>, Sent, Result<Answer, WireError>),
     /// Every record of a batch is taken or refused, and that is noted.
     Settled(Settled),
     /// A batch is back at its source.
@@ -124,8 +125,10 @@ pub(super) fn push<'a, S: Source, W: Wire>(
     let sent = Sent { ticket, encoding: body.encoding, bytes };
     Box::pin(async move {
         let answer = wire.push(body, id).await;
-        if let (Ok(WireAnswer { status: 200..300, .. }), Some(agent)) = (&answer, &agent) {
-            source.heard(agent).await;
+        // Of a batch that was known, only the id may have been read.
+        let is_read = answer.as_ref().is_ok_and(|answer| answer.meaning() == Meaning::Success);
+        if let Some(agent) = agent.filter(|_| is_read) {
+            source.heard(&agent).await;
         }
         Done::Answered(slot, sent, answer)
     })

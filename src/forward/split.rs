@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use jiff::Timestamp;
 
-use super::verdict::Refusal;
+use super::{encodings::Plain, verdict::Refusal};
 use crate::metric::envelope::Rejected;
 
 /// What is left of a batch to be sent, and what was refused of it.
@@ -19,6 +19,10 @@ pub struct Split {
     open: Vec<Part>,
     refused: Vec<Refused>,
     first_at: Option<Timestamp>,
+    /// Whether the backend has taken a part, be it for its form.
+    took_part: bool,
+    /// How what is left is packed.
+    pub plain: Plain,
 }
 
 /// A record that the backend has refused.
@@ -66,7 +70,8 @@ impl Split {
     pub fn of(records: usize) -> Self {
         let whole = Part { records: 0..records, refusals: 0, bad_if: None };
         let open = if records == 0 { Vec::new() } else { vec![whole] };
-        Self { open, refused: Vec::new(), first_at: None }
+        let (refused, first_at, plain) = (Vec::new(), None, Plain::No);
+        Self { open, refused, first_at, took_part: false, plain }
     }
 
     /// The records to send next; `None` when every record is taken or refused.
@@ -90,6 +95,8 @@ impl Split {
     /// The backend has what [`Split::next_part`] named, apart from what it `rejected`.
     pub fn taken(&mut self, rejected: Vec<Rejected>, status: u16, at: Timestamp) {
         let Some(part) = self.open.pop() else { return };
+        self.took_part = true;
+        self.plain = self.plain.answered();
         let first_at = self.first_at.unwrap_or(at);
         let attempts = part.refusals + 1;
         let within = rejected.into_iter().filter(|rejected| rejected.index < part.records.len());
@@ -103,6 +110,7 @@ impl Split {
     pub fn refused(&mut self, answer: &Refusing) {
         let Some(mut part) = self.open.pop() else { return };
         part.refusals += 1;
+        self.plain = self.plain.answered();
         let (at, first_at) = (answer.at, *self.first_at.get_or_insert(answer.at));
         if part.records.len() > 1 {
             return self.halve(part.records, part.refusals, answer.refusal);
@@ -116,6 +124,11 @@ impl Split {
             first_at,
             at,
         });
+    }
+
+    /// Whether every request was refused, and there were several records to take.
+    pub fn took_nothing(&self) -> bool {
+        !self.took_part && self.refused.len() > 1
     }
 
     /// Records that are refused, in the order of the batch.

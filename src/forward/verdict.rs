@@ -1,114 +1,114 @@
-//! What the forwarder does with an answer: the table of the contract's section 7, as a function.
+//! What the forwarder does with an answer: the second column of the contract's table, derived from
+//! what the answer means.
 
-use std::time::Duration;
+use crate::answer::Meaning;
 
 /// What becomes of a batch after a try to deliver it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The backend has it.
     Delivered,
-    /// The backend or the way to it is out of order: everything waits, at least this long.
-    BackOff(Option<Duration>),
+    /// The backend or the way to it is out of order: everything waits, for as long as the backend
+    /// asks at least.
+    BackOff,
     /// The backend does not know this agent, or is not one: everything waits, with long pauses,
-    /// and a person must look.
-    Pause(Trouble),
+    /// and a person must look. With what can be done.
+    Pause(&'static str),
     /// The backend does not take this batch; the others go on.
     Refused(Refusal),
-}
-
-/// Why everything waits for a person.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// 401 after the token was renewed.
-    Unauthorised,
-    /// 403.
-    Forbidden,
-    /// 3xx, 404, 405, 410, 501.
-    WrongBackend,
-    /// Every record of a batch was refused: the backend is more likely wrong than they are.
-    TakesNothing,
 }
 
 /// Why one batch is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// 413.
+    /// Its halves may be small enough.
     TooLarge,
-    /// 400, 415, 422 and the other 4xx.
+    /// Something in it is bad.
     Invalid,
 }
 
-impl Verdict {
-    /// The verdict on an HTTP status; `known_batch` says that a 409 names a batch id that the
-    /// backend has.
-    pub fn on_status(status: u16, retry_after: Option<Duration>, known_batch: bool) -> Self {
-        match status {
-            200 | 201 | 202 | 204 | 208 => Self::Delivered,
-            409 if known_batch => Self::Delivered,
-            401 => Self::Pause(Trouble::Unauthorised),
-            403 => Self::Pause(Trouble::Forbidden),
-            300..=399 | 404 | 405 | 410 | 501 => Self::Pause(Trouble::WrongBackend),
-            413 => Self::Refused(Refusal::TooLarge),
-            408 | 425 | 429 => Self::BackOff(retry_after),
-            400..=499 => Self::Refused(Refusal::Invalid),
-            _ => Self::BackOff(retry_after),
-        }
-    }
-}
+/// What can be done when every record of a batch was refused: the backend is more likely wrong than
+/// they are.
+pub const TAKES_NOTHING: &str = "the backend refuses every record: is backend.url right?";
 
-impl Trouble {
-    /// What a person can do; `slug` is the short name of the error in the answer's body.
-    pub fn hint(self, slug: Option<&str>) -> &'static str {
-        match (self, slug) {
-            (Self::Unauthorised, _) => {
+impl Verdict {
+    /// The verdict on an answer to a push.
+    pub fn on(meaning: Meaning) -> Self {
+        match meaning {
+            Meaning::Success | Meaning::KnownBatch => Self::Delivered,
+            Meaning::Later | Meaning::Unavailable | Meaning::Failing => Self::BackOff,
+            Meaning::Stranger | Meaning::Unchanged => Self::Pause(
+                "something on the way answers in the backend's place, as the login page of a \
+                 network does, or backend.url is another server's: check both",
+            ),
+            Meaning::NotHere => Self::Pause("check backend.url"),
+            Meaning::Unauthorized => Self::Pause(
                 "is this still its backend, and was the collector deleted there? register again: \
-                 `agent register --force`"
-            }
-            (Self::Forbidden, Some("certificate_mismatch")) => {
+                 `agent register --force`",
+            ),
+            Meaning::CertificateMismatch => Self::Pause(
                 "the certificate in tls.cert_file was replaced at the backend by a newer one, or \
-                 is another host's: put the registered one back, or `agent register --force`"
-            }
-            (Self::Forbidden, Some("certificate_required")) => {
+                 is another host's: put the registered one back, or `agent register --force`",
+            ),
+            Meaning::CertificateRequired => Self::Pause(
                 "something on the way ends TLS and drops the client certificate: let it pass TLS \
-                 through, or connect to the backend itself"
-            }
-            (Self::Forbidden, Some("collector_mismatch")) => {
-                "token and envelope are of two collectors: is backend.token_file another agent's?"
-            }
-            (Self::Forbidden, _) => {
-                "the backend knows this agent under another id or certificate, or has removed it"
-            }
-            (Self::WrongBackend, _) => "check backend.url",
-            (Self::TakesNothing, _) => "the backend refuses every record: is backend.url right?",
+                 through, or connect to the backend itself",
+            ),
+            Meaning::CollectorMismatch => Self::Pause(
+                "token and envelope are of two collectors: is backend.token_file another agent's?",
+            ),
+            Meaning::Forbidden => Self::Pause(
+                "the backend knows this agent under another id or certificate, or has removed it",
+            ),
+            Meaning::TooLarge => Self::Refused(Refusal::TooLarge),
+            Meaning::Malformed
+            | Meaning::UnknownEncoding
+            | Meaning::Conflict
+            | Meaning::Refused => Self::Refused(Refusal::Invalid),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
 
-    /// C32 to C36
+    use super::*;
+    use crate::answer::{Answer, Purpose};
+
+    /// C32 to C36: the contract's table, from status to verdict.
     #[test]
-    fn every_status_has_its_verdict() {
-        let check = |statuses: &[u16], expected| {
-            for status in statuses {
-                assert_eq!(Verdict::on_status(*status, None, false), expected, "{status}");
-            }
+    fn every_answer_has_its_verdict() {
+        let on = |status, body: &'static str| {
+            Verdict::on(Answer::new(Purpose::Data, status, body).meaning())
         };
-        check(&[200, 201, 202, 204, 208], Verdict::Delivered);
-        check(&[408, 425, 429, 500, 502, 503, 504, 599], Verdict::BackOff(None));
-        check(&[401], Verdict::Pause(Trouble::Unauthorised));
-        check(&[403], Verdict::Pause(Trouble::Forbidden));
-        check(&[301, 302, 307, 404, 405, 410, 501], Verdict::Pause(Trouble::WrongBackend));
-        check(&[413], Verdict::Refused(Refusal::TooLarge));
-        check(&[400, 409, 415, 418, 422], Verdict::Refused(Refusal::Invalid));
-        assert_eq!(Verdict::on_status(409, None, true), Verdict::Delivered);
-        let slugs = ["certificate_mismatch", "certificate_required", "collector_mismatch", "other"];
-        let hints = slugs.map(|slug| Trouble::Forbidden.hint(Some(slug)));
-        assert_eq!(std::collections::BTreeSet::from(hints).len(), slugs.len());
-        let wait = Some(Duration::from_secs(7));
-        assert_eq!(Verdict::on_status(429, wait, false), Verdict::BackOff(wait));
-        assert_eq!(Verdict::on_status(503, wait, false), Verdict::BackOff(wait));
+        let taken = r#"{"status":"success"}"#;
+        let is_pause = |verdict| matches!(verdict, Verdict::Pause(_));
+        for status in [200, 201, 202, 208] {
+            assert_eq!(on(status, taken), Verdict::Delivered, "{status}");
+            assert!(is_pause(on(status, "<html>")), "{status}");
+        }
+        assert_eq!(on(409, r#"{"error":"duplicate_batch"}"#), Verdict::Delivered);
+        for status in [204, 206, 301, 304, 401, 403, 404, 405, 410, 501] {
+            assert!(is_pause(on(status, taken)), "{status}");
+        }
+        for status in [408, 425, 429, 500, 502, 503, 504, 599] {
+            assert_eq!(on(status, ""), Verdict::BackOff, "{status}");
+        }
+        assert_eq!(on(413, ""), Verdict::Refused(Refusal::TooLarge));
+        for status in [400, 402, 409, 415, 418, 422, 451] {
+            assert_eq!(on(status, ""), Verdict::Refused(Refusal::Invalid), "{status}");
+        }
+    }
+
+    #[test]
+    fn every_trouble_has_a_hint_of_its_own() {
+        let hints = Meaning::ALL.into_iter().filter_map(|meaning| match Verdict::on(meaning) {
+            Verdict::Pause(hint) => Some(hint),
+            _ => None,
+        });
+        let hints: Vec<_> = hints.filter(|hint| !hint.is_empty()).collect();
+        let distinct: BTreeSet<_> = hints.iter().collect();
+        assert_eq!((hints.len(), distinct.len()), (8, 7), "one of them is two rows'");
     }
 }

@@ -16,10 +16,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use jiff::Timestamp;
 use rustls::ClientConfig;
 
-use super::answer::{self, Answer, Exchange};
+use super::dates::{self, Exchange};
 use super::endpoint::Endpoint;
 use super::error::Circumstances;
 use super::{LinkConfig, LinkError, SendError, SendErrorKind, tls};
+use crate::answer::{Answer, Meaning, Purpose};
 use crate::clock;
 use backend::Backend;
 use route::{Change, Outcome, Routes};
@@ -31,17 +32,6 @@ pub(super) use tunnel::{Credentials, ProxyFailed, What as ProxyAnswer};
 /// What an earlier backend is asked before it is used again: it answers 200 only while its store
 /// takes metrics.
 const HEALTH_PATH: &str = "/api/v1/health";
-
-/// What a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// It brings this host's data: what comes of it says how the agent does.
-    Data,
-    /// It asks for a sign of life only.
-    Probe,
-    /// It is about the agent itself: registration, token, certificate, configuration.
-    Other,
-}
 
 /// A request without the parts that are the same for all.
 #[derive(Debug, Clone)]
@@ -70,6 +60,16 @@ impl Outgoing {
     /// A request for a sign of life.
     pub fn probe(path: &str) -> Self {
         Self { purpose: Purpose::Probe, ..Self::new(Method::GET, path) }
+    }
+
+    /// A request for a configuration.
+    pub fn config(path: &str) -> Self {
+        Self { purpose: Purpose::Config, ..Self::new(Method::GET, path) }
+    }
+
+    /// A question whether the store takes metrics.
+    fn health() -> Self {
+        Self { purpose: Purpose::Health, ..Self::new(Method::GET, HEALTH_PATH) }
     }
 
     /// Sets a header.
@@ -164,7 +164,7 @@ impl Client {
         let whole = tokio::time::timeout(limit, self.try_in_turn(request, &mut asked)).await;
         let result = whole.unwrap_or_else(|_| {
             let result = Err(SendError::timeout(self.circumstances(asked)));
-            self.note(asked, purpose, &result);
+            self.note(asked, &result);
             result
         });
         self.tally.count(purpose, &result);
@@ -178,7 +178,7 @@ impl Client {
         for route in order {
             *asked = route;
             let result = self.exchange(route, request.clone()).await;
-            self.note(route, request.purpose, &result);
+            self.note(route, &result);
             if route == last || self.routes().stands(route) {
                 return result;
             }
@@ -188,9 +188,9 @@ impl Client {
     }
 
     /// Notes what a backend has answered, and says so when that changes where requests go.
-    fn note(&self, route: usize, purpose: Purpose, result: &Result<Answer, SendError>) {
+    fn note(&self, route: usize, result: &Result<Answer, SendError>) {
         let now = (clock::monotonic(), clock::now());
-        let change = self.routes().note(route, Outcome::of(purpose, result), now);
+        let change = self.routes().note(route, Outcome::of(result), now);
         if self.backends.len() < 2 {
             return;
         }
@@ -198,7 +198,7 @@ impl Client {
         match change {
             Some(Change::Down) => {
                 let why = match result {
-                    Ok(answer) => format!("{} {}", answer.status, answer.message()),
+                    Ok(answer) => answer.shown(),
                     Err(error) => error.to_string(),
                 };
                 tracing::warn!(backend, why, "a backend is down; the next one is asked");
@@ -216,9 +216,9 @@ impl Client {
     pub async fn return_to_earlier(&self) {
         let Some(route) = self.routes().due(clock::monotonic()) else { return };
         let limit = self.settings.request_timeout;
-        let asking = self.exchange(route, Outgoing::probe(HEALTH_PATH));
+        let asking = self.exchange(route, Outgoing::health());
         match tokio::time::timeout(limit, asking).await {
-            Ok(Ok(answer)) if matches!(answer.status, 200..=299) => {
+            Ok(Ok(answer)) if answer.meaning() == Meaning::Success => {
                 self.routes().returned(route, clock::now());
                 Tally::changed();
                 let backend = self.backend(route).map(|backend| backend.endpoint.authority());
@@ -265,6 +265,7 @@ impl Client {
             let hint = "set backend.url";
             return Err(SendError::new(SendErrorKind::Protocol, "there is no backend", hint));
         };
+        let purpose = request.purpose;
         let request = self.build(&backend.endpoint, request)?;
         let clock = &self.settings.clock;
         let sent = clock.host_now();
@@ -280,7 +281,7 @@ impl Client {
         let response = backend.http().request(request).await.map_err(|error| failed(&error))?;
         let exchange = Exchange { sent, received: clock.host_now() };
         let (head, body) = response.into_parts();
-        if let Some(date) = answer::date(&head.headers) {
+        if let Some(date) = dates::date(&head.headers) {
             clock.learn(exchange, date);
         }
         let body = Limited::new(body, self.settings.answer_bytes_max)
@@ -288,13 +289,12 @@ impl Client {
             .await
             .map_err(|error| failed(error.as_ref()))?
             .to_bytes();
-        let server_now = answer::shift(exchange.received, clock.offset_ms());
-        Ok(Answer {
-            status: head.status.as_u16(),
-            retry_after: answer::retry_after(&head.headers, server_now),
-            headers: head.headers,
-            body,
-        })
+        let server_now = dates::shift(exchange.received, clock.offset_ms());
+        let mut answer = Answer::new(purpose, head.status.as_u16(), body);
+        answer.retry_after = dates::retry_after(&head.headers, server_now);
+        answer.headers = head.headers;
+        backend.endpoint.base().clone_into(&mut answer.backend);
+        Ok(answer)
     }
 
     fn build(

@@ -41,13 +41,15 @@ impl Error for LinkError {}
 pub struct SendError {
     /// The class, for counters and for what `agent status` shows.
     pub kind: SendErrorKind,
-    /// For people: what happened, with its value and a hint.
-    pub message: String,
+    /// For people: what happened, with its value.
+    pub what: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        write!(f, "{}; hint: {}", self.what, self.hint)
     }
 }
 
@@ -167,7 +169,20 @@ impl SendErrorKind {
 
     /// A certificate or protocol version is wrong: trying again changes nothing until a human acts.
     pub fn is_tls(self) -> bool {
-        self.as_str().starts_with("tls_")
+        matches!(
+            self,
+            Self::TlsUnknownIssuer
+                | Self::TlsSelfSigned
+                | Self::TlsWrongName
+                | Self::TlsExpired
+                | Self::TlsNotYetValid
+                | Self::TlsNoClientCert
+                | Self::TlsClientCertExpired
+                | Self::TlsClientCertRevoked
+                | Self::TlsClientCert
+                | Self::TlsVersion
+                | Self::TlsOther
+        )
     }
 }
 
@@ -211,7 +226,7 @@ pub(super) struct Circumstances<'a> {
 
 impl SendError {
     pub(super) fn new(kind: SendErrorKind, what: &str, hint: &str) -> Self {
-        Self { kind, message: format!("{what}; hint: {hint}") }
+        Self { kind, what: what.to_owned(), hint: hint.to_owned() }
     }
 
     pub(super) fn timeout(at: Circumstances<'_>) -> Self {
@@ -245,7 +260,7 @@ impl SendError {
 
 impl From<TokenError> for SendError {
     fn from(error: TokenError) -> Self {
-        Self { kind: SendErrorKind::Token, message: error.to_string() }
+        Self::new(SendErrorKind::Token, &error.what, error.hint)
     }
 }
 

@@ -188,10 +188,9 @@ fn at_first_contact(error: SendError, contact: &Contact) -> SendError {
     use SendErrorKind::{TlsSelfSigned, TlsUnknownIssuer};
     match (contact, error.kind) {
         (Contact::Configured, TlsUnknownIssuer | TlsSelfSigned) => {
-            let what = error.message.split("; hint: ").next().unwrap_or_default();
             let hint = "bring its CA here by a way you trust and pass --ca FILE, or compare its \
                         fingerprint and pass --ca-fingerprint SHA256";
-            SendError::new(error.kind, what, hint)
+            SendError::new(error.kind, &error.what, hint)
         }
         _ => error,
     }

@@ -19,7 +19,8 @@ use super::files::{self, Readers};
 use super::key::NewKey;
 use super::register::journal;
 use super::tls::{self, ClientCertificate, Validity};
-use super::{Answer, CertificateState, Identity, Link, LinkError, OwnFiles};
+use super::{CertificateState, Identity, Link, LinkError, OwnFiles};
+use crate::answer::{Answer, Meaning};
 use crate::shutdown::Shutdown;
 
 const RENEW_PATH: &str = "/api/v1/collectors/renew-certificate";
@@ -189,11 +190,11 @@ impl Renewer {
         let body = serde_json::json!({"csr": key.csr()}).to_string();
         let answer = self.link.post(RENEW_PATH, Bytes::from(body)).await;
         let answer = answer.map_err(|error| Failure::Other(error.to_string(), None))?;
-        match answer.status {
-            200 => {}
-            404 | 405 | 501 => return Err(Failure::Unknown(answer.status)),
-            status => {
-                let message = format!("the backend says {status} {}", answer.message());
+        match answer.meaning() {
+            Meaning::Success => {}
+            Meaning::NotHere => return Err(Failure::Unknown(answer.status)),
+            _ => {
+                let message = format!("the backend says {}", answer.shown());
                 return Err(Failure::Other(message, answer.retry_after));
             }
         }

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 
-use super::answer::{self, Exchange};
 use super::client::{Client, Outgoing};
+use super::dates::{self, Exchange};
 use super::endpoint::Endpoint;
 use super::tls::{self, Judge, OwnCertificate, Trust, Validity};
 use super::{LinkConfig, SendError, SendErrorKind};
@@ -65,7 +65,7 @@ impl ServerClock {
 
     /// The server's time, as far as it is known.
     pub fn now(&self) -> Timestamp {
-        answer::shift(self.host_now(), self.offset_ms())
+        dates::shift(self.host_now(), self.offset_ms())
     }
 
     /// The server's clock minus this host's, in milliseconds; 0 until the first answer.
@@ -80,7 +80,7 @@ impl ServerClock {
 
     /// Takes the `Date` of an answer.
     pub(super) fn learn(&self, exchange: Exchange, date: Timestamp) {
-        self.set(answer::next_offset_ms(self.offset_ms(), exchange, date));
+        self.set(dates::next_offset_ms(self.offset_ms(), exchange, date));
         let shown = *self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
         // A server whose clock is broken must not make its own certificate look bad.
         if shown.is_some_and(|validity| validity.contains(date)) {
@@ -130,7 +130,7 @@ impl TimeProvider for CertificateTime {
             Judge::Server => self.clock.0.vouched_ms.load(Ordering::Relaxed),
             Judge::Host | Judge::Nobody => 0,
         };
-        Some(tls::unix_time(answer::shift(self.clock.host_now(), offset)))
+        Some(tls::unix_time(dates::shift(self.clock.host_now(), offset)))
     }
 }
 

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::{Answer, Identity, LinkError};
+use super::{Identity, LinkError};
+use crate::answer::{Answer, Meaning};
 
 /// A token is used only while it is valid for longer than this, so that it does not expire on its
 /// way or in a slow backend.
@@ -47,8 +48,8 @@ pub struct Claims {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{what}; hint: {hint}")]
 pub struct TokenError {
-    what: String,
-    hint: &'static str,
+    pub(super) what: String,
+    pub(super) hint: &'static str,
 }
 
 impl TokenError {
@@ -124,9 +125,8 @@ impl Token {
             expires_at: Timestamp,
         }
         let hint = "if it does not pass, register again with `agent register --force`";
-        if answer.status != 200 {
-            let (status, message) = (answer.status, answer.message());
-            return Err(TokenError::new(format!("no new token: {status} {message}"), hint));
+        if answer.meaning() != Meaning::Success {
+            return Err(TokenError::new(format!("no new token: {}", answer.shown()), hint));
         }
         serde_json::from_slice(&answer.body)
             .map(|new: Refreshed| Self::new(SecretString::from(new.token), new.expires_at))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Time;
 use super::shape::Kind::{Amount, Any, Bool, Count, Object, Text, Time as At};
@@ -74,8 +74,8 @@ pub struct Ring {
 /// The forwarder's counters.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Forwarder {
-    /// `idle`, `pushing`, `backoff`, `paused`.
-    pub state: String,
+    /// What it does.
+    pub state: ForwarderState,
     /// Batches that a 2xx acknowledged.
     pub batches_delivered: u64,
     /// Records in them.
@@ -90,6 +90,36 @@ pub struct Forwarder {
     /// When a batch was last acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_delivered_at: Option<Time>,
+}
+
+/// What the forwarder does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForwarderState {
+    /// Batches leave as they come.
+    #[default]
+    Flowing,
+    /// A probe asks whether the backend is back.
+    Probing,
+    /// The backend or the way to it is down: nothing leaves until the next try.
+    BackingOff,
+    /// A person must look: nothing leaves until the next try, and then one batch.
+    Paused,
+}
+
+impl ForwarderState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Flowing, Self::Probing, Self::BackingOff, Self::Paused];
+
+    /// Its name in JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Flowing => "flowing",
+            Self::Probing => "probing",
+            Self::BackingOff => "backing_off",
+            Self::Paused => "paused",
+        }
+    }
 }
 
 /// One collector's counters.
@@ -154,3 +184,17 @@ const FORWARDER: &[Field] = &[
     optional("last_delivered_at", At),
     optional("paused", Bool),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_has_one_name() {
+        for state in ForwarderState::ALL {
+            let json = serde_json::to_value(state).expect("JSON");
+            assert_eq!(json, state.as_str());
+            assert_eq!(serde_json::from_value::<ForwarderState>(json).ok(), Some(state));
+        }
+    }
+}

@@ -181,6 +181,9 @@ pub enum Reply {
     Made(Maker),
 }
 
+/// What makes a 2xx the backend's word that it has a push.
+pub const TAKEN: &str = r#"{"status":"success"}"#;
+
 /// What the stub replies to a push.
 pub type PushScript = Arc<dyn Fn(&Recorded) -> Reply + Send + Sync>;
 
@@ -188,8 +191,10 @@ pub type PushScript = Arc<dyn Fn(&Recorded) -> Reply + Send + Sync>;
 pub type Maker = Arc<dyn Fn(&Recorded) -> (u16, Bytes) + Send + Sync>;
 
 impl Reply {
+    /// With the body that the contract asks for where a push is taken.
     pub fn status(status: u16) -> Self {
-        Self::Answer(status, Vec::new(), Bytes::from_static(b"{}"))
+        let body = if matches!(status, 200..=299) { TAKEN } else { "{}" };
+        Self::with(status, &[], body)
     }
 
     pub fn with(status: u16, headers: &[(&'static str, &str)], body: &str) -> Self {
@@ -229,6 +234,7 @@ struct Script {
     requests: Vec<Recorded>,
     probes: Vec<Recorded>,
     date: Option<&'static str>,
+    version: Option<&'static str>,
     connections: usize,
 }
 
@@ -309,7 +315,7 @@ impl Stub {
         self.tasks.shutdown().await;
     }
 
-    /// Adds to the replies; after the last one the stub answers 200 `{}`.
+    /// Adds to the replies; after the last one the stub takes what comes.
     pub fn reply(&self, replies: impl IntoIterator<Item = Reply>) {
         self.script.lock().expect("script").replies.extend(replies);
     }
@@ -320,7 +326,7 @@ impl Stub {
         self.script.lock().expect("script").pushes = Some(Arc::new(script));
     }
 
-    /// Drops the replies that have not been given: from now on the answer is 200 again.
+    /// Drops the replies that have not been given: from now on the stub takes what comes.
     pub fn forget_replies(&self) {
         self.script.lock().expect("script").replies.clear();
     }
@@ -337,6 +343,11 @@ impl Stub {
     /// From now on `/version` is answered with this `Date`.
     pub fn say_date(&self, date: &'static str) {
         self.script.lock().expect("script").date = Some(date);
+    }
+
+    /// From now on `/version` names this one.
+    pub fn say_version(&self, version: &'static str) {
+        self.script.lock().expect("script").version = Some(version);
     }
 
     pub fn connections(&self) -> usize {
@@ -424,7 +435,7 @@ async fn serve(
                 if recorded.path == "/version" {
                     // A probe: it is no part of what most tests are about.
                     script.probes.push(recorded);
-                    return perform_version(script.date);
+                    return perform_version(script.date, script.version);
                 }
                 script.requests.push(recorded.clone());
                 (script.pushes.clone(), script.replies.pop_front())
@@ -450,8 +461,12 @@ type Body = Either<
     StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>,
 >;
 
-fn perform_version(date: Option<&'static str>) -> Result<Response<Body>, io::Error> {
-    let version = Bytes::from_static(br#"{"version":"0.1.0","api":"1.0.0"}"#);
+fn perform_version(
+    date: Option<&'static str>,
+    version: Option<&'static str>,
+) -> Result<Response<Body>, io::Error> {
+    let version = version.unwrap_or("0.1.0");
+    let version = Bytes::from(format!(r#"{{"version":"{version}","api":"1.0.0"}}"#));
     let mut response = Response::builder();
     if let Some(date) = date {
         response = response.header("date", date);

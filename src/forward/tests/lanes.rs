@@ -8,7 +8,7 @@ use super::*;
 use crate::encoding::{Encoding, inflate};
 
 /// What the backend says to a push: after how long, and what.
-type Reply = (Duration, Result<WireAnswer, WireError>);
+type Reply = (Duration, Result<Answer, WireError>);
 
 type OnPush = dyn Fn(Uuid, &Body) -> Reply + Send + Sync;
 
@@ -46,7 +46,7 @@ impl Road {
 }
 
 impl Wire for Road {
-    async fn push(&self, body: Body, id: Uuid) -> Result<WireAnswer, WireError> {
+    async fn push(&self, body: Body, id: Uuid) -> Result<Answer, WireError> {
         let (delay, answer) = (self.push)(id, &body);
         {
             let mut seen = self.seen.lock().unwrap();
@@ -59,7 +59,7 @@ impl Wire for Road {
         answer
     }
 
-    async fn probe(&self) -> Result<WireAnswer, WireError> {
+    async fn probe(&self) -> Result<Answer, WireError> {
         self.seen.lock().unwrap().probes.push(self.begun.elapsed());
         let (delay, answer) = (self.probe)();
         tokio::time::sleep(delay).await;
@@ -82,7 +82,7 @@ fn fresh(queued: &Queued, key: u64) {
 /// C36: one batch, then two, then as many as may be, of which one place stays free for a window.
 #[tokio::test(start_paused = true)]
 async fn concurrency_rises_to_its_bound() {
-    let road = Road::new(|_, _| (s(1), answer(200, "")));
+    let road = Road::new(|_, _| (s(1), taken(200)));
     for (config, most) in [
         (four(), 3),
         (ForwardConfig { order: Order::OldestFirst, ..four() }, 4),
@@ -105,7 +105,7 @@ async fn concurrency_rises_to_its_bound() {
 async fn a_fresh_window_does_not_wait_for_the_backlog() {
     let slow = |id: Uuid, _: &Body| {
         let delay = if id.as_u64_pair().1 >= 1_000 { Duration::from_millis(10) } else { s(20) };
-        (delay, answer(200, ""))
+        (delay, taken(200))
     };
     let (road, queued) = (Road::new(slow), Queued::with(100));
     let wake = Arc::new(Notify::new());
@@ -157,7 +157,7 @@ async fn a_window_that_ends_during_a_question_is_not_missed() {
         }
     }
 
-    let (road, queued) = (Road::new(|_, _| (s(0), answer(200, ""))), Queued::with(0));
+    let (road, queued) = (Road::new(|_, _| (s(0), taken(200))), Queued::with(0));
     let wake = Arc::new(Notify::new());
     let (forwarder, _) = Forwarder::new(Slow(queued.clone()), road, four().fixed());
     let mut forwarder = forwarder.woken_by(Arc::clone(&wake));
@@ -173,7 +173,7 @@ async fn a_window_that_ends_during_a_question_is_not_missed() {
 #[tokio::test(start_paused = true)]
 async fn the_order_is_the_one_that_is_wanted() {
     let sent = async |order| {
-        let (road, queued) = (Road::new(|_, _| (s(1), answer(200, ""))), Queued::with(3));
+        let (road, queued) = (Road::new(|_, _| (s(1), taken(200))), Queued::with(3));
         fresh(&queued, 10);
         fresh(&queued, 11);
         let config = ForwardConfig { order, ..config() };
@@ -193,7 +193,7 @@ async fn the_backlog_keeps_to_its_rate() {
         let sizes = Arc::clone(&sizes);
         Road::new(move |_, body| {
             *sizes.lock().unwrap() = body.bytes.len() as u64;
-            (Duration::ZERO, answer(200, ""))
+            (Duration::ZERO, taken(200))
         })
     };
     let queued = Queued::with(1);
@@ -224,7 +224,7 @@ async fn an_outage_ends_the_speed_of_a_drain() {
     let works = Arc::new(Mutex::new(true));
     let road = {
         let works = Arc::clone(&works);
-        let reply = move || if *works.lock().unwrap() { answer(200, "") } else { unreachable() };
+        let reply = move || if *works.lock().unwrap() { taken(200) } else { unreachable() };
         Road::new(move |_, _| (s(1), reply()))
     };
     let (mut forwarder, status) = Forwarder::new(Queued::with(1_000), road, four().fixed());
@@ -243,7 +243,7 @@ async fn an_outage_ends_the_speed_of_a_drain() {
 async fn one_batch_is_taken_apart_at_a_time() {
     let no = |id: Uuid, _: &Body| {
         let is_bad = id.as_u64_pair().1 >= 7; // parts have ids of their own, which are larger
-        (s(1), answer(if is_bad { 400 } else { 200 }, r#"{"message":"no"}"#))
+        (s(1), if is_bad { answer(400, r#"{"message":"no"}"#) } else { taken(200) })
     };
     let (road, queued) = (Road::new(no), Queued::with(30));
     let config = ForwardConfig { order: Order::OldestFirst, ..four() };
@@ -255,7 +255,8 @@ async fn one_batch_is_taken_apart_at_a_time() {
     assert_eq!((refused.len(), held.delivered.len()), (1, 8), "{:?}", held.delivered);
     assert!(!held.put_back.is_empty() && held.put_back.len() <= 3, "{:?}", held.put_back);
     assert!(held.put_back.iter().all(|(_, answer)| answer.contains("400 no")));
-    assert!(matches!(status.borrow().doing, Doing::Paused(ref hint) if hint.contains("url")));
+    assert_eq!(status.borrow().state, PAUSED);
+    assert_eq!(status.borrow().hint.as_deref(), Some(verdict::TAKES_NOTHING));
 }
 
 /// zstd goes to a backend that lists it, and to no other; one that turns out not to know it gets
@@ -271,7 +272,7 @@ async fn zstd_goes_only_to_a_backend_that_takes_it() {
             assert!(inflate(None, body.bytes.clone(), 1 << 20).is_ok());
             noted.lock().unwrap().push(body.encoding);
             let status = if known.contains(&body.encoding) { 200 } else { 415 };
-            (Duration::ZERO, answer(status, ""))
+            (Duration::ZERO, taken(status))
         });
         let road = road.probed(move || (Duration::ZERO, answer(200, version)));
         let queued = Queued::with(2);

@@ -29,11 +29,8 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
     let here = Arc::clone(&away);
     let is_away = move || here.load(Ordering::Relaxed);
     let probe_is_away = is_away.clone();
-    let road =
-        Road::new(move |_, _| (s(1), if is_away() { unreachable() } else { answer(200, "") }))
-            .probed(move || {
-                (s(1), if probe_is_away() { answer(502, "") } else { answer(404, "") })
-            });
+    let road = Road::new(move |_, _| (s(1), if is_away() { unreachable() } else { taken(200) }))
+        .probed(move || (s(1), if probe_is_away() { answer(502, "") } else { answer(404, "") }));
     let queued = Queued::with(100);
     let config = ForwardConfig { order: Order::OldestFirst, ..four() };
     let (mut forwarder, status) = Forwarder::new(queued.clone(), road.clone(), config.fixed());
@@ -46,7 +43,8 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
         }
         assert!(matches!(drain.await, Drained::Waiting(_)));
     }
-    assert_eq!((&status.borrow().doing, status.borrow().in_flight), (&Doing::BackingOff, 0));
+    let backing_off = ForwarderState::BackingOff;
+    assert_eq!((status.borrow().state, status.borrow().in_flight), (backing_off, 0));
     let sent = road.seen.lock().unwrap().pushes.len();
     let back = queued.0.lock().unwrap().put_back.len();
     assert!((1..=4).contains(&back), "{back} batches were out");
@@ -61,7 +59,7 @@ async fn an_outage_of_a_day_costs_probes_and_no_batches() {
     let out: Vec<usize> = seen.pushes[sent..].iter().map(|push| push.2).collect();
     assert_eq!((&out[..3], out.iter().max()), (&[1, 1, 2][..], Some(&4)), "one, two, then more");
     assert_eq!(queued.0.lock().unwrap().delivered.len(), 100 - back);
-    assert_eq!(status.borrow().doing, Doing::Sending);
+    assert_eq!(status.borrow().state, ForwarderState::Flowing);
 }
 
 /// A probe that is answered says nothing of the store behind the backend: each batch that is tried
@@ -147,7 +145,7 @@ async fn bad_answers_leave_memory_flat() {
             3 | 4 => answer(422, &long),
             5 => answer(503, &long),
             6 => unreachable(),
-            _ => answer(200, ""),
+            _ => taken(200),
         };
         (delay, answer)
     };
@@ -164,7 +162,7 @@ async fn bad_answers_leave_memory_flat() {
     }
     let status = status.borrow();
     assert!(status.failures > 100 && status.split_batches > 100, "{status:?}");
-    assert!(status.rejected_records > 1_000, "{}", status.rejected_records);
+    assert!(status.refused_records > 1_000, "{}", status.refused_records);
     let most = source.most.load(Ordering::Relaxed);
     assert!((4..=4 * 4).contains(&most), "{most} records were held at once");
 }

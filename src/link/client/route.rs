@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::Purpose;
-use crate::link::{Answer, SendError, SendErrorKind};
+use crate::answer::{Answer, Meaning, Purpose};
+use crate::link::{SendError, SendErrorKind};
 
 /// So many times in a row an ailing backend is asked before it counts as down: a restart behind a
 /// load balancer is over by then.
@@ -69,10 +69,10 @@ impl Health {
 
 impl Outcome {
     /// What has come of a request.
-    pub fn of(purpose: Purpose, result: &Result<Answer, SendError>) -> Self {
+    pub fn of(result: &Result<Answer, SendError>) -> Self {
         match result {
-            Ok(answer) if matches!(answer.status, 502..=504) => Self::Ails,
-            Ok(_) if purpose == Purpose::Probe => Self::Lives,
+            Ok(answer) if answer.meaning() == Meaning::Unavailable => Self::Ails,
+            Ok(answer) if answer.purpose() == Purpose::Probe => Self::Lives,
             Ok(_) => Self::Answers,
             Err(error) => match error.kind {
                 SendErrorKind::Token => Self::Unknown,
@@ -171,8 +171,6 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use Outcome::{Ails, Answers, Gone, Lives, Unknown};
-    use bytes::Bytes;
-    use http::HeaderMap;
 
     use super::*;
     use crate::clock;
@@ -280,16 +278,13 @@ mod tests {
 
     #[test]
     fn only_what_is_the_backends_fault_is_held_against_it() {
-        let answer = |status| {
-            let (headers, body) = (HeaderMap::new(), Bytes::new());
-            Ok(Answer { status, retry_after: None, headers, body })
-        };
+        let of = |purpose, status| Outcome::of(&Ok(Answer::new(purpose, status, "")));
         for status in [200, 302, 400, 401, 403, 404, 409, 413, 422, 429, 500, 501] {
-            assert_eq!(Outcome::of(Purpose::Data, &answer(status)), Answers, "{status}");
-            assert_eq!(Outcome::of(Purpose::Probe, &answer(status)), Lives, "{status}");
+            assert_eq!(of(Purpose::Data, status), Answers, "{status}");
+            assert_eq!(of(Purpose::Probe, status), Lives, "{status}");
         }
         for status in [502, 503, 504] {
-            assert_eq!(Outcome::of(Purpose::Data, &answer(status)), Ails, "{status}");
+            assert_eq!(of(Purpose::Data, status), Ails, "{status}");
         }
         for kind in SendErrorKind::ALL {
             let expected = match kind {
@@ -298,8 +293,8 @@ mod tests {
                 SendErrorKind::Reset | SendErrorKind::Partial | SendErrorKind::Protocol => Ails,
                 _ => Gone,
             };
-            let error = SendError { kind, message: String::new() };
-            assert_eq!(Outcome::of(Purpose::Data, &Err(error)), expected, "{kind}");
+            let error = SendError::new(kind, "", "");
+            assert_eq!(Outcome::of(&Err(error)), expected, "{kind}");
         }
     }
 }

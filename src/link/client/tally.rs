@@ -2,9 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::Purpose;
-use crate::link::answer::Trouble;
-use crate::link::{Answer, SendError, SendErrorKind};
+use crate::answer::{Answer, Meaning, Purpose};
+use crate::link::{SendError, SendErrorKind};
 use crate::telemetry::counter;
 
 /// Why the newest request failed that was about this host's data.
@@ -29,7 +28,7 @@ impl Tally {
         let tells = match purpose {
             Purpose::Data => true,
             Purpose::Probe => reason.is_some(),
-            Purpose::Other => false,
+            Purpose::Health | Purpose::Config | Purpose::Other => false,
         };
         if tells {
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
@@ -58,7 +57,7 @@ fn counted(outcome: &Result<Answer, SendError>) -> Option<&'static str> {
             // A status has three digits, so the series are few whatever a backend answers.
             let status = answer.status.to_string();
             metrics::counter!(counter::ANSWERS, "status" => status).increment(1);
-            answer.trouble().map(Trouble::as_str)
+            answer.meaning().reason()
         }
         Err(error) => Some(error.kind.as_str()),
     };
@@ -71,22 +70,17 @@ fn counted(outcome: &Result<Answer, SendError>) -> Option<&'static str> {
 /// Every reason there is.
 pub(crate) fn reasons() -> impl Iterator<Item = &'static str> {
     let errors = SendErrorKind::ALL.into_iter().map(SendErrorKind::as_str);
-    errors.chain(Trouble::ALL.into_iter().map(Trouble::as_str))
+    let mut of_answers: Vec<_> = Meaning::ALL.into_iter().filter_map(Meaning::reason).collect();
+    of_answers.sort_unstable();
+    of_answers.dedup();
+    errors.chain(of_answers)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use bytes::Bytes;
-    use http::HeaderMap;
-
     use super::*;
-
-    fn answer(status: u16) -> Answer {
-        let (headers, body) = (HeaderMap::new(), Bytes::new());
-        Answer { status, retry_after: None, headers, body }
-    }
 
     #[test]
     fn reasons_are_distinct() {
@@ -96,15 +90,16 @@ mod tests {
     #[test]
     fn only_what_the_data_meets_is_the_reason() {
         let tally = Tally::new();
-        let check = |purpose, outcome, expected| {
-            tally.count(purpose, &Ok(outcome));
+        let check = |purpose, status, expected| {
+            tally.count(purpose, &Ok(Answer::new(purpose, status, r#"{"status":"success"}"#)));
             assert_eq!(tally.reason(), expected);
         };
-        check(Purpose::Data, answer(403), Some("forbidden"));
-        check(Purpose::Probe, answer(200), Some("forbidden"));
-        check(Purpose::Other, answer(200), Some("forbidden"));
-        check(Purpose::Probe, answer(502), Some("unavailable"));
-        check(Purpose::Data, answer(200), None);
-        check(Purpose::Other, answer(403), None);
+        check(Purpose::Data, 403, Some("forbidden"));
+        check(Purpose::Probe, 200, Some("forbidden"));
+        check(Purpose::Other, 200, Some("forbidden"));
+        check(Purpose::Probe, 502, Some("unavailable"));
+        check(Purpose::Data, 200, None);
+        check(Purpose::Other, 403, None);
+        check(Purpose::Data, 204, Some("wrong_url"));
     }
 }

@@ -6,9 +6,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{RegisterError, Registration};
+use crate::answer::{Answer, Meaning};
+use crate::link::LinkError;
 use crate::link::tls::{ClientCertificate, certificates_from_pem};
 use crate::link::token::Token;
-use crate::link::{Answer, LinkError};
 
 /// `RegisterResponse` of the contract; the optional parts are missing from older backends.
 #[derive(Deserialize)]
@@ -67,7 +68,7 @@ pub(super) fn read(
     answer: &Answer,
     registration: &Registration,
 ) -> Result<Accepted, RegisterError> {
-    if !matches!(answer.status, 200 | 201) {
+    if answer.meaning() != Meaning::Success {
         return Err(RegisterError::Refused(refusal(answer, registration)));
     }
     let damaged = |why: String| {
@@ -104,25 +105,39 @@ pub(super) fn read(
 }
 
 fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
-    let (status, message) = (answer.status, answer.message());
+    let (status, message, shown) = (answer.status, answer.message(), answer.shown());
     let url = &registration.link.url;
-    let what = match status {
-        401 | 403 => format!("{url} does not accept the registration secret ({status})"),
-        404 | 405 => format!("{url} has no registration ({status})"),
-        409 => format!("the name {:?} belongs to another host ({message})", registration.name),
-        300..=399 => format!("{url} redirects elsewhere ({status}), which is not followed"),
-        429 | 500.. => format!("{url} cannot register this host now ({status} {message})"),
-        _ => format!("{url} refuses this registration: {status} {message}"),
-    };
-    let hint = match status {
-        401 | 403 => "ask the backend's operator for the current secret".to_owned(),
-        404 | 405 | 300..=399 => "check backend.url: host, port, and no path of a page".to_owned(),
-        409 => "choose another --name, or remove the old collector on the backend".to_owned(),
-        429 | 500.. => match answer.retry_after {
-            Some(wait) => format!("try again in {}", crate::units::show_duration(wait)),
-            None => "try again later; nothing on this host has changed".to_owned(),
-        },
-        _ => "check --name and collector.hostname".to_owned(),
-    };
-    LinkError::new(what, hint)
+    let check_url = "check backend.url: host, port, and no path of a page";
+    match answer.meaning() {
+        Meaning::Unauthorized
+        | Meaning::Forbidden
+        | Meaning::CertificateMismatch
+        | Meaning::CertificateRequired
+        | Meaning::CollectorMismatch => LinkError::new(
+            format!("{url} does not accept the registration secret ({status})"),
+            "ask the backend's operator for the current secret",
+        ),
+        Meaning::NotHere => {
+            LinkError::new(format!("{url} has no registration ({status})"), check_url)
+        }
+        Meaning::Stranger => LinkError::new(
+            format!("{url} redirects elsewhere ({status}), which is not followed"),
+            check_url,
+        ),
+        meaning if !meaning.is_alive() => LinkError::new(
+            format!("{url} cannot register this host now ({shown})"),
+            match answer.retry_after {
+                Some(wait) => format!("try again in {}", crate::units::show_duration(wait)),
+                None => "try again later; nothing on this host has changed".to_owned(),
+            },
+        ),
+        Meaning::Conflict => LinkError::new(
+            format!("the name {:?} belongs to another host ({message})", registration.name),
+            "choose another --name, or remove the old collector on the backend",
+        ),
+        _ => LinkError::new(
+            format!("{url} refuses this registration: {shown}"),
+            "check --name and collector.hostname",
+        ),
+    }
 }

@@ -1,112 +1,12 @@
-//! What came back, and what its headers say about time.
+//! What an answer's headers say about time.
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::metric::error_body::ErrorBody;
-
 /// A longer `Retry-After` is cut to this: a backend's mistake must not silence a host for days.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-
-/// The backend's whole answer to one request.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// HTTP status; 3xx is not followed.
-    pub status: u16,
-    /// How long the backend asks to wait, at most [`RETRY_AFTER_MAX`].
-    pub retry_after: Option<Duration>,
-    /// All headers.
-    pub headers: HeaderMap,
-    /// The body, not decoded.
-    pub body: Bytes,
-}
-
-/// What is wrong with an answer, for counters and for what `agent status` shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Trouble {
-    /// 401: the token is not accepted, or the collector is deleted.
-    Unauthorized,
-    /// 403: the certificate is not the one that is registered for the collector.
-    CertificateMismatch,
-    /// 403: the backend has not seen a certificate of this host.
-    CertificateRequired,
-    /// 403: the envelope names another collector than the token.
-    CollectorMismatch,
-    /// Any other 403.
-    Forbidden,
-    /// 3xx, 404, 405, 410, 501: something else than the backend, or another version of it.
-    WrongUrl,
-    /// 413.
-    TooLarge,
-    /// 408, 425, 429: the backend wants to be asked later.
-    Later,
-    /// Any other 4xx: the backend does not take what was sent.
-    Refused,
-    /// 5xx.
-    Unavailable,
-}
-
-impl Trouble {
-    /// Every trouble.
-    pub const ALL: [Self; 10] = [
-        Self::Unauthorized,
-        Self::CertificateMismatch,
-        Self::CertificateRequired,
-        Self::CollectorMismatch,
-        Self::Forbidden,
-        Self::WrongUrl,
-        Self::TooLarge,
-        Self::Later,
-        Self::Refused,
-        Self::Unavailable,
-    ];
-
-    /// The name in metrics and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unauthorized => "unauthorized",
-            Self::CertificateMismatch => "certificate_mismatch",
-            Self::CertificateRequired => "certificate_required",
-            Self::CollectorMismatch => "collector_mismatch",
-            Self::Forbidden => "forbidden",
-            Self::WrongUrl => "wrong_url",
-            Self::TooLarge => "too_large",
-            Self::Later => "later",
-            Self::Refused => "refused",
-            Self::Unavailable => "unavailable",
-        }
-    }
-}
-
-impl Answer {
-    /// What is wrong with it. `None` for 2xx, 304, and a 409 about a batch that the backend has.
-    pub fn trouble(&self) -> Option<Trouble> {
-        Some(match self.status {
-            200..=299 | 304 => return None,
-            409 if ErrorBody::read(&self.body).names_known_batch() => return None,
-            300..=399 | 404 | 405 | 410 | 501 => Trouble::WrongUrl,
-            401 => Trouble::Unauthorized,
-            403 => match ErrorBody::read(&self.body).error.as_deref() {
-                Some("certificate_mismatch") => Trouble::CertificateMismatch,
-                Some("certificate_required") => Trouble::CertificateRequired,
-                Some("collector_mismatch") => Trouble::CollectorMismatch,
-                _ => Trouble::Forbidden,
-            },
-            413 => Trouble::TooLarge,
-            408 | 425 | 429 => Trouble::Later,
-            400..=499 => Trouble::Refused,
-            _ => Trouble::Unavailable,
-        })
-    }
-
-    /// What it says, for a person: the `message` of an error body, else the beginning of the text.
-    pub fn message(&self) -> String {
-        ErrorBody::excerpt(&self.body)
-    }
-}
 
 /// Reads `Retry-After`, in seconds or as an HTTP date. The date is compared with the answer's own
 /// `Date`, and with `server_now` when it has none: this host's clock has no say.
@@ -200,33 +100,6 @@ mod tests {
             let host_now = host_now.parse().expect("a time");
             assert_eq!(retry_after(&headers, host_now), Some(Duration::from_secs(60)));
         }
-    }
-
-    #[test]
-    fn every_status_that_is_no_success_has_its_trouble() {
-        let check = |status, slug: &str, expected: Option<Trouble>| {
-            let body = format!(r#"{{"code":{status},"error":"{slug}","message":""}}"#);
-            let (headers, body) = (HeaderMap::new(), Bytes::from(body));
-            let answer = Answer { status, retry_after: None, headers, body };
-            assert_eq!(answer.trouble(), expected, "{status} {slug}");
-        };
-        for fine in [200, 201, 202, 204, 208, 304] {
-            check(fine, "", None);
-        }
-        check(409, "duplicate_batch", None);
-        check(409, "name_taken", Some(Trouble::Refused));
-        check(401, "unauthorized", Some(Trouble::Unauthorized));
-        check(403, "certificate_mismatch", Some(Trouble::CertificateMismatch));
-        check(403, "certificate_required", Some(Trouble::CertificateRequired));
-        check(403, "collector_mismatch", Some(Trouble::CollectorMismatch));
-        check(403, "role_too_low", Some(Trouble::Forbidden));
-        for status in [301, 302, 404, 405, 410, 501] {
-            check(status, "", Some(Trouble::WrongUrl));
-        }
-        check(413, "", Some(Trouble::TooLarge));
-        check(429, "", Some(Trouble::Later));
-        check(422, "", Some(Trouble::Refused));
-        check(503, "", Some(Trouble::Unavailable));
     }
 
     #[test]
