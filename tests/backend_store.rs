@@ -327,7 +327,8 @@ async fn a_row_known_by_its_text_is_the_first_records(opened: Opened) {
     assert_eq!(inserted(one, "first", equals(5..8)).await, 2, "one of three has a row");
     assert_eq!(inserted(one, "again", equals(5..8)).await, 0);
     assert_eq!(inserted(one, "text again", text()).await, 0, "claimed, it has its text still");
-    assert_eq!(inserted(one, "backwards", equals([9, 8, 7, 6, 5])).await, 2);
+    assert_eq!(inserted(one, "alone", equals([9])).await, 1, "another's row is not claimed");
+    assert_eq!(inserted(one, "backwards", equals([9, 8, 7, 6, 5])).await, 1);
     // The other's row is not touched by that.
     assert_eq!(inserted(two, "later", equals([8])).await, 0);
     assert_eq!(inserted(two, "more", equals([5, 8])).await, 1);
