@@ -29,6 +29,7 @@ mod exactly_once; // kills, lost answers, doubled requests: an audit of every nu
 mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated
 mod footprint; // what the agent costs its host
+mod golden; // queues of earlier versions
 mod ledger; // lost records, told to the backend until it has heard of them
 mod inspect; // what `agent inspect` tells, live and from the directory
 mod intake; // other programs: what is taken, refused, and durable before it is answered
