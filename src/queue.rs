@@ -89,9 +89,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
-    aside::{Aside, DeadCount, DeadPage, Quarantined, QuarantinedKind, Readable},
+    aside::{Aside, Quarantined, QuarantinedKind, Readable},
     budget::{Budget, DiskSpace, Durability, OnFull, Retain},
-    dead::{DeadChanges, dead_letters},
+    dead::{DeadChanges, DeadCount, DeadLine, DeadPage, DeadText, dead_letters, each_dead_line},
     ledger::{Loss, LossReason},
     log::{Appended, Batch, BatchKey, Counts, Log, LogLimits},
     look::{BlockInfo, Damage, RecordFilter, RecordPage, SeenRecord, SegmentCheck, SegmentDetail},

@@ -9,7 +9,7 @@
 //!   means that the handle is dropped and never used again.
 
 use std::{
-    io::{self, Write},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::Duration,
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::{
     DeadLetter, aside,
     budget::DiskSpace,
-    dead::{self, DeadChanges},
+    dead::{DeadChanges, DeadFile},
     files::{
         allocated_bytes, at, erase, find_segment, if_absent, kept_dir, lock, move_dir, read_frames,
         read_or_make_identity, scan_segment, segment_dir, segment_ids, space, sync_file,
@@ -49,6 +49,7 @@ pub struct SledStore {
     /// A sync of the state database has failed: it may have a hole where the system says it has
     /// written, so it is never synced again, and its rows move to a new one.
     state_doubtful: bool,
+    dead: DeadFile,
     _lock: File,
 }
 
@@ -86,8 +87,8 @@ impl SledStore {
     }
 
     fn new(dir: &Path, reserve_bytes: u64, queue_id: Uuid, lock: File) -> Self {
-        let (dir, state, state_doubtful) = (dir.to_owned(), None, false);
-        Self { dir, reserve_bytes, queue_id, state, state_doubtful, _lock: lock }
+        let (dead, dir, state) = (DeadFile::open(dir), dir.to_owned(), None);
+        Self { dir, reserve_bytes, queue_id, state, state_doubtful: false, dead, _lock: lock }
     }
 
     /// Writes the rows of the state database to a new one, which takes its place.
@@ -254,24 +255,15 @@ impl Store for SledStore {
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        let path = dead::dead_letters(&self.dir);
-        let lines: String =
-            letters.iter().flat_map(|letter| [letter.line.as_str(), "\n"]).collect();
-        let append = || {
-            let mut file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
-            file.write_all(lines.as_bytes())?;
-            file.sync_all()
-        };
-        append().map_err(at("append to", &path))?;
-        sync_file(&self.dir)
+        self.dead.append(letters)
     }
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
-        dead::change(&self.dir, changes)
+        self.dead.change(changes)
     }
 
     fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
-        dead::shorten(&self.dir, bytes_max)
+        self.dead.shorten(bytes_max)
     }
 
     fn aside_bytes(&self) -> u64 {

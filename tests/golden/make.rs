@@ -1,8 +1,8 @@
 //! Makes a golden queue: what the agent of this version leaves in a directory when most of what can
 //! happen to a queue has happened to it, and what `agent inspect` of this version tells of it.
 //!
-//! `PGANALYTICS_GOLDEN=queue-2 cargo test --test main golden::make -- --ignored` writes two files of
-//! that name into `tests/golden/`. A version that writes another format adds a queue of its own;
+//! `PGANALYTICS_GOLDEN=queue-2 cargo test --test main golden::make -- --ignored` writes two files
+//! of that name into `tests/golden/`. A version that writes another format adds a queue of its own;
 //! those that are there are never made again.
 
 use std::collections::BTreeMap;
