@@ -83,9 +83,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::thread::{Ask, Command};
 pub use self::{
-    aside::{Aside, DeadCount, DeadPage, Quarantined, QuarantinedKind, Readable},
+    aside::{Aside, Quarantined, QuarantinedKind, Readable},
     budget::{Budget, DiskSpace, Durability, OnFull, Retain},
-    dead::{DeadChanges, dead_letters},
+    dead::{DeadChanges, DeadCount, DeadLine, DeadPage, DeadText, dead_letters, each_dead_line},
     format::{
         loss::{Loss, LossReason},
         record::{Group, Haste, NewRecord, PASSING_POSITIONS_MAX, Position, Record},

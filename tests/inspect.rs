@@ -73,7 +73,8 @@ impl Desk {
         log.put_back(batch.key, "503 down".to_owned(), 0);
         drop(log);
         let lines = "{\"at\":\"2026-11-21T10:00:00Z\",\"seq\":1,\"path\":\"cpu.user\",\
-                     \"message\":\"over 100\",\"metric\":{\"type\":\"sysstat\"}}\nno letter\n";
+                     \"message\":\"over 100\",\"metric\":{\"type\":\"sysstat\"}}\n\
+                     {\"no\":\"letter\"}\n";
         std::fs::write(desk.queue().join("dead.ndjson"), lines).expect("write");
         desk
     }

@@ -94,6 +94,43 @@ async fn a_running_agent_sends_its_dead_letters() {
     process.stop();
 }
 
+/// A line that a crash has torn swallows no letter, and a letter in which a byte has changed is not
+/// sent: both are named, and stay; the others go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_letter_costs_no_other() {
+    const TORN: &str = "{\"at\":\"x\",\"seq\":0,\"metr";
+    let host = Host::new("300ms").await;
+    let file = host.path("queue/dead.ndjson");
+    fs_err::create_dir_all(host.path("queue")).expect("make the queue's directory");
+    fs_err::write(&file, TORN).expect("write a torn line");
+    host.stub.reply(vec![refusing(&[0]); 100_000]);
+    let mut process = host.start();
+    let read = || fs_err::read_to_string(&file).expect("read the letters");
+    until("records are refused", SOON, || read().lines().count() > 3);
+    process.kill();
+    host.stub.forget_replies();
+    let text = read();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], TORN, "nothing is added to it");
+    let sound = lines.len() as u64 - 1;
+    says(&host.ask(&["inspect", "dead"]), 2, &["1 damaged line", "damaged on disk", TORN]);
+    let seen = host.json(&["inspect", "dead", "--json"]);
+    assert_eq!((&seen["dead"]["letters"], &seen["dead"]["damaged"]), (&json!(sound), &json!(1)));
+
+    let flipped = lines[2].replace("\"seq\":", "\"seQ\":");
+    fs_err::write(&file, text.replace(lines[2], &flipped)).expect("damage a letter");
+    let seen = host.json(&["inspect", "dead", "--json"]);
+    assert_eq!((&seen["dead"]["damaged"], &seen["letters"][2]), (&json!(2), &json!(flipped)));
+    let plan = host.ask(&["replay", "--dead", "--dry-run"]);
+    says(&plan, 0, &["2 records: damaged on disk"]);
+
+    let requests = host.stub.requests().len();
+    says(&host.ask(&["replay", "--dead"]), 2, &["delivered 1 of 1", "2 records: damaged on disk"]);
+    assert_eq!(ids(&host, requests).len(), 1);
+    assert_eq!(read(), [TORN, &flipped, ""].join("\n"), "both stay as they are");
+    says(&host.ask(&["replay", "--dead"]), 1, &["2 records: damaged on disk"]);
+}
+
 /// A batch whose answer is lost is sent again under the same id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_has_the_same_id() {

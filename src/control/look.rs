@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::server::{Failure, Sources, Subject};
 use crate::queue::{
-    Aside, BatchState, Damage, DeadPage, Queue, RecordFilter, RecordPage, SeenRecord, StoreError,
+    Aside, BatchState, Damage, DeadPage, DeadText, Queue, RecordFilter, RecordPage, SeenRecord,
+    StoreError,
 };
 
 /// Records of one answer at most.
@@ -74,7 +75,7 @@ pub struct ShownRecord {
 /// The answer to `GET /v1/dead`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeadLetters {
-    /// Oldest first, as they were written; a line that is no JSON is shown as a string.
+    /// Oldest first, as they were written; a damaged line is shown as a string.
     pub letters: Vec<Box<RawValue>>,
     /// Where the next page begins; absent when there is no more.
     pub next: Option<u64>,
@@ -172,17 +173,24 @@ impl From<RecordPage> for Records {
 
 impl From<DeadPage> for DeadLetters {
     fn from(page: DeadPage) -> Self {
-        let letters = page.lines.iter().map(|line| json(line)).collect();
+        let letters = page.lines.iter().map(|line| match line {
+            DeadText::Letter(text) => json(text.as_bytes()),
+            DeadText::Damaged(text) => as_text(text),
+        });
+        let letters = letters.collect();
         Self { letters, next: page.next, end: page.end }
     }
 }
 
 /// The JSON in `bytes`, else a JSON string of them.
 fn json(bytes: &[u8]) -> Box<RawValue> {
-    serde_json::from_slice(bytes).unwrap_or_else(|_| {
-        // A string always has JSON.
-        to_raw_value(&String::from_utf8_lossy(bytes)).expect("text becomes JSON")
-    })
+    serde_json::from_slice(bytes).unwrap_or_else(|_| as_text(bytes))
+}
+
+/// `bytes` as a JSON string.
+fn as_text(bytes: &[u8]) -> Box<RawValue> {
+    // A string always has JSON.
+    to_raw_value(&String::from_utf8_lossy(bytes)).expect("text becomes JSON")
 }
 
 pub(super) fn routes<A: Subject>() -> Router<Sources<A>> {

@@ -2,19 +2,19 @@
 //! Read from any process.
 
 use std::{
-    io::{self, BufRead, BufReader, Seek, SeekFrom},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use fs_err::{self as fs, File};
+use fs_err as fs;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use uuid::Uuid;
 
 use super::{
-    dead::dead_letters,
+    dead::{self, DeadCount, DeadPage},
     files::{at, if_absent},
     format::{
         block::{self, Codec},
@@ -35,28 +35,6 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct Aside {
     dir: PathBuf,
-}
-
-/// Lines of the dead letters, oldest first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeadPage {
-    /// The lines as they were written, without their end.
-    pub lines: Vec<Vec<u8>>,
-    /// Where the next page begins in the file; `None` when there is no more.
-    pub next: Option<u64>,
-    /// Where the lines of this page end in the file: what is added later is from here on.
-    pub end: u64,
-}
-
-/// How much is in the dead letters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadCount {
-    /// Letters.
-    pub letters: u64,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// When the last one was added.
-    pub newest_at: Option<Timestamp>,
 }
 
 /// An entry of `quarantine/`.
@@ -112,38 +90,12 @@ impl Aside {
     /// The dead letters that begin at byte `from` of their file, `limit` of them. A last line that
     /// is still being written is left for the next page.
     pub fn dead(&self, from: u64, limit: usize) -> Result<DeadPage, StoreError> {
-        let path = dead_letters(&self.dir);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) => return if_absent(DeadPage::default())(error).map_err(at("open", &path)),
-        };
-        read_lines(file, from, limit).map_err(at("read", &path))
+        dead::page(&self.dir, from, limit)
     }
 
     /// How many dead letters there are. Reads their file.
     pub fn dead_count(&self) -> Result<DeadCount, StoreError> {
-        let path = dead_letters(&self.dir);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) => return if_absent(DeadCount::default())(error).map_err(at("open", &path)),
-        };
-        let count = || {
-            let data = file.metadata()?;
-            let newest_at = data.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
-            let mut file = BufReader::with_capacity(64 << 10, file);
-            let mut letters = 0;
-            loop {
-                let chunk = file.fill_buf()?;
-                if chunk.is_empty() {
-                    let newest_at = newest_at.filter(|_| letters > 0);
-                    return Ok(DeadCount { letters, bytes: data.len(), newest_at });
-                }
-                letters += memchr::memchr_iter(b'\n', chunk).count() as u64;
-                let read = chunk.len();
-                file.consume(read);
-            }
-        };
-        count().map_err(|error: io::Error| StoreError::new("read", &path, error))
+        dead::count(&self.dir)
     }
 
     /// What is in `quarantine/`, by name.
@@ -289,47 +241,9 @@ pub(super) fn stranger_of(name: &str) -> Option<Stranger> {
 
 const STRANGER: &str = "stranger-";
 
-fn read_lines(mut file: File, from: u64, limit: usize) -> io::Result<DeadPage> {
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(from))?;
-    let mut file = BufReader::with_capacity(64 << 10, file);
-    let mut page = DeadPage { end: from, ..DeadPage::default() };
-    loop {
-        if page.lines.len() >= limit {
-            page.next = (page.end < length).then_some(page.end);
-            return Ok(page);
-        }
-        let mut line = Vec::new();
-        let read = file.read_until(b'\n', &mut line)? as u64;
-        if line.pop() != Some(b'\n') {
-            return Ok(page);
-        }
-        page.end += read;
-        page.lines.push(line);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dead_letters_are_read_in_pages() {
-        let folder = tempfile::tempdir().unwrap();
-        let aside = Aside::of(folder.path());
-        assert_eq!(aside.dead(0, 10).unwrap(), DeadPage::default());
-        assert_eq!(aside.dead_count().unwrap(), DeadCount::default());
-        let path = folder.path().join("dead.ndjson");
-        fs::write(&path, "{\"a\":1}\n{\"a\":22}\n{\"a\":3}\n{\"torn").unwrap();
-        let first = aside.dead(0, 2).unwrap();
-        assert_eq!(first.lines, [&b"{\"a\":1}"[..], b"{\"a\":22}"]);
-        let second = aside.dead(first.next.unwrap(), 2).unwrap();
-        assert_eq!(second.lines, [b"{\"a\":3}"]);
-        assert_eq!((second.next, second.end), (None, 25), "a torn line is left for later");
-        let count = aside.dead_count().unwrap();
-        assert_eq!((count.letters, count.bytes), (3, 31));
-        assert!(count.newest_at.is_some());
-    }
 
     #[test]
     fn only_twenty_digits_are_a_segment() {

@@ -1,10 +1,6 @@
 //! The dead letters as a source: lines of JSON, each a record with the reason why it was refused.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, BufRead, BufReader},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, path::Path};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -14,7 +10,7 @@ use crate::{
     agent::letter::{Letter, read, refused_again},
     control::Amount,
     forward::Refused,
-    queue::DeadChanges,
+    queue::{DeadChanges, DeadLine, each_dead_line},
 };
 
 /// Names a record: the queue that numbered it, and its number.
@@ -34,7 +30,7 @@ pub struct Group {
 pub struct Count {
     /// Records that can be sent.
     pub amount: Amount,
-    /// Lines that are no dead letter.
+    /// Lines that are damaged.
     pub unreadable: u64,
 }
 
@@ -48,9 +44,9 @@ const BYTES_MAX: usize = 1 << 20;
 pub fn count(path: &Path, queue_id: Uuid, until: Timestamp) -> io::Result<Count> {
     let mut count = Count::default();
     let mut seen = std::collections::BTreeSet::new();
-    each_line(path, |line| match read(line) {
-        Some(letter) if letter.at > until => {}
-        Some(letter) => {
+    each_dead_line(path, |line| match sound(line) {
+        Some((_, letter)) if letter.at > until => {}
+        Some((_, letter)) => {
             if seen.insert(letter.record(queue_id)) {
                 count.amount.add(1, letter.metric.get().len() as u64);
             }
@@ -74,8 +70,8 @@ pub fn next_group(
 ) -> io::Result<Option<Group>> {
     let mut group: Option<Group> = None;
     let mut bound = u64::MAX;
-    each_line(path, |line| {
-        let Some(letter) = read(line) else { return };
+    each_dead_line(path, |line| {
+        let Some((line, letter)) = sound(line) else { return };
         let record = letter.record(queue_id);
         if letter.at > until || record < next {
             return;
@@ -164,25 +160,12 @@ fn newest_of(lines: &[String]) -> Option<Letter<'_>> {
     lines.iter().filter_map(|line| read(line)).max_by_key(|letter| letter.attempts)
 }
 
-/// Calls `each` with every line that is not empty, without its end. One that is no text is given as
-/// an empty object; the last one is left out while it is being written.
-fn each_line(path: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
-    let file = match fs_err::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        let is_whole = line.ends_with(b"\n");
-        let text = std::str::from_utf8(&line).unwrap_or("{}").trim_end_matches('\n');
-        if !text.is_empty() && (is_whole || read(text).is_some()) {
-            each(text);
-        }
-        line.clear();
+/// A letter and its line; one that is sound and says something else is not touched either.
+fn sound(line: DeadLine<'_>) -> Option<(&str, Letter<'_>)> {
+    match line {
+        DeadLine::Letter(text) => Some((text, read(text)?)),
+        DeadLine::Damaged(_) => None,
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(super) struct Dead {
     /// How many there are.
     #[serde(rename = "dead")]
     count: DeadCount,
-    /// The letters as they were written, oldest first.
+    /// The letters as they were written, oldest first; a damaged line is a string.
     letters: Vec<Box<RawValue>>,
     #[serde(skip)]
     decode: bool,
@@ -60,16 +60,21 @@ pub(super) async fn look(reader: &Reader, args: &Args) -> anyhow::Result<Dead> {
 
 impl Shown for Dead {
     fn page(&self, screen: &Screen, _queue: &QueueStatus) -> String {
-        if self.count.letters == 0 {
+        if self.count.letters + self.count.damaged == 0 {
             return "no dead letters: the backend has refused nothing\n".to_owned();
         }
         let newest = self.count.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
         let mut text = format!(
-            "{}, {}{}\n\n",
+            "{}, {}{}\n",
             counted(self.count.letters, "dead letter"),
             units::show_size(self.count.bytes),
             newest.unwrap_or_default(),
         );
+        if self.count.damaged > 0 {
+            let lines = counted(self.count.damaged, "damaged line");
+            let _ = writeln!(text, "{lines} in the file, which `agent replay --dead` leaves there");
+        }
+        text.push('\n');
         let letters: Vec<Letter> = self.letters.iter().map(|letter| read(letter)).collect();
         if self.decode {
             for (letter, raw) in letters.iter().zip(&self.letters) {
@@ -81,7 +86,8 @@ impl Shown for Dead {
         } else {
             text.push_str(&table(screen, &letters));
         }
-        let rest = self.count.letters.saturating_sub(self.letters.len() as u64);
+        let all = self.count.letters + self.count.damaged;
+        let rest = all.saturating_sub(self.letters.len() as u64);
         if rest > 0 {
             let _ = writeln!(text, ".. and {rest} more; --limit 0 lists all");
         }
@@ -97,7 +103,7 @@ impl Shown for Dead {
     }
 
     fn is_damaged(&self) -> bool {
-        false
+        self.count.damaged > 0
     }
 }
 
@@ -121,12 +127,17 @@ fn kind(letter: &Letter) -> &str {
     kind.and_then(Value::as_str).unwrap_or("?")
 }
 
-/// A letter of another version, or torn, is shown with what it has.
+/// A damaged line, and a letter of another version, are shown with what they have.
 fn read(raw: &RawValue) -> Letter {
-    serde_json::from_str(raw.get()).unwrap_or_else(|_| Letter {
-        message: cut(raw.get(), MESSAGE_WIDTH_MAX),
+    let shown = |path: &str, text: &str| Letter {
+        path: path.to_owned(),
+        message: cut(text, MESSAGE_WIDTH_MAX),
         ..Letter::default()
-    })
+    };
+    match serde_json::from_str::<String>(raw.get()) {
+        Ok(text) => shown("damaged on disk", &text),
+        Err(_) => serde_json::from_str(raw.get()).unwrap_or_else(|_| shown("", raw.get())),
+    }
 }
 
 #[cfg(test)]
@@ -143,13 +154,17 @@ mod tests {
             raw("{\"at\":\"2026-11-21T10:00:00Z\",\"batch\":\"x\",\"seq\":1234,\
                  \"path\":\"metrics[3].cpu.user\",\"message\":\"101 is over 100\",\
                  \"metric\":{\"type\":\"sysstat\",\"cpu\":{\"user\":101}}}"),
-            raw("\"no letter at all\""),
+            raw("\"{\\\"at\\\":\\\"2026-11-21T10:00:00Z\\\",\\\"se\""),
             raw("{\"at\":\"2026-11-21T11:59:00Z\",\"path\":\"\",\"message\":\
                  \"Unknown metric type `custom.queue`, and the message goes on for a while\",\
                  \"metric\":{\"type\":\"custom.queue\"}}"),
         ];
         let newest_at = Some("2026-11-21T11:59:00Z".parse().expect("a time"));
-        Dead { count: DeadCount { letters: 5, bytes: 1_234, newest_at }, letters, decode }
+        Dead {
+            count: DeadCount { letters: 4, damaged: 1, bytes: 1_234, newest_at },
+            letters,
+            decode,
+        }
     }
 
     #[test]
@@ -171,6 +186,6 @@ mod tests {
         let screen = Screen { width: None, look: Look::Plain, now };
         let text = dead(true).page(&screen, &queue);
         assert!(text.contains("{\"cpu\":{\"user\":101},\"type\":\"sysstat\"}"), "{text}");
-        assert!(text.contains("no letter at all"), "{text}");
+        assert!(text.contains(" damaged on disk: {\"at\""), "{text}");
     }
 }

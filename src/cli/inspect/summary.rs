@@ -193,7 +193,9 @@ impl Shown for Summary {
 
     fn is_damaged(&self) -> bool {
         let damaged = SegmentState::Damaged;
-        self.states.contains_key(super::tables::state_word(damaged)) || self.quarantine.entries > 0
+        self.states.contains_key(super::tables::state_word(damaged))
+            || self.quarantine.entries > 0
+            || self.dead.damaged > 0
     }
 }
 
@@ -243,12 +245,16 @@ impl Summary {
     }
 
     fn dead_letters(&self, screen: &Screen) -> String {
-        if self.dead.letters == 0 {
+        if self.dead.letters + self.dead.damaged == 0 {
             return "no letters".to_owned();
         }
         let newest = self.dead.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
+        let damaged = match self.dead.damaged {
+            0 => String::new(),
+            some => format!(", {}", counted(some, "damaged line")),
+        };
         format!(
-            "{}, {}{}; see `agent inspect dead`",
+            "{}{damaged}, {}{}; see `agent inspect dead`",
             counted(self.dead.letters, "letter"),
             units::show_size(self.dead.bytes),
             newest.unwrap_or_default(),
@@ -318,6 +324,7 @@ mod tests {
             ]),
             dead: DeadCount {
                 letters: 1,
+                damaged: 0,
                 bytes: 812,
                 newest_at: Some("2026-11-21T11:00:00Z".parse().expect("a time")),
             },
@@ -364,6 +371,13 @@ mod tests {
         assert!(summary().is_damaged());
         let states = BTreeMap::from([("damaged", 1)]);
         assert!(Summary { states, quarantine: Aside::default(), ..summary() }.is_damaged());
+        let dead = DeadCount { damaged: 1, ..DeadCount::default() };
+        let damaged = Summary { dead, quarantine: Aside::default(), ..summary() };
+        assert!(damaged.is_damaged());
+        let now = "2026-11-21T12:00:00Z".parse().expect("a time");
+        let screen = Screen { width: Some(80), look: Look::Plain, now };
+        let text = damaged.page(&screen, &busy());
+        assert!(text.contains("0 letters, 1 damaged line, 0 B"), "{text}");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Plan {
     segments: u64,
     #[serde(flatten)]
     amount: Amount,
+    /// Dead letters that are damaged on disk.
+    damaged: u64,
     /// The begin of the first window and the end of the last.
     span: (Option<Timestamp>, Option<Timestamp>),
 }
@@ -57,7 +59,8 @@ fn of_dead(request: ReplayRequest, dir: &Path) -> anyhow::Result<Plan> {
     // Letters of earlier versions do not name their queue: to count them, any name for it will do.
     let count = count_dead(&dead_letters(dir), Uuid::nil(), clock::now())?;
     let selection = request.selection;
-    Ok(Plan { selection, segments: 0, amount: count.amount, span: (None, None) })
+    let (amount, damaged) = (count.amount, count.unreadable);
+    Ok(Plan { selection, segments: 0, amount, damaged, span: (None, None) })
 }
 
 fn of_batches(job: &Job, batches: &[BatchInfo]) -> Plan {
@@ -69,6 +72,7 @@ fn of_batches(job: &Job, batches: &[BatchInfo]) -> Plan {
         selection: job.progress.request.selection,
         segments: segments.len() as u64,
         amount: amount(&items),
+        damaged: 0,
         span: (
             chosen().filter_map(|batch| batch.window.0).min(),
             chosen().filter_map(|batch| batch.window.1).max(),
@@ -84,6 +88,14 @@ impl Plan {
     }
 
     fn text(&self) -> String {
+        let damaged = match self.damaged {
+            0 => String::new(),
+            some => format!("\n{}: damaged on disk", counted(some, "record")),
+        };
+        self.sound() + &damaged
+    }
+
+    fn sound(&self) -> String {
         let Amount { batches, records, bytes } = self.amount;
         if records == 0 {
             return format!("nothing would be sent: {} holds no records", self.selection);

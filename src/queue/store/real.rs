@@ -19,7 +19,7 @@ use super::{
 use crate::queue::{
     DeadLetter,
     budget::DiskSpace,
-    dead::{self, DeadChanges},
+    dead::{DEAD_LETTERS, DeadChanges, DeadFile},
     format::rows::Rows,
 };
 
@@ -42,6 +42,7 @@ pub struct Held {
     dir: PathBuf,
     lock: Arc<File>,
     open: BTreeMap<PathBuf, SledSegment>,
+    dead: DeadFile,
     /// The user and group that own the directory, when this process is root and they are not: what
     /// it makes is theirs.
     owner: Option<(u32, u32)>,
@@ -81,7 +82,8 @@ impl RealDisk {
     /// The directory `dir`, whose lock this process has already.
     pub fn held(dir: &Path, lock: Arc<File>) -> Self {
         let (dir, owner) = (dir.to_owned(), owner_of(dir));
-        let hold = Held { dir: dir.clone(), lock, open: BTreeMap::new(), owner };
+        let (open, dead) = (BTreeMap::new(), DeadFile::open(&dir));
+        let hold = Held { dir: dir.clone(), lock, open, dead, owner };
         Self { dir, hold }
     }
 
@@ -265,20 +267,20 @@ impl WriteDisk for RealDisk {
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        let put = dead::put(&self.dir, letters);
-        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        let put = self.hold.dead.append(letters);
+        self.hold.give(Path::new(DEAD_LETTERS));
         put
     }
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
-        let result = dead::change(&self.dir, changes);
-        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        let result = self.hold.dead.change(changes);
+        self.hold.give(Path::new(DEAD_LETTERS));
         result
     }
 
     fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
-        let shortened = dead::shorten(&self.dir, bytes_max);
-        self.hold.give(Path::new(dead::DEAD_LETTERS));
+        let shortened = self.hold.dead.shorten(bytes_max);
+        self.hold.give(Path::new(DEAD_LETTERS));
         shortened
     }
 }
