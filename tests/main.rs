@@ -32,6 +32,7 @@ mod fleet; // ten thousand agents, one backend, simulated
 mod identity; // a record is its queue and its number: equal documents, splits, replays
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
+mod io_faults; // reads, writes and syncs that fail while the agent runs
 mod ledger; // lost records, told to the backend until it has heard of them
 mod inspect; // what `agent inspect` tells, live and from the directory
 mod intake; // other programs: what is taken, refused, and durable before it is answered

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use pganalytics::link::Identity;
@@ -80,8 +81,14 @@ impl Host {
     }
 
     pub fn start(&self) -> Process {
+        self.start_with(|_| ())
+    }
+
+    /// The same with something about the command changed.
+    pub fn start_with(&self, change: impl FnOnce(&mut Command)) -> Process {
         let config = self.path("agent.toml");
-        let command = agent(["run", "--config", config.to_str().expect("UTF-8")]);
+        let mut command = agent(["run", "--config", config.to_str().expect("UTF-8")]);
+        change(&mut command);
         Process::start(command, self.folder.path())
     }
 

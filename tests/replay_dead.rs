@@ -1,12 +1,15 @@
 //! Dead letters get another chance: what the backend takes now leaves them, the rest stays with its
 //! attempts.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::operator::{Host, says};
 use crate::support::backend_stub::Reply;
+use crate::support::process::Finished;
+use crate::support::shim::{Call, Fault, Faults, How};
 use crate::support::until;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -142,4 +145,64 @@ async fn a_retry_has_the_same_id() {
     assert_eq!(tried.len(), 4);
     assert!(tried.iter().all(|id| *id == tried[0]), "{tried:?}");
     assert!(letters(&host).is_empty());
+}
+
+/// A disk that fails while letters are added, in this way: every record that is in the ledger as
+/// refused has its letter afterwards, whole.
+async fn letters_survive(calls: &[Call], how: How) -> (Host, Finished) {
+    let host = Host::new("300ms").await;
+    let root = fs_err::canonicalize(host.folder.path()).expect("a path");
+    let faults = Faults::new(&root.join("queue"), host.folder.path());
+    host.stub.reply(vec![refusing(&[0]); 100_000]);
+    let process = host.start_with(|command| faults.strike_in(command));
+    let count = || sound(&host).len();
+    until("letters are written", SOON, || count() >= 2);
+    faults.begin(&Fault { calls: calls.to_vec(), how, files: "dead.ndjson*" });
+    until("the disk fails", SOON, || faults.struck() >= 2);
+    let before = count();
+    faults.end();
+    until("letters are written again", SOON, || count() >= before + 2);
+    let done = process.stop();
+    let ledger = host.json(&["inspect", "ledger", "--json"]);
+    let losses = ledger["losses"].as_array().expect("a list").iter();
+    let refused: BTreeSet<u64> = losses.filter_map(|loss| loss["first_seq"].as_u64()).collect();
+    let there: BTreeSet<u64> = sound(&host).into_iter().collect();
+    assert!(refused.is_subset(&there), "{calls:?} {how:?}: {refused:?} of {there:?}");
+    (host, done)
+}
+
+/// The numbers of the letters that are whole.
+fn sound(host: &Host) -> Vec<u64> {
+    let text = fs_err::read_to_string(host.path("queue/dead.ndjson")).unwrap_or_default();
+    let seq = |line: &str| serde_json::from_str::<Value>(line).ok()?["seq"].as_u64();
+    text.lines().filter_map(seq).collect()
+}
+
+/// The disk is full in the middle of a letter: nothing of it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_is_half_written_is_taken_back() {
+    let (host, _) = letters_survive(&[Call::Write], How::Half).await;
+    assert_eq!(host.json(&["inspect", "dead", "--json"])["dead"]["damaged"], 0);
+}
+
+/// Nor can it be taken back: what stays is seen, and the next letter is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_stays_half_harms_no_other() {
+    let (host, _) = letters_survive(&[Call::Write, Call::Ftruncate], How::Half).await;
+    let seen = host.json(&["inspect", "dead", "--json"]);
+    assert!(seen["dead"]["damaged"].as_u64() >= Some(1), "{seen}");
+}
+
+/// A file whose sync has failed is not trusted: it is written anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_could_not_be_synced_are_written_anew() {
+    let (host, done) = letters_survive(&[Call::Fsync], How::Error).await;
+    assert!(done.stderr.contains("the dead letters are written anew"), "{}", done.stderr);
+    assert!(!host.path("queue/dead.ndjson.new").exists(), "the draft of it is gone");
+}
+
+/// The same where the new file cannot take the place of the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_wait_for_a_disk_that_renames() {
+    letters_survive(&[Call::Fsync, Call::Rename, Call::Unlink], How::ReadOnly).await;
 }

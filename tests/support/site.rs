@@ -132,9 +132,15 @@ impl Site {
 
     /// Starts `agent run`.
     pub fn start(&self) -> Process {
+        self.start_with(|_| ())
+    }
+
+    /// The same with something about the command changed.
+    pub fn start_with(&self, change: impl FnOnce(&mut Command)) -> Process {
         let config = self.config();
-        let arguments = ["run", "--config", config.to_str().expect("UTF-8")];
-        Process::start(agent(arguments), self.output.path())
+        let mut command = agent(["run", "--config", config.to_str().expect("UTF-8")]);
+        change(&mut command);
+        Process::start(command, self.output.path())
     }
 
     /// Starts `agent run` with the queue on a file system of its own, a tmpfs with these mount
