@@ -294,21 +294,30 @@ async fn numbers_that_cannot_be_are_refused() {
     assert_eq!(host.client.send(host.ask(json!([])).json(&body)).await.status, 200);
 }
 
-/// A replay by another process knows no state of the agent: what is known of it stays.
+/// Who brings the records of another queue than its own knows no state of this host's agent: what
+/// is known of it stays.
 #[tokio::test]
-async fn a_push_that_knows_no_state_is_not_a_report() {
+async fn a_replay_of_another_queue_is_not_a_report() {
     let served = Served::start().await;
     let host = served.register("db1").await;
     let token = served.user_token(Role::Viewer).await;
     let path = format!("/api/v1/collectors/{}", host.id);
-    for queue_id in [QUEUE, "00000000-0000-0000-0000-000000000000"] {
+    let nil = "00000000-0000-0000-0000-000000000000";
+    let own = json!({"queue_id": QUEUE, "runs": []});
+    let check = async |queue_id: &str, sequences: &Value, version: u64, shown: u64| {
         let mut body = host.envelope(json!([]));
-        body["agent"] = agent_with(&Value::Null);
-        body["agent"]["queue_id"] = json!(queue_id);
+        body["agent"] = agent_with(sequences);
+        (body["agent"]["queue_id"], body["agent"]["config_version"]) =
+            (json!(queue_id), json!(version));
         assert_eq!(host.client.send(host.ask(json!([])).json(&body)).await.status, 200);
         let collector = served.stranger().get(&path, &token).await.json();
-        assert_eq!(collector["agent"]["queue_id"], QUEUE);
-    }
+        assert_eq!(collector["agent"]["config_version"], shown, "{collector}");
+    };
+    check(QUEUE, &own, 1, 1).await;
+    check(nil, &own, 2, 1).await;
+    check(QUEUE, &json!({"queue_id": nil, "runs": []}), 3, 1).await;
+    check(QUEUE, &own, 4, 4).await;
+    check(nil, &Value::Null, 5, 5).await;
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

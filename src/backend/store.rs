@@ -15,9 +15,9 @@
 //!   rows of a store from before there were digests, have no such key.
 //! - S6: a renewed certificate counts beside the old one until it is used for the first time; from
 //!   then on it alone does. Another renewal before that replaces it.
-//! - S7: where a push says which record a metric is, the digest is of its queue, its number and what
-//!   S5 names: equal metrics of two records are two rows. A row whose digest is of the text alone
-//!   is the row of the first record with that text: claimed, not doubled, and claimed once.
+//! - S7: where a push says which record a metric is, the digest is of queue, number and what S5
+//!   names: equal metrics of two records are two rows. A row whose digest is of the text alone is
+//!   the row of the first record with that text: claimed, not doubled, and claimed once.
 //!
 //! Times are kept to the microsecond.
 

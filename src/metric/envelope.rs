@@ -48,7 +48,7 @@ pub struct EnvelopeHead<'a> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentInfo {
     /// Names the agent's queue; a new one after the queue was begun anew. Nil when the sender does
-    /// not know the agent's state: what it says then is not a report.
+    /// not know the agent's state: then it is not the queue of its records, and this not a report.
     pub queue_id: Uuid,
     /// Which records the metrics are; absent from agents that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]

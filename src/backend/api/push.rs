@@ -143,7 +143,9 @@ fn check(
         }
     }
     let config = agent.as_ref().map(config_outcome).unwrap_or_default();
-    let (report, lost) = agent.map(said_by_agent).unwrap_or_default();
+    let numbered_by = sequences.as_ref().map(|sequences| sequences.queue_id);
+    let said = agent.map(|agent| said_by_agent(agent, numbered_by));
+    let (report, lost) = said.unwrap_or_default();
     // Kept for the answer to the same batch, when the first answer is lost.
     let is_kept = batch_id.is_some() && !rejected.is_empty();
     let refusals = is_kept.then(|| serde_json::to_string(&rejected));
@@ -216,8 +218,12 @@ fn config_outcome(agent: &AgentInfo) -> ConfigOutcome {
     }
 }
 
-/// The agent's report and its losses, which are kept apart from it.
-fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
+/// The agent's report and its losses, which are kept apart from it. `numbered_by` is the queue that
+/// the records are of: one that replays those of another queue than its own has no report to make.
+fn said_by_agent(
+    mut agent: AgentInfo,
+    numbered_by: Option<Uuid>,
+) -> (Option<String>, Vec<LostRows>) {
     let queue_id = agent.queue_id;
     // No agent is older, and databases differ in how far back they go.
     let kept = |at: Timestamp| at.max(Timestamp::UNIX_EPOCH);
@@ -234,8 +240,7 @@ fn said_by_agent(mut agent: AgentInfo) -> (Option<String>, Vec<LostRows>) {
             last_at: lost.last_at.map(kept),
         })
         .collect();
-    // A replay by another process does not know the agent's state.
-    let is_report = !queue_id.is_nil();
+    let is_report = numbered_by.is_none_or(|numbered_by| numbered_by == queue_id);
     let report = is_report.then(|| serde_json::to_string(&agent).ok());
     (report.flatten(), lost)
 }
