@@ -129,7 +129,10 @@ impl Course {
             tracing::warn!(backend, "the backend takes no compressed bodies; it gets plain ones");
         }
         let now = clock::now();
+        let breaker = self.breaker.state();
         self.status.send_modify(|status| {
+            // Answer and state change together: nobody reads the one without the other.
+            status.show_breaker(breaker);
             status.duplicate_batches += u64::from(receipt.duplicate);
             status.sent_bytes += sent.bytes.1;
             status.raw_bytes += sent.bytes.0;
@@ -165,7 +168,9 @@ impl Course {
             let wait = units::show_duration(wait);
             tracing::warn!(answer, wait, "{what}");
         }
+        let breaker = self.breaker.state();
         self.status.send_modify(|status| {
+            status.show_breaker(breaker);
             status.failures += 1;
             status.last_answer = Some(answer.to_owned());
             status.last_answer_at = Some(clock::now());
@@ -198,21 +203,44 @@ impl Course {
 
     /// Shows what is going on, with so many batches on their way.
     pub(super) fn show(&self, out: usize) {
-        let (state, hint) = (self.breaker.state().shown(), self.breaker.state().hint());
-        let in_flight = out as u64;
+        let (breaker, in_flight) = (self.breaker.state(), out as u64);
         self.status.send_if_modified(|status| {
             let shown = (status.state, status.hint.as_deref(), status.in_flight);
-            let is_new = shown != (state, hint, in_flight);
+            let is_new = shown != (breaker.shown(), breaker.hint(), in_flight);
             if is_new {
-                (status.state, status.in_flight) = (state, in_flight);
-                status.hint = hint.map(str::to_owned);
+                status.show_breaker(breaker);
+                status.in_flight = in_flight;
             }
             is_new
         });
     }
 }
 
+impl ForwardStatus {
+    fn show_breaker(&mut self, breaker: State) {
+        self.state = breaker.shown();
+        self.hint = breaker.hint().map(str::to_owned);
+    }
+}
+
 /// The wall clock's time after `wait`.
 pub(super) fn later(wait: Duration) -> Timestamp {
     clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever reads the status between two steps finds the state that goes with the answer.
+    #[test]
+    fn an_answer_and_the_state_change_together() {
+        let (mut course, status) = Course::new(ForwardConfig::default());
+        let ticket = course.breaker.ticket();
+        course.breaker.down(ticket, None, At { now: Duration::ZERO, draw: 0.5 });
+        course.note_failure("a batch was not delivered", "503");
+        let shown = status.borrow();
+        assert_eq!(shown.last_answer.as_deref(), Some("503"));
+        assert_eq!(shown.state, crate::metric::agent_health::ForwarderState::BackingOff);
+    }
 }

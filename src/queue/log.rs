@@ -22,7 +22,7 @@ pub mod view;
 pub mod writer;
 pub mod writing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -34,6 +34,7 @@ use self::{
     journal::Journal,
     ledger::NewLoss,
     merge::Merge,
+    recover::Unread,
     ring::Home,
     writer::{Active, Writer},
 };
@@ -98,6 +99,8 @@ pub struct Log<D> {
     age_ms: i64,
     /// Segments that do not count any more, and that the disk would not remove.
     left_over: BTreeSet<u64>,
+    /// Segments that a start found without a row, and that the disk has not given yet.
+    unread: BTreeMap<u64, Unread>,
     /// The frames of the segment that was read from disk last.
     index: Option<Index>,
     looked_at: Option<look::Index>,
@@ -175,6 +178,7 @@ impl<D: ReadDisk> Log<D> {
             age: AgeClock::default(),
             age_ms: i64::MIN,
             left_over: BTreeSet::new(),
+            unread: BTreeMap::new(),
             index: None,
             looked_at: None,
             delivered_at_ms: 0,

@@ -88,6 +88,7 @@ impl<D: WriteDisk> Log<D> {
         self.finish_done();
         self.keep_again();
         self.remove_left_over();
+        self.read_unread();
         self.expire_kept();
         self.evict_old();
         if self.disk_error().is_some() || self.is_draining() || self.is_pausing() {

@@ -30,6 +30,8 @@ use crate::queue::{
 /// Numbers that are left out when nobody knows where those of a segment end: more than a segment
 /// has. A later start, which may read it, must find its numbers given to no other.
 const UNKNOWN_SEQS: u64 = 1 << 24;
+/// How often a segment without a row that the disk does not give is asked for.
+const UNREAD_RETRY_MS: i64 = 10_000;
 
 /// What has to be done about a segment that was found.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +48,13 @@ enum Action {
     Keep(u64),
 }
 
+/// A segment without a row that the disk has not given.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::queue) struct Unread {
+    around: Neighbours,
+    retry_at_ms: i64,
+}
+
 /// What was found, as far as it is not in the log yet.
 #[derive(Debug, Default)]
 struct Findings {
@@ -57,7 +66,7 @@ struct Findings {
 
 /// What lies around a segment that has no row.
 #[derive(Debug, Clone, Copy, Default)]
-struct Neighbours {
+pub(in crate::queue) struct Neighbours {
     /// The numbers below were given before its first record.
     from: u64,
     /// The first number of the next segment.
@@ -75,20 +84,41 @@ impl<D: WriteDisk> Log<D> {
         let (journal, rows) = Journal::open(&mut store)?;
         rename_back(&mut store, &rows)?;
         let mut log = Self::new(store, journal, limits);
-        let Findings { mut changes, actions, .. } = log.recover(rows)?;
-        for action in actions {
-            changes.extend(log.act(action));
-        }
-        if !changes.is_empty() {
-            changes.extend(log.journal.position_rows());
-        }
+        let found = log.recover(rows)?;
         if log.journal.is_behind() {
             log.journal.touch();
         }
-        if let Err(error) = log.put(changes) {
-            tracing::warn!(%error, "the queue's state cannot be written yet");
-        }
+        log.carry_out(found);
         Ok(log)
+    }
+
+    /// Asks again for the segments without a row that the disk has not given.
+    pub(super) fn read_unread(&mut self) {
+        let due = |(_, unread): &(&u64, &Unread)| unread.retry_at_ms <= self.now_ms;
+        let due: Vec<u64> = self.unread.iter().filter(due).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(Unread { around, .. }) = self.unread.remove(&id) else { continue };
+            let mut found = Findings::default();
+            match self.recover_unread(id, around, &mut found) {
+                Ok(Some(row)) => self.take_row(row, &mut found),
+                Ok(None) => {}
+                Err(_) => self.set_unread(id, around),
+            }
+            self.carry_out(found);
+        }
+    }
+
+    fn carry_out(&mut self, Findings { mut changes, actions, .. }: Findings) {
+        for action in actions {
+            changes.extend(self.act(action));
+        }
+        if !changes.is_empty() {
+            changes.extend(self.journal.position_rows());
+        }
+        if let Err(error) = self.put(changes.clone()) {
+            tracing::warn!(%error, "the queue's state cannot be written yet");
+            changes.into_iter().for_each(|change| self.journal.later(change));
+        }
     }
 
     /// Does what has to be done about a segment, and says what that changes. A disk that cannot do
@@ -175,13 +205,16 @@ impl<D: ReadDisk> Log<D> {
         for id in merged {
             let row = match rows.remove(&id) {
                 Some(row) => row,
-                None => match self.recover_merged(id, &ids, &mut found)? {
-                    Some(row) => {
-                        found.changes.push(rows::segment_row(&row));
+                None => match self.recover_merged(id, &ids, &mut found) {
+                    Ok(Some(row)) => {
                         found_merged.push(row.first_seq..row.end_seq);
                         row
                     }
-                    None => continue,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        self.told_of_unread(id, &error, Neighbours::default(), &mut found);
+                        continue;
+                    }
                 },
             };
             self.take_row(row, &mut found);
@@ -208,35 +241,65 @@ impl<D: ReadDisk> Log<D> {
         rows: &mut BTreeMap<u64, SegmentRow>,
         found: &mut Findings,
     ) {
-        let mut scans = BTreeMap::new();
+        let (mut scans, mut failed) = (BTreeMap::new(), BTreeMap::new());
         for id in ids.iter().filter(|id| !rows.contains_key(id)) {
             match self.store.frames(*id) {
-                Ok(scan) => {
-                    scans.insert(*id, scan);
-                }
-                Err(error) => {
-                    tracing::error!(segment = id, %error, "left alone until the next start");
-                    found.unknown_seqs += UNKNOWN_SEQS;
-                }
+                Ok(scan) => _ = scans.insert(*id, scan),
+                Err(error) => _ = failed.insert(*id, error),
             }
         }
         let mut until = None;
         for id in ids.iter().rev() {
+            let around = Neighbours { from: self.given_before(*id, rows, &scans), until };
             let row = match (rows.get(id).cloned(), scans.get(id)) {
-                (Some(row), _) => row,
-                (None, Some(scan)) => {
-                    let around = Neighbours { from: self.given_before(*id, rows, &scans), until };
-                    match self.recover_segment(*id, scan, around, found) {
-                        Some(row) => row,
-                        None => continue,
+                (Some(row), _) => Some(row),
+                (None, Some(scan)) => self.recover_segment(*id, scan, around, found),
+                (None, None) => {
+                    if let Some(error) = failed.get(id) {
+                        self.told_of_unread(*id, error, around, found);
                     }
+                    None
                 }
-                (None, None) => continue,
             };
+            let Some(row) = row else { continue };
             until = Some(row.first_seq);
             self.take_row(row, found);
         }
         rows.retain(|id, _| !ids.contains(id));
+    }
+
+    /// A segment without a row cannot be read now: its numbers are given to no other, and it is asked
+    /// for again.
+    fn told_of_unread(
+        &mut self,
+        id: u64,
+        error: &StoreError,
+        around: Neighbours,
+        found: &mut Findings,
+    ) {
+        tracing::error!(segment = id, %error, "left alone until the disk gives it");
+        found.unknown_seqs += UNKNOWN_SEQS;
+        self.set_unread(id, around);
+    }
+
+    fn set_unread(&mut self, id: u64, around: Neighbours) {
+        let retry_at_ms = self.now_ms.saturating_add(UNREAD_RETRY_MS);
+        self.unread.insert(id, Unread { around, retry_at_ms });
+    }
+
+    /// The row of a segment that could not be read at the start.
+    fn recover_unread(
+        &mut self,
+        id: u64,
+        around: Neighbours,
+        found: &mut Findings,
+    ) -> Result<Option<SegmentRow>, StoreError> {
+        if segment::generation(id) > 0 {
+            let ids = self.store.segments()?;
+            return self.recover_merged(id, &ids, found);
+        }
+        let scan = self.store.frames(id)?;
+        Ok(self.recover_segment(id, &scan, around, found))
     }
 
     /// The numbers below this one were given before segment `id` was begun.
@@ -361,6 +424,7 @@ impl<D: ReadDisk> Log<D> {
             self.journal.find_positions(id, positions.unwrap_or_default());
         }
         tracing::info!(segment = id, records = row.records, "found a merged segment");
+        found.changes.push(rows::segment_row(&row));
         Ok(Some(row))
     }
 

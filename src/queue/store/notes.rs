@@ -123,8 +123,8 @@ impl Notes {
         move |rows| Self { queue, rows: rows.into_iter().collect(), ..Self::default() }
     }
 
-    /// Writes the rows of an earlier version's state into a journal, which takes its place. When that
-    /// fails the next write of a row does it.
+    /// Writes the rows of an earlier version's state into a journal, which takes its place. When
+    /// that fails the next write of a row does it.
     fn take_over(&mut self, disk: &mut impl WriteDisk) -> Result<(), StoreError> {
         let (folder, draft) = (Path::new(FOLDER), Path::new(DRAFT));
         let old = Path::new(super::TRASH).join(FOLDER);
