@@ -153,7 +153,8 @@ pub enum AppendError {
     /// See [`QueueClosed`].
     #[error(transparent)]
     Closed(#[from] QueueClosed),
-    /// The queue is full and `on_full` is `block`: nothing was taken.
+    /// The queue is full and `on_full` is `block`, or it is `evict_newest` and whoever asks is told
+    /// at once: nothing was taken.
     #[error("the queue is full; hint: see queue.bytes_max and queue.on_full")]
     Full,
     /// The queue's state cannot be read yet, and the group is one that is not to be taken into

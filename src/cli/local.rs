@@ -70,7 +70,10 @@ impl Local {
     pub async fn open(&self) -> anyhow::Result<(Reader, QueueStatus)> {
         let client = Client::new(&self.socket);
         match client.status().await {
-            Ok(status) => Ok((Reader::Agent(client), status.queue)),
+            Ok(status) => {
+                known(&status.queue)?;
+                Ok((Reader::Agent(client), status.queue))
+            }
             Err(ClientError::NotRunning(_)) => {
                 let log = self.view()?;
                 let status = log.status();
@@ -177,6 +180,16 @@ impl Reader {
             (Reader::Agent(client), scan) => Ok(client.quarantine(scan).await?),
             (Reader::Directory(directory), Scan::No) => Ok(directory.aside.quarantine()?),
             (Reader::Directory(directory), Scan::Yes) => Ok(directory.aside.quarantine_read()?),
+        }
+    }
+}
+
+/// Fails when the agent cannot say what the queue holds.
+pub(super) fn known(queue: &QueueStatus) -> anyhow::Result<()> {
+    match &queue.state_error {
+        None => Ok(()),
+        Some(error) => {
+            anyhow::bail!("the running agent cannot read the queue's state yet: {error}")
         }
     }
 }

@@ -413,6 +413,7 @@ pub(super) mod tests {
             next_seq: 5_772,
             ring_bytes: 40_000,
             disk_error: None,
+            state_error: None,
             counts: Counts {
                 appended_records: 5_772,
                 delivered_records: 5_760,

@@ -150,7 +150,7 @@ pub(super) fn settle<S: Source>(
                 records = refused.len(),
                 of = batch.metrics.len(),
                 first = format!("{}: {}", first.path, first.message),
-                "the backend refused records; they are in the dead letters"
+                "the backend refused records; they go to the dead letters"
             );
         }
         let records = batch.metrics.len();

@@ -40,7 +40,20 @@ pub fn prepare(path: &Path, content: &[u8], readers: Readers) -> Result<(), Link
     let mut file = fs_err::OpenOptions::new();
     file.write(true).create_new(true).options_mut().mode(mode);
     let mut file = file.open(path).map_err(|error| cannot_write(&error))?;
+    give_to_owner(path, file.file());
     file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| cannot_write(&error))
+}
+
+/// A file that root makes in a folder of somebody else's is theirs: the agent has to work with it.
+fn give_to_owner(path: &Path, file: &std::fs::File) {
+    use std::os::unix::fs::MetadataExt;
+    let owner = parent(path).and_then(|folder| std::fs::metadata(folder).ok());
+    if let Some(owner) = owner.filter(|owner| owner.uid() != 0)
+        && rustix::process::geteuid().is_root()
+        && let Err(error) = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()))
+    {
+        tracing::warn!(%error, path = %path.display(), "this stays root's");
+    }
 }
 
 /// Moves a prepared file to its place and makes the move durable.

@@ -32,6 +32,8 @@ pub struct Store<D> {
     pub(super) disk: D,
     queue_id: Uuid,
     reserve_bytes: u64,
+    /// Whether the queue got its name just now.
+    pub(super) is_new: bool,
 }
 
 /// Where segments wait.
@@ -60,7 +62,7 @@ impl<D: ReadDisk> Store<D> {
     /// Looks at the queue on `disk`, and changes nothing.
     pub fn look(disk: D) -> Result<Self, StoreError> {
         let queue_id = identity::find(&disk)?;
-        Ok(Self { disk, queue_id, reserve_bytes: 0 })
+        Ok(Self { disk, queue_id, reserve_bytes: 0, is_new: false })
     }
 
     /// The queue's identity.
@@ -88,10 +90,31 @@ impl<D: ReadDisk> Store<D> {
         self.disk.has_folder(&segment_folder(id))
     }
 
+    /// Whether the file of a segment's frames has been removed, as opposed to not being given now.
+    pub fn has_lost_frames(&self, id: u64) -> bool {
+        let opened = self.disk.open(&segment_folder(id).join(FRAMES_FILE));
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// What a segment that is not being written holds, delivered and kept or not; nothing when it
     /// is not there. A segment that a later version wrote is an error: nothing of it is lost.
     pub fn frames(&self, id: u64) -> Result<Scan, StoreError> {
         scan_in(&self.disk, &self.find(id), self.queue_id, id)
+    }
+
+    /// The same of a segment that has a row: the frames of another one in its place are not damage,
+    /// but folders that somebody has exchanged.
+    pub fn frames_of_row(&self, id: u64) -> Result<Scan, StoreError> {
+        let scan = self.frames(id)?;
+        let other = scan.stranger.filter(|other| other.queue == self.queue_id);
+        let Some(other) = other.filter(|_| scan.found.is_empty()) else { return Ok(scan) };
+        let message = format!(
+            "it holds the frames of segment {:020}\n  hint: give the folder that name, with the agent \
+             stopped",
+            other.segment
+        );
+        let error = io::Error::new(io::ErrorKind::InvalidFilename, message);
+        Err(StoreError::new("read", self.full(&self.find(id)), error))
     }
 
     /// The bytes of `frames` of segment `id`; damage since the scan shows when they are decoded.
@@ -125,8 +148,8 @@ impl<D: WriteDisk> Store<D> {
     /// Opens the queue on `disk`, making it when it is not there. `reserve_bytes` of disk are set
     /// aside for the segment being written, so that a full disk shows before anything is accepted.
     pub fn open(mut disk: D, reserve_bytes: u64) -> Result<Self, StoreError> {
-        let queue_id = identity::find_or_make(&mut disk)?;
-        let mut store = Self { disk, queue_id, reserve_bytes };
+        let (queue_id, is_new) = identity::find_or_make(&mut disk)?;
+        let mut store = Self { disk, queue_id, reserve_bytes, is_new };
         store.empty_trash();
         Ok(store)
     }
@@ -252,6 +275,11 @@ impl<D: WriteDisk> Store<D> {
         self.move_folder(&segment_folder(id), &kept_folder(id))
     }
 
+    /// Moves a segment from those back to the ones that wait.
+    pub fn keep_no_more(&mut self, id: u64) -> Result<(), StoreError> {
+        self.move_folder(&kept_folder(id), &segment_folder(id))
+    }
+
     /// Removes a segment from those. Removing what is not there is no error.
     pub fn drop_kept(&mut self, id: u64) -> Result<(), StoreError> {
         self.throw_away(&kept_folder(id), id)
@@ -266,6 +294,9 @@ impl<D: WriteDisk> Store<D> {
     }
 
     fn empty_trash(&mut self) {
+        if !self.disk.has_folder(Path::new(TRASH)) {
+            return; // a link, perhaps: what is in it is not ours to remove
+        }
         for name in self.disk.names(Path::new(TRASH)).unwrap_or_default() {
             if let Err(error) = self.disk.remove(&Path::new(TRASH).join(name)) {
                 tracing::warn!(%error, "cannot empty the trash");

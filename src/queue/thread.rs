@@ -300,6 +300,20 @@ fn commit<D: WriteDisk>(log: &mut Log<D>, groups: Vec<Group>, replies: Vec<Waiti
         }
         return;
     }
+    let (mut groups, mut replies) = (groups, replies);
+    if groups.iter().any(|group| group.haste == Haste::Now) && log.would_evict(now_ms()) {
+        // Programs are told to come again, and still have their metrics: nothing of them is lost.
+        let all: Vec<(Group, Waiting)> = groups.into_iter().zip(replies).collect();
+        let (told, taken): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(group, _)| group.haste == Haste::Now);
+        for (_, reply) in told {
+            reply.send(Err(AppendError::Full)).ok();
+        }
+        (groups, replies) = taken.into_iter().unzip();
+        if groups.is_empty() {
+            return;
+        }
+    }
     let counts: Vec<u64> = groups.iter().map(|group| group.records.len() as u64).collect();
     let all = log.append(groups, now_ms());
     let mut first_seq = all.first_seq;

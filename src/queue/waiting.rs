@@ -235,6 +235,7 @@ fn status(held: &Held, error: &StoreError, limits: &LogLimits) -> QueueStatus {
         next_seq: 0,
         ring_bytes: held.bytes as u64,
         disk_error: Some(format!("the queue's state cannot be read: {error}")),
+        state_error: Some(error.to_string()),
         counts: Counts::default(),
     }
 }

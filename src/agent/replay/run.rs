@@ -111,6 +111,9 @@ impl Replayer {
             self.queue.seal().await.map_err(|error| error.to_string())?;
         }
         let status = self.queue.status().await.map_err(|error| error.to_string())?;
+        if let Some(error) = status.state_error {
+            return Err(format!("the queue's state cannot be read yet: {error}"));
+        }
         let is_new = job.end_seq.is_none();
         job.end_seq.get_or_insert(status.next_seq);
         job.progress.failing_since = None;

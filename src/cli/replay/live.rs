@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use super::Args;
 use super::report::{Bar, Outcome};
+use crate::cli::local::known;
 use crate::clock;
 use crate::control::{Client, Replay, ReplayProgress, ReplayRequest, ReplayState};
 use crate::queue::SegmentInfo;
@@ -20,6 +21,7 @@ pub(super) async fn replay(
     request: ReplayRequest,
     last: Option<ReplayProgress>,
 ) -> anyhow::Result<Outcome> {
+    known(&client.status().await?.queue)?;
     let under_way = last.filter(|last| last.state == ReplayState::Running);
     let replay = match under_way {
         Some(other) if other.request.selection == request.selection || request.is_plain() => {

@@ -65,6 +65,12 @@ impl<D: WriteDisk> Log<D> {
         self.limits.budget.on_full != OnFull::Block || self.has_room()
     }
 
+    /// Whether an append would be evicted at once: the queue is full, and the newest go.
+    pub fn would_evict(&mut self, now_ms: i64) -> bool {
+        self.now_ms = now_ms;
+        self.limits.budget.on_full == OnFull::EvictNewest && !self.has_room()
+    }
+
     /// Whether an append would be taken: always, unless the queue is full and `on_full` says that
     /// it is the new that goes or waits.
     pub(super) fn has_room(&mut self) -> bool {

@@ -94,6 +94,11 @@ impl Journal {
         (journal, segments)
     }
 
+    /// Whether there is no state: the queue is new, or it is lost.
+    pub(in crate::queue) fn is_blank(&self) -> bool {
+        self.notes.is_blank()
+    }
+
     /// The ledger of losses.
     pub(in crate::queue) fn ledger(&self) -> &Ledger {
         &self.ledger

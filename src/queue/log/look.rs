@@ -400,7 +400,7 @@ impl<D: ReadDisk> Log<D> {
         {
             return Ok(Arc::clone(&index.found));
         }
-        let scan = self.store.frames(row.id)?;
+        let scan = self.store.frames_of_row(row.id)?;
         let mut frames = Frames { found: scan.found, groups: scan.groups };
         frames.found.retain(|frame| frame.head.number < row.frames);
         let found = Arc::new(frames);

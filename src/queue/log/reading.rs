@@ -234,7 +234,7 @@ impl<D: ReadDisk> Log<D> {
             return Ok(());
         }
         let Some(row) = self.backlog.row(id).cloned() else { return Ok(()) };
-        let index = Index::of(self.store.frames(id)?, &row);
+        let index = Index::of(self.store.frames_of_row(id)?, &row);
         let missing = row.records.saturating_sub(index.records());
         if missing > row.corrupt && self.backlog.get(id).is_some() {
             self.note_missing(&row, &index, missing - row.corrupt);

@@ -85,7 +85,13 @@ impl<D: WriteDisk> Log<D> {
         rename_back(&mut store, &rows)?;
         let mut log = Self::new(store, journal, limits);
         let found = log.recover(rows)?;
-        if log.journal.is_behind() {
+        if log.journal.is_blank() {
+            if !log.store.is_new {
+                // The state is lost, and with it how far the numbers were.
+                log.journal.take_seqs(UNKNOWN_SEQS);
+            }
+            log.journal.touch();
+        } else if log.journal.is_behind() {
             log.journal.touch();
         }
         log.carry_out(found);
@@ -154,8 +160,16 @@ fn told_of_stranger(id: u64, owner: Stranger, path: &std::path::Path) {
     );
 }
 
-/// Gives segments whose folders were renamed their names back.
+/// Gives segments whose folders were renamed their names back, and takes those that wait, and that
+/// somebody has moved to the delivered ones, back from there.
 fn rename_back<D: WriteDisk>(store: &mut Store<D>, rows: &SegmentRows) -> Result<(), StoreError> {
+    for id in store.kept()? {
+        let waits = rows.sealed.get(&id).is_some_and(|row| !row.is_done());
+        if waits && !rows.kept.contains_key(&id) && !store.has_segment(id) {
+            store.keep_no_more(id)?;
+            tracing::error!(segment = id, "a segment that waits was among the delivered ones");
+        }
+    }
     for id in store.segments()? {
         if rows.sealed.contains_key(&id) || rows.kept.contains_key(&id) {
             continue;

@@ -102,6 +102,24 @@ impl<D: WriteDisk> Log<D> {
         }
     }
 
+    /// A segment whose file is gone, and that was just closed.
+    pub(super) fn close_gone(&mut self, row: &SegmentRow, plans: &[BatchPlan]) {
+        tracing::error!(segment = row.id, "the file of the open segment has been removed");
+        match self.again(row, plans) {
+            Some(Active { row, plans, unsaved, .. }) => {
+                let again = Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly);
+                let id = again.row.id;
+                self.backlog.insert(again);
+                self.save_sealed(id, self.now_ms);
+            }
+            None => {
+                self.note_vanished(row);
+                self.writer.ring.remove(row.id);
+                self.save_journal();
+            }
+        }
+    }
+
     fn again(&mut self, row: &SegmentRow, plans: &[BatchPlan]) -> Option<Active> {
         let records = self.writer.ring.get(row.id)?.to_vec();
         let positions = self.journal.positions_of(row.id);

@@ -39,6 +39,10 @@ pub struct QueueStatus {
     pub ring_bytes: u64,
     /// Why the disk takes no records at present.
     pub disk_error: Option<String>,
+    /// Why the queue's state cannot be read yet: what it holds is not known, and all other numbers
+    /// are of what has come since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_error: Option<String>,
     /// Counters since the queue was opened.
     pub counts: Counts,
 }
@@ -176,6 +180,7 @@ impl<D: ReadDisk> Log<D> {
             next_seq: self.journal.next_seq(),
             ring_bytes: self.writer.ring.bytes() as u64,
             disk_error: self.disk_error().map(str::to_owned),
+            state_error: None,
             counts: self.counts(),
         }
     }

@@ -248,6 +248,10 @@ impl<D: WriteDisk> Log<D> {
             return discard(&mut self.store, row.id);
         }
         row.window_ms.1 = now_ms;
+        if self.store.has_lost_frames(row.id) {
+            // Somebody has removed it: what memory has of it is written anew.
+            return self.close_gone(&row, &plans);
+        }
         // The frames that were never acknowledged are written again elsewhere: a start must not
         // find them here too, even if the row cannot be written.
         let cut = self.store.cut(row.id, row.frames);

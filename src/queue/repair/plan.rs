@@ -6,7 +6,7 @@ use fs_err as fs;
 
 use super::{Action, Plan, Requeue, Step, StepKind};
 use crate::queue::{
-    aside::{Aside, QuarantinedKind, quarantined_segment, segment_of},
+    aside::{Aside, QuarantinedKind, quarantined_segment, segment_of, stranger_of},
     log::{Log, LogLimits, look::Damage},
     store::{
         StoreError, identity,
@@ -21,8 +21,8 @@ pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan
     files_in_the_way(dir, &mut plan);
     let disk = LookedAt::at(dir);
     let named = identity::read(&disk);
-    match (identity::find(&disk), named) {
-        (Ok(id), Ok(named)) if id == named => state(dir, id, &mut plan)?,
+    let id = match (identity::find(&disk), named) {
+        (Ok(id), Ok(named)) if id == named => id,
         (Ok(id), named) => {
             let what = match named {
                 Ok(named) => format!("names the queue {named}, and nothing in it agrees"),
@@ -35,9 +35,10 @@ pub(super) fn of(dir: &Path, limits: LogLimits, requeue: Requeue) -> Result<Plan
             plan.remarks.push(format!("{error}; no segment says what it was"));
             return Ok(plan);
         }
-    }
+    };
+    state(dir, id, &mut plan)?;
     segments(dir, limits, &mut plan)?;
-    quarantine(dir, requeue, &mut plan)?;
+    quarantine(dir, id, requeue, &mut plan)?;
     Ok(plan)
 }
 
@@ -198,16 +199,23 @@ fn ranges(damage: &[Damage]) -> String {
     }
 }
 
-fn quarantine(dir: &Path, requeue: Requeue, plan: &mut Plan) -> Result<(), StoreError> {
+fn quarantine(
+    dir: &Path,
+    queue: uuid::Uuid,
+    requeue: Requeue,
+    plan: &mut Plan,
+) -> Result<(), StoreError> {
     for entry in Aside::of(dir).quarantine_read()? {
         let path = Path::new("quarantine").join(&entry.name);
         let records = entry.readable.map_or(0, |readable| readable.records);
-        if entry.kind == QuarantinedKind::Stranger {
+        let owner = stranger_of(&entry.name);
+        if entry.kind == QuarantinedKind::Stranger && owner.is_none_or(|own| own.queue != queue) {
             stranger((&entry.name, records), requeue, plan);
             continue;
         }
-        let id = quarantined_segment(&entry.name);
-        let id = id.filter(|_| entry.kind == QuarantinedKind::Segment);
+        // A copy of a segment of this queue goes under its own number, and is recognised.
+        let id = owner.map(|own| own.segment).or_else(|| quarantined_segment(&entry.name));
+        let id = id.filter(|_| entry.kind.is_segment());
         let waits = id.is_some_and(|id| dir.join(segment_folder(id)).exists());
         match id {
             Some(id) if records > 0 && !waits && requeue == Requeue::Yes => {

@@ -8,7 +8,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    FRAMES_FILE, KEPT, SEGMENTS, StoreError,
+    FRAMES_FILE, KEPT, QUARANTINE, SEGMENTS, StoreError,
     disk::{ReadDisk, WriteDisk},
     full, later_version, notes,
 };
@@ -64,16 +64,17 @@ pub fn find(disk: &impl ReadDisk) -> Result<Uuid, StoreError> {
 }
 
 /// The same; a name that is lost is written anew, and a new queue gets one.
-pub fn find_or_make(disk: &mut impl WriteDisk) -> Result<Uuid, StoreError> {
+/// Says, too, whether it is new.
+pub fn find_or_make(disk: &mut impl WriteDisk) -> Result<(Uuid, bool), StoreError> {
     let named = read(disk);
-    let id = match find(disk) {
-        Ok(id) => id,
+    let (id, is_new) = match find(disk) {
+        Ok(id) => (id, false),
         // Nothing says what it was, so there is nothing that would not be found under another.
-        Err(error) if is_lost(&error.source) => Uuid::new_v4(),
+        Err(error) if is_lost(&error.source) => (Uuid::new_v4(), true),
         Err(error) => return Err(error),
     };
     match named {
-        Ok(named) if named == id => return Ok(id),
+        Ok(named) if named == id => return Ok((id, false)),
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
             tracing::info!(%id, "the queue's id is written");
         }
@@ -83,7 +84,7 @@ pub fn find_or_make(disk: &mut impl WriteDisk) -> Result<Uuid, StoreError> {
         Err(error) => tracing::error!(%id, %error, "the queue's id is written anew"),
     }
     write(disk, id)?;
-    Ok(id)
+    Ok((id, is_new))
 }
 
 /// Writes the file `QUEUE`; durable when this returns.
@@ -91,6 +92,7 @@ pub fn write(disk: &mut impl WriteDisk, id: Uuid) -> Result<(), StoreError> {
     let (path, draft) = (Path::new(FILE), Path::new("QUEUE.new"));
     let text = format!("{FORMAT} {VERSION} {id}\n");
     let mut write = || {
+        put_folder_aside(disk, path)?;
         disk.remove(draft)?;
         disk.write(draft, 0, text.as_bytes())?;
         disk.sync(draft)?;
@@ -99,6 +101,15 @@ pub fn write(disk: &mut impl WriteDisk, id: Uuid) -> Result<(), StoreError> {
     };
     let written = write();
     written.map_err(|error| StoreError::new("write", full(disk, path), error))
+}
+
+/// Moves a folder that stands where a file should be to where a person finds it.
+pub(super) fn put_folder_aside(disk: &mut impl WriteDisk, path: &Path) -> io::Result<()> {
+    if !disk.has_folder(path) {
+        return Ok(());
+    }
+    let aside = Path::new(QUARANTINE).join(format!("state-{}", Uuid::new_v4()));
+    disk.rename(path, &aside)
 }
 
 /// The queues that the segments' first frames name.
@@ -118,5 +129,6 @@ fn frames_queues(disk: &impl ReadDisk) -> Vec<Uuid> {
 
 /// Whether a file is lost, as opposed to not given now.
 pub(super) fn is_lost(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | InvalidData | IsADirectory | NotADirectory)
 }

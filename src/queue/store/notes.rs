@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     QUARANTINE, StoreError,
     disk::{ReadDisk, WriteDisk},
-    full, later_version,
+    full, identity, later_version,
 };
 use crate::queue::format::{
     note::{self, Kind, NotesRead, Number},
@@ -42,6 +42,8 @@ pub struct Notes {
     /// The number that was given last.
     given: u64,
     files: [NotesFile; 2],
+    /// Whether the rows are those of an earlier version's state.
+    is_of_earlier: bool,
 }
 
 /// What is known of one of the files.
@@ -99,7 +101,10 @@ impl Notes {
     pub fn open(disk: &mut impl WriteDisk, queue: Uuid) -> Result<Self, StoreError> {
         finish_taking_over(disk)?;
         match find(disk, queue)? {
-            Found::Notes(notes) => return Ok(notes),
+            Found::Notes(mut notes) => {
+                notes.make_durable(disk);
+                return Ok(notes);
+            }
             Found::Nothing => match disk.old_rows() {
                 Ok(None) => {}
                 Ok(Some(rows)) => {
@@ -119,8 +124,24 @@ impl Notes {
         Ok(Self { queue, ..Self::default() })
     }
 
+    /// What was found may be what a process that was killed had written and not synced yet. A file that
+    /// cannot be synced is written anew.
+    fn make_durable(&mut self, disk: &mut impl WriteDisk) {
+        let folder = Path::new(FOLDER);
+        let files = FILES.iter().zip(&mut self.files);
+        for (name, file) in files.filter(|(_, file)| **file != NotesFile::Stale) {
+            let synced = disk.sync(&folder.join(name)).and_then(|()| disk.sync(folder));
+            if synced.is_err() {
+                *file = NotesFile::Stale;
+            }
+        }
+    }
+
     fn of_rows(queue: Uuid) -> impl FnOnce(Rows) -> Self {
-        move |rows| Self { queue, rows: rows.into_iter().collect(), ..Self::default() }
+        move |rows| {
+            let rows = rows.into_iter().collect();
+            Self { queue, rows, is_of_earlier: true, ..Self::default() }
+        }
     }
 
     /// Writes the rows of an earlier version's state into a journal, which takes its place. When
@@ -147,6 +168,11 @@ impl Notes {
         written.map_err(|error| StoreError::new("write", full(disk, draft), error))?;
         tracing::info!(rows = self.rows.len(), "the state of an earlier version is taken over");
         Ok(())
+    }
+
+    /// Whether nothing was found, of this version or an earlier one.
+    pub fn is_blank(&self) -> bool {
+        self.last == 0 && !self.is_of_earlier
     }
 
     /// Whether one of the files is to be written anew.
@@ -225,6 +251,7 @@ impl Notes {
         let number = Number { own: self.given, after: self.last };
         let snapshot = note::encode(Kind::Snapshot, self.queue, number, &rows);
         disk.remove(&draft)?;
+        identity::put_folder_aside(disk, &file)?;
         disk.write(&draft, 0, &snapshot)?;
         disk.sync(&draft)?;
         disk.rename(&draft, &file)?;
@@ -298,25 +325,26 @@ fn find(disk: &impl ReadDisk, queue: Uuid) -> Result<Found, StoreError> {
     if merged.incomplete {
         tracing::error!("the queue's state is damaged in both of its files; rows may be missing");
     }
-    let files = [&read[0], &read[1]].map(|read| standing(read.as_ref(), merged.number));
+    let files = [&read[0], &read[1]].map(|read| standing(read.as_ref(), queue, merged.number));
     for (file, _) in FILES.iter().zip(&files).filter(|(_, standing)| **standing == NotesFile::Stale)
     {
         let path = full(disk, &Path::new(FOLDER).join(file));
         tracing::warn!(path = %path.display(), "lacks a part of the state; the other file has it");
     }
     let (rows, last) = (merged.rows, merged.number);
-    Ok(Found::Notes(Notes { queue, rows, last, given: last, files }))
+    Ok(Found::Notes(Notes { queue, rows, last, given: last, files, is_of_earlier: false }))
 }
 
 /// Whether a file can be added to: it has the last note, and nothing else.
-fn standing(read: Option<&NotesRead>, number: u64) -> NotesFile {
+fn standing(read: Option<&NotesRead>, queue: Uuid, number: u64) -> NotesFile {
     let Some(read) = read.filter(|read| !read.damaged && !read.torn) else {
         return NotesFile::Stale;
     };
     let begins = read.notes.first().is_some_and(|note| note.kind == Kind::Snapshot);
     let ends = read.notes.last().is_some_and(|note| note.number.own == number);
     let whole = read.notes.is_sorted_by(|a, b| b.number.after == a.number.own);
-    if !(begins && ends && whole) {
+    let own = read.notes.iter().all(|note| note.queue == queue);
+    if !(begins && ends && whole && own) {
         return NotesFile::Stale;
     }
     let bytes = read.sound_bytes;
@@ -337,6 +365,10 @@ fn read_file(disk: &impl ReadDisk, n: usize) -> Result<Option<NotesRead>, StoreE
         }
         Ok(read) => Ok(Some(read)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Something else stands in its place: it is lost, and will be put aside.
+        Err(error) if identity::is_lost(&error) => {
+            Ok(Some(NotesRead { damaged: true, ..NotesRead::default() }))
+        }
         Err(error) => Err(failed(error)),
     }
 }

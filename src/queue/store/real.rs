@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -138,11 +138,21 @@ impl<H: Send> ReadDisk for Directory<H> {
     }
 
     fn has_folder(&self, folder: &Path) -> bool {
-        self.dir.join(folder).is_dir()
+        // A link to one is somebody's: what is in it is not ours to remove.
+        std::fs::symlink_metadata(self.dir.join(folder)).is_ok_and(|data| data.is_dir())
     }
 
     fn open(&self, file: &Path) -> io::Result<std::fs::File> {
-        std::fs::File::open(self.dir.join(file))
+        // Without waiting: a pipe in the place of a file would hold the reader for ever.
+        let mut options = std::fs::OpenOptions::new();
+        let flags = rustix::fs::OFlags::NONBLOCK.bits();
+        let open =
+            options.read(true).custom_flags(flags.cast_signed()).open(self.dir.join(file))?;
+        match open.metadata()?.file_type() {
+            kind if kind.is_file() => Ok(open),
+            kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a file")),
+        }
     }
 
     fn occupied(&self, path: &Path) -> u64 {
@@ -195,7 +205,9 @@ impl WriteDisk for RealDisk {
     }
 
     fn sync(&mut self, path: &Path) -> io::Result<()> {
-        let open = std::fs::File::open(self.dir.join(path))?;
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let mut options = std::fs::OpenOptions::new();
+        let open = options.read(true).custom_flags(flags).open(self.dir.join(path))?;
         // Of a file, the content and the length; of a folder, its names.
         if open.metadata()?.is_dir() { open.sync_all() } else { open.sync_data() }
     }

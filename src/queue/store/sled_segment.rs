@@ -10,6 +10,7 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -72,6 +73,9 @@ impl SledSegment {
 
     /// See [`super::disk::WriteDisk::append`].
     pub fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
+        if self.is_gone() {
+            return Err(StoreError::new("append to", &self.handles.dir, io::ErrorKind::NotFound));
+        }
         let Handles { dir, open } = &mut self.handles;
         let Some((db, tree)) = open else {
             return Err(StoreError::new("append to", &*dir, io::ErrorKind::NotConnected));
@@ -94,9 +98,17 @@ impl SledSegment {
 
     /// See [`super::disk::WriteDisk::sync_segment`].
     pub fn sync(&mut self) -> Result<(), StoreError> {
+        if self.is_gone() {
+            return Err(StoreError::new("sync", &self.handles.dir, io::ErrorKind::NotFound));
+        }
         self.file.sync_data().map_err(at("sync", &self.handles.dir))?;
         self.synced = true;
         Ok(())
+    }
+
+    /// Whether somebody has removed the file: what goes into it is gone with this process.
+    fn is_gone(&self) -> bool {
+        self.file.file().metadata().is_ok_and(|data| data.nlink() == 0)
     }
 
     /// See [`super::disk::WriteDisk::close_segment`].

@@ -138,3 +138,24 @@ async fn the_end_of_the_thread_is_seen() {
     assert!(queue.status().await.is_err());
     tokio::task::spawn_blocking(|| thread.unwrap().join()).await.unwrap();
 }
+
+/// `on_full = "evict_newest"`: a program that is told to come again still has its metrics; they are not
+/// counted as lost.
+#[tokio::test]
+async fn a_refused_request_is_no_loss() {
+    let budget = Budget { on_full: OnFull::EvictNewest, ..Budget::UNBOUNDED };
+    let bytes_max = LIMITS.reserve_bytes();
+    let limits = LogLimits { budget: Budget { bytes_max, ..budget }, ..LIMITS };
+    let log = Log::open(MemoryDisk::new().open(), limits).unwrap();
+    let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
+    queue.append(group(0..5)).await.unwrap();
+    queue.seal().await.unwrap();
+    for _ in 0..3 {
+        let now = Group { haste: Haste::Now, ..group(5..6) };
+        assert_eq!(queue.append(now).await, Err(AppendError::Full));
+    }
+    assert_eq!(queue.losses().await.unwrap(), []);
+    assert_eq!(queue.append(group(6..7)).await.unwrap().home, Home::Evicted);
+    assert_eq!(queue.losses().await.unwrap().len(), 1);
+    end(queue, thread).await;
+}

@@ -205,3 +205,29 @@ fn harmless_damage_does_not_hide_another() {
     ];
     check(LogLimits { segment_bytes_max: 16 << 10, ..LIMITS }, &history);
 }
+
+/// What a killed process had written to the state and not synced was read by the next one, which took
+/// it for durable: a loss of power then took it back.
+#[test]
+fn what_a_start_reads_of_the_state_is_durable() {
+    let history = [
+        Step::Append(3),
+        Step::Append(17),
+        Step::Seal,
+        Step::Append(18),
+        Step::Append(14),
+        Step::Append(24),
+        Step::Append(3),
+        Step::Append(5),
+        Step::Deliver(1, false),
+        Step::Truncate(2_673_641_562_580_125_524),
+        Step::Deliver(1, false),
+        Step::Append(11),
+        Step::DiskFull(0),
+        Step::Append(5),
+        Step::Kill,
+        Step::Truncate(1_886_084_912_193_824_265),
+        Step::PowerLoss(5_530_041_865_832_062_618),
+    ];
+    check(LogLimits { segment_bytes_max: 16 << 10, ..LIMITS }, &history);
+}
