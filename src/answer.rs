@@ -2,7 +2,7 @@
 //! from its [`Meaning`]: what the forwarder does next, which of several backends is asked, and the
 //! name that a failure has in counters. Pure.
 //!
-//! The table is [`Meaning::of`], from the status, what the request was for ([`Purpose`]) and, where
+//! The table is `Meaning::of`, from the status, what the request was for ([`Purpose`]) and, where
 //! a status leaves it open, the body.
 
 mod receipt; // what the answer to a push says beside its status

@@ -109,8 +109,8 @@ impl<D: ReadDisk> Store<D> {
         let other = scan.stranger.filter(|other| other.queue == self.queue_id);
         let Some(other) = other.filter(|_| scan.found.is_empty()) else { return Ok(scan) };
         let message = format!(
-            "it holds the frames of segment {:020}\n  hint: give the folder that name, with the agent \
-             stopped",
+            "it holds the frames of segment {:020}\n  hint: give the folder that name, with the \
+             agent stopped",
             other.segment
         );
         let error = io::Error::new(io::ErrorKind::InvalidFilename, message);

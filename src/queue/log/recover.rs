@@ -123,7 +123,9 @@ impl<D: WriteDisk> Log<D> {
         }
         if let Err(error) = self.put(changes.clone()) {
             tracing::warn!(%error, "the queue's state cannot be written yet");
-            changes.into_iter().for_each(|change| self.journal.later(change));
+            for change in changes {
+                self.journal.later(change);
+            }
         }
     }
 
@@ -282,8 +284,8 @@ impl<D: ReadDisk> Log<D> {
         rows.retain(|id, _| !ids.contains(id));
     }
 
-    /// A segment without a row cannot be read now: its numbers are given to no other, and it is asked
-    /// for again.
+    /// A segment without a row cannot be read now: its numbers are given to no other, and it is
+    /// asked for again.
     fn told_of_unread(
         &mut self,
         id: u64,

@@ -105,18 +105,14 @@ impl<D: WriteDisk> Log<D> {
     /// A segment whose file is gone, and that was just closed.
     pub(super) fn close_gone(&mut self, row: &SegmentRow, plans: &[BatchPlan]) {
         tracing::error!(segment = row.id, "the file of the open segment has been removed");
-        match self.again(row, plans) {
-            Some(Active { row, plans, unsaved, .. }) => {
-                let again = Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly);
-                let id = again.row.id;
-                self.backlog.insert(again);
-                self.save_sealed(id, self.now_ms);
-            }
-            None => {
-                self.note_vanished(row);
-                self.writer.ring.remove(row.id);
-                self.save_journal();
-            }
+        if let Some(Active { row, plans, unsaved, .. }) = self.again(row, plans) {
+            let id = row.id;
+            self.backlog.insert(Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly));
+            self.save_sealed(id, self.now_ms);
+        } else {
+            self.note_vanished(row);
+            self.writer.ring.remove(row.id);
+            self.save_journal();
         }
     }
 

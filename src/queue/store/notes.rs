@@ -124,8 +124,8 @@ impl Notes {
         Ok(Self { queue, ..Self::default() })
     }
 
-    /// What was found may be what a process that was killed had written and not synced yet. A file that
-    /// cannot be synced is written anew.
+    /// What was found may be what a process that was killed had written and not synced yet. A file
+    /// that cannot be synced is written anew.
     fn make_durable(&mut self, disk: &mut impl WriteDisk) {
         let folder = Path::new(FOLDER);
         let files = FILES.iter().zip(&mut self.files);

@@ -556,8 +556,8 @@ fn a_waiting_segment_among_the_delivered_ones_is_delivered() {
     assert_eq!(log.losses(), []);
 }
 
-/// Q12: something that is no file in the place of one of the files of the state, or of `QUEUE`, is put
-/// aside; and notes of another queue make a file one that is to be written anew.
+/// Q12: something that is no file in the place of one of the files of the state, or of `QUEUE`, is
+/// put aside; and notes of another queue make a file one that is to be written anew.
 #[test]
 fn what_is_no_file_of_the_state_is_put_aside() {
     let furnished = || {
@@ -594,8 +594,8 @@ fn what_is_no_file_of_the_state_is_put_aside() {
     assert_eq!(Known::of(&log), known);
 }
 
-/// Q7: the file of the open segment is removed under the process: what comes is not written into the
-/// void, and a kill then loses nothing that was acknowledged.
+/// Q7: the file of the open segment is removed under the process: what comes is not written into
+/// the void, and a kill then loses nothing that was acknowledged.
 #[test]
 fn an_open_segment_that_is_removed_is_noticed_at_once() {
     for whole in [false, true] {

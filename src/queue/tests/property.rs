@@ -206,8 +206,8 @@ fn harmless_damage_does_not_hide_another() {
     check(LogLimits { segment_bytes_max: 16 << 10, ..LIMITS }, &history);
 }
 
-/// What a killed process had written to the state and not synced was read by the next one, which took
-/// it for durable: a loss of power then took it back.
+/// What a killed process had written to the state and not synced was read by the next one, which
+/// took it for durable: a loss of power then took it back.
 #[test]
 fn what_a_start_reads_of_the_state_is_durable() {
     let history = [
