@@ -2,6 +2,7 @@
 
 mod attack; // the state, the names, the clock, the directory
 mod damage; // damaged directories
+mod hand; // files and folders moved about by a person
 mod life; // the thread that owns the log
 mod lanes; // fresh batches and the oldest
 mod model; // what is promised, and what has arrived

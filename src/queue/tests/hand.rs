@@ -1,0 +1,162 @@
+//! What a person does to a queue's directory by hand: files and folders removed, exchanged, moved,
+//! and put in each other's place.
+
+use std::path::Path;
+
+use super::{
+    attack::{KEEPING, Known, furnish},
+    *,
+};
+
+/// Q5: a state that is lost, with a backlog that is empty, gives no number a second time.
+#[test]
+fn no_number_is_given_again_after_the_loss_of_the_state() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..10)], 10);
+    log.seal(20);
+    drain(&mut log, &mut Backend::default());
+    log.close(30);
+    disk.lose_state();
+    let mut log = open(&disk);
+    assert!(log.append(vec![group(10..20)], 40).first_seq >= 10);
+    drop(log);
+    let fresh = MemoryDisk::new();
+    drop(open(&fresh));
+    assert_eq!(open(&fresh).append(vec![group(0..1)], 10).first_seq, 0, "a new queue begins at 0");
+}
+
+/// Q3: two segments whose folders were exchanged are not damaged: they stay, and it is said what is
+/// wrong; with their names back they are delivered.
+#[test]
+fn exchanged_segments_are_not_told_to_be_damaged() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    for n in 0..3 {
+        log.append(vec![group(n * 5..n * 5 + 5)], 10);
+        log.seal(20);
+    }
+    drop(log);
+    let exchange = || {
+        let [a, b, _] = disk.segments()[..] else { panic!("three segments") };
+        let folder = |id: u64| std::path::PathBuf::from(format!("segments/{id:020}"));
+        let mut hand = disk.open();
+        hand.rename(&folder(a), Path::new("aside")).unwrap();
+        hand.rename(&folder(b), &folder(a)).unwrap();
+        hand.rename(Path::new("aside"), &folder(b)).unwrap();
+    };
+    exchange();
+    let mut log = open(&disk);
+    let mut backend = Backend::default();
+    while let Some(batch) = log.next_batch(1_000) {
+        backend.take(&batch);
+        log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+    }
+    assert_all(&backend, 10..15);
+    assert_eq!((log.losses(), log.status().records), (vec![], 10));
+    let answer = log.segments()[0].last_answer.clone().unwrap();
+    assert!(answer.contains("holds the frames of segment"), "{answer}");
+    drop(log);
+    let [a, b] = disk.segments()[..] else { panic!("two segments") };
+    let folder = |id: u64| std::path::PathBuf::from(format!("segments/{id:020}"));
+    let mut hand = disk.open();
+    hand.rename(&folder(a), Path::new("aside")).unwrap();
+    hand.rename(&folder(b), &folder(a)).unwrap();
+    hand.rename(Path::new("aside"), &folder(b)).unwrap();
+    drain(&mut open(&disk), &mut backend);
+    assert_all(&backend, 0..15);
+}
+
+/// Q3: a segment that waits, and that somebody has moved to the delivered ones, is delivered.
+#[test]
+fn a_waiting_segment_among_the_delivered_ones_is_delivered() {
+    let disk = MemoryDisk::new();
+    let mut log = Log::open(disk.open(), KEEPING).unwrap();
+    log.append(vec![group(0..5)], 10);
+    log.seal(20);
+    drop(log);
+    let id = disk.segments()[0];
+    let mut hand = disk.open();
+    let folder = |place: &str| std::path::PathBuf::from(format!("{place}/{id:020}"));
+    hand.rename(&folder("segments"), &folder("delivered")).unwrap();
+    let mut log = Log::open(disk.open(), KEEPING).unwrap();
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_all(&backend, 0..5);
+    assert_eq!(log.losses(), []);
+}
+
+/// Q12: something that is no file in the place of one of the files of the state, or of `QUEUE`, is
+/// put aside; and notes of another queue make a file one that is to be written anew.
+#[test]
+fn what_is_no_file_of_the_state_is_put_aside() {
+    let furnished = || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap();
+        furnish(&mut log);
+        let known = Known::of(&log);
+        drop(log);
+        (dir, known)
+    };
+    let pipe = |path: &Path| {
+        let done = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(done.success());
+    };
+    let folder = |path: &Path| std::fs::create_dir(path).unwrap();
+    for name in ["state/a", "state/b", "QUEUE"] {
+        for make in [&folder as &dyn Fn(&Path), &pipe] {
+            let (dir, known) = furnished();
+            let path = dir.path().join(name);
+            std::fs::remove_file(&path).unwrap();
+            make(&path);
+            for _ in 0..2 {
+                let log = Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap();
+                assert_eq!(Known::of(&log), known, "{name}");
+            }
+            assert!(path.is_file(), "{name} is a file again");
+        }
+    }
+    let ((dir, known), (other, _)) = (furnished(), furnished());
+    std::fs::copy(other.path().join("state/a"), dir.path().join("state/a")).unwrap();
+    drop(Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap());
+    std::fs::remove_file(dir.path().join("state/b")).unwrap();
+    let log = Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap();
+    assert_eq!(Known::of(&log), known);
+}
+
+/// Q7: the file of the open segment is removed under the process: what comes is not written into
+/// the void, and a kill then loses nothing that was acknowledged.
+#[test]
+fn an_open_segment_that_is_removed_is_noticed_at_once() {
+    for whole in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap();
+        log.append(vec![group(0..3)], 10);
+        let id = log.segments()[0].id;
+        let folder = dir.path().join(format!("segments/{id:020}"));
+        if whole {
+            std::fs::remove_dir_all(&folder).unwrap();
+        } else {
+            std::fs::remove_file(folder.join("db")).unwrap();
+        }
+        assert_eq!(log.append(vec![group(3..6)], 20).home, Home::Disk);
+        drop(log); // killed
+        let mut log = Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap();
+        log.seal(30);
+        let mut backend = Backend::default();
+        drain(&mut log, &mut backend);
+        assert_all(&backend, 0..6);
+    }
+}
+
+/// A link in the place of the trash: what it leads to is not ours to remove.
+#[test]
+fn a_linked_trash_is_left_alone() {
+    let (dir, precious) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(precious.path().join("thesis"), "x").unwrap();
+    drop(Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap());
+    std::fs::remove_dir(dir.path().join("trash")).unwrap();
+    std::os::unix::fs::symlink(precious.path(), dir.path().join("trash")).unwrap();
+    drop(Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap());
+    assert!(precious.path().join("thesis").exists());
+}
