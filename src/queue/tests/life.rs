@@ -139,8 +139,8 @@ async fn the_end_of_the_thread_is_seen() {
     tokio::task::spawn_blocking(|| thread.unwrap().join()).await.unwrap();
 }
 
-/// `on_full = "evict_newest"`: a program that is told to come again still has its metrics; they are not
-/// counted as lost.
+/// `on_full = "evict_newest"`: a program that is told to come again still has its metrics; they are
+/// not counted as lost.
 #[tokio::test]
 async fn a_refused_request_is_no_loss() {
     let budget = Budget { on_full: OnFull::EvictNewest, ..Budget::UNBOUNDED };
