@@ -185,7 +185,7 @@ pub enum QueueError {
     Store(#[from] StoreError),
 }
 
-/// Clocks that are no further apart agree, when ages are told in hours and days.
+/// The largest difference at which two clocks count as agreeing: ages are in hours and days.
 const CLOCKS_AGREE_MS: i64 = 10 * 60_000;
 /// Commands that may wait for the log's thread before a sender has to wait.
 const COMMANDS_MAX: usize = 64;

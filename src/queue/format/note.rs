@@ -74,7 +74,7 @@ pub struct NotesRead {
     pub sound_bytes: u64,
     /// Bytes that are part of no sound note, but for those at the end of the file.
     pub damaged: bool,
-    /// Bytes at the end that are no sound note: what a process that ended was writing, or damage.
+    /// The file ends with bytes that are not a sound note: an unfinished write, or damage.
     pub torn: bool,
     /// The number of a later version that wrote some of the notes.
     pub unknown_version: Option<u16>,
@@ -344,7 +344,7 @@ mod tests {
         let (mut file, starts) = file();
         let at = starts[2];
         put(&mut file, at + offset::VERSION, 9_u16.to_le_bytes());
-        assert_eq!(read(&file).unknown_version, None, "a flipped bit is no version");
+        assert_eq!(read(&file).unknown_version, None, "a flipped bit is not a version");
         let crc = crc32c::crc32c(&file[at..at + offset::HEADER_CRC]);
         put(&mut file, at + offset::HEADER_CRC, crc.to_le_bytes());
         assert_eq!(read(&file).unknown_version, Some(9));

@@ -44,7 +44,7 @@ pub trait ReadDisk: Send {
 /// Changes the files of a queue. Nothing is durable before [`WriteDisk::sync`] of the file, and of
 /// the folder when a name in it is new, moved or removed.
 pub trait WriteDisk: ReadDisk {
-    /// Makes a folder whose parent is there; one that is there already is no error.
+    /// Makes a folder in an existing one. Succeeds if the folder exists already.
     fn make_folder(&mut self, folder: &Path) -> io::Result<()>;
 
     /// Writes `bytes` at byte `at` of a file, which is made when its folder is there. After an

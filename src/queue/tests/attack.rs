@@ -102,7 +102,7 @@ fn one_fault_of_the_state_takes_nothing() {
     assert_eq!(kinds.len(), 8, "{kinds:?}");
 }
 
-/// Q12: a state that cannot be read is no state that is lost: nothing is opened, and nothing is
+/// Q12: a state that cannot be read is not a lost one: nothing is opened, and nothing is
 /// changed; when it can be read, everything is as it was.
 #[test]
 fn a_state_that_cannot_be_read_is_waited_for() {
@@ -306,7 +306,7 @@ fn a_renamed_segment_gets_its_name_back() {
 }
 
 /// Q3, Q5: damage to any frame of a window that was open when the process was killed, but the last,
-/// is in the ledger, number for number; the first is no exception.
+/// is in the ledger, number for number, the first included.
 #[test]
 fn damage_to_an_open_window_is_counted() {
     for before in [false, true] {
