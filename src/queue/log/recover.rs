@@ -77,8 +77,8 @@ impl<D: WriteDisk> Log<D> {
     /// Opens the log on `disk`. Reads the state and the segments that were never sealed, not the
     /// backlog. Deletes nothing but segments whose delivery is recorded and empty ones.
     ///
-    /// A state that is lost is no error, and one that cannot be read now is: then nothing has been
-    /// changed, and the same call may succeed later.
+    /// A lost state is rebuilt from the segments. A state that cannot be read now is an error:
+    /// nothing has been changed then, and the same call may succeed later.
     pub fn open(disk: D, limits: LogLimits) -> Result<Self, StoreError> {
         let mut store = Store::open(disk, limits.reserve_bytes())?;
         let (journal, rows) = Journal::open(&mut store)?;
