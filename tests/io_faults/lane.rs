@@ -185,12 +185,14 @@ impl Lane {
 
     /// No number has been given twice: there are as many as there are metrics.
     fn audit_numbers(&mut self) -> Result<(), String> {
+        // First what has a number, then how many there are: metrics go on coming in between.
+        let seen = self.seen();
+        let numbered = seen.stored.keys().chain(&seen.dead).collect::<BTreeSet<_>>().len() as u64;
         let given = self.site.queue_number("next_seq");
-        let stored = self.seen().stored.len() as u64;
         let before = std::mem::replace(&mut self.given, given);
-        if given < before || given < stored {
+        if given < before || given < numbered {
             return Err(format!(
-                "{stored} metrics are stored, and {given} numbers given, after {before}"
+                "{numbered} metrics have a number, and {given} were given, after {before}"
             ));
         }
         Ok(())

@@ -12,7 +12,8 @@ use super::ledger::{self, Sum};
 use crate::cli::local::{Local, Reader};
 use crate::cli::screen::{Screen, count, counted, cut};
 use crate::queue::{
-    Budget, DeadCount, LossReason, OnFull, QueueStatus, Retain, SegmentInfo, SegmentState,
+    Budget, DeadCount, LossReason, OnFull, Quarantined, QueueStatus, Retain, SegmentInfo,
+    SegmentState,
 };
 use crate::units;
 
@@ -33,9 +34,9 @@ pub(super) struct Summary {
     /// Losses by reason.
     losses: BTreeMap<LossReason, Sum>,
     /// Dead letters.
-    dead: DeadCount,
+    dead: Part<DeadCount>,
     /// What is in quarantine.
-    quarantine: Aside,
+    quarantine: Part<Aside>,
     /// The file system.
     file_system: Option<Space>,
     #[serde(skip)]
@@ -60,6 +61,14 @@ struct Aside {
     disk_bytes: u64,
 }
 
+/// What is told of one place in the directory; the others are told whatever is wrong with it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+enum Part<T> {
+    Known(T),
+    Unreadable { error: String },
+}
+
 /// Room on the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Space {
@@ -76,17 +85,15 @@ pub(super) async fn look(reader: &mut Reader, local: &Local) -> anyhow::Result<S
     for segment in &segments {
         *states.entry(super::tables::segment_word(segment)).or_default() += 1;
     }
-    let quarantine = reader.quarantine(crate::control::Scan::No).await?;
+    let dead = reader.dead_count().await.into();
+    let quarantine = reader.quarantine(crate::control::Scan::No).await;
     Ok(Summary {
         dir: local.queue.dir.clone(),
         states,
         tried: tried(&segments),
         losses: ledger::sums(&reader.losses().await?),
-        dead: reader.dead_count().await?,
-        quarantine: Aside {
-            entries: quarantine.len() as u64,
-            disk_bytes: quarantine.iter().map(|entry| entry.disk_bytes).sum(),
-        },
+        dead,
+        quarantine: quarantine.map(|entries| Aside::of(&entries)).into(),
         file_system: space(&local.queue.dir),
         budget: local.queue.limits.budget,
         retain: local.queue.limits.retain,
@@ -145,18 +152,8 @@ impl Shown for Summary {
         }
         line("ring", format!("{} in memory", units::show_size(queue.ring_bytes)));
         line("lost", self.lost());
-        line("dead", self.dead_letters(screen));
-        line(
-            "quarantine",
-            match self.quarantine.entries {
-                0 => "empty".to_owned(),
-                some => format!(
-                    "{}, {}; see `agent inspect quarantine`",
-                    counted_entries(some),
-                    units::show_size(self.quarantine.disk_bytes),
-                ),
-            },
-        );
+        line("dead", self.dead.show(|dead| dead_letters(dead, screen)));
+        line("quarantine", self.quarantine.show(Aside::show));
         line("records", format!("the next one is {}", queue.next_seq));
         text
     }
@@ -176,8 +173,11 @@ impl Shown for Summary {
                 ),
             ),
             ("disk".to_owned(), queue.disk_error.clone().unwrap_or_else(|| "ok".to_owned())),
-            ("dead letters".to_owned(), self.dead.letters.to_string()),
-            ("quarantine".to_owned(), format!("{} entries", self.quarantine.entries)),
+            ("dead letters".to_owned(), self.dead.show(|dead| dead.letters.to_string())),
+            (
+                "quarantine".to_owned(),
+                self.quarantine.show(|aside| format!("{} entries", aside.entries)),
+            ),
         ];
         facts.extend(
             self.losses.iter().map(|(reason, sum)| {
@@ -194,8 +194,8 @@ impl Shown for Summary {
     fn is_damaged(&self) -> bool {
         let damaged = SegmentState::Damaged;
         self.states.contains_key(super::tables::state_word(damaged))
-            || self.quarantine.entries > 0
-            || self.dead.damaged > 0
+            || self.quarantine.wants_a_look(|aside| aside.entries > 0)
+            || self.dead.wants_a_look(|dead| dead.damaged > 0)
     }
 }
 
@@ -243,23 +243,63 @@ impl Summary {
         });
         words.collect::<Vec<_>>().join(&format!("\n{:INDENT$}", ""))
     }
+}
 
-    fn dead_letters(&self, screen: &Screen) -> String {
-        if self.dead.letters + self.dead.damaged == 0 {
-            return "no letters".to_owned();
+impl<T> Part<T> {
+    fn show(&self, show: impl FnOnce(&T) -> String) -> String {
+        match self {
+            Self::Known(part) => show(part),
+            Self::Unreadable { error } => error.replace('\n', &format!("\n{:INDENT$}", "")),
         }
-        let newest = self.dead.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
-        let damaged = match self.dead.damaged {
-            0 => String::new(),
-            some => format!(", {}", counted(some, "damaged line")),
-        };
-        format!(
-            "{}{damaged}, {}{}; see `agent inspect dead`",
-            counted(self.dead.letters, "letter"),
-            units::show_size(self.dead.bytes),
-            newest.unwrap_or_default(),
-        )
     }
+
+    fn wants_a_look(&self, wants: impl FnOnce(&T) -> bool) -> bool {
+        match self {
+            Self::Known(part) => wants(part),
+            Self::Unreadable { .. } => true,
+        }
+    }
+}
+
+impl<T> From<anyhow::Result<T>> for Part<T> {
+    fn from(read: anyhow::Result<T>) -> Self {
+        match read {
+            Ok(part) => Self::Known(part),
+            Err(error) => Self::Unreadable { error: format!("{error:#}") },
+        }
+    }
+}
+
+impl Aside {
+    fn of(entries: &[Quarantined]) -> Self {
+        let disk_bytes = entries.iter().map(|entry| entry.disk_bytes).sum();
+        Self { entries: entries.len() as u64, disk_bytes }
+    }
+
+    fn show(&self) -> String {
+        if self.entries == 0 {
+            return "empty".to_owned();
+        }
+        let (entries, size) = (counted_entries(self.entries), units::show_size(self.disk_bytes));
+        format!("{entries}, {size}; see `agent inspect quarantine`")
+    }
+}
+
+fn dead_letters(dead: &DeadCount, screen: &Screen) -> String {
+    if dead.letters + dead.damaged == 0 {
+        return "no letters".to_owned();
+    }
+    let newest = dead.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
+    let damaged = match dead.damaged {
+        0 => String::new(),
+        some => format!(", {}", counted(some, "damaged line")),
+    };
+    format!(
+        "{}{damaged}, {}{}; see `agent inspect dead`",
+        counted(dead.letters, "letter"),
+        units::show_size(dead.bytes),
+        newest.unwrap_or_default(),
+    )
 }
 
 /// How full the queue is.
@@ -322,13 +362,13 @@ mod tests {
                 (LossReason::Evict, Sum { records: 12_345, entries: 3, unacknowledged: 1 }),
                 (LossReason::Refuse, Sum { records: 1, entries: 1, unacknowledged: 0 }),
             ]),
-            dead: DeadCount {
+            dead: Part::Known(DeadCount {
                 letters: 1,
                 damaged: 0,
                 bytes: 812,
                 newest_at: Some("2026-11-21T11:00:00Z".parse().expect("a time")),
-            },
-            quarantine: Aside { entries: 1, disk_bytes: 528_384 },
+            }),
+            quarantine: Part::Known(Aside { entries: 1, disk_bytes: 528_384 }),
             file_system: Some(Space {
                 total_bytes: 100 << 30,
                 available_bytes: 4 << 30,
@@ -366,18 +406,34 @@ mod tests {
 
     #[test]
     fn damage_and_quarantine_want_a_look() {
-        let clean = Summary { quarantine: Aside::default(), ..summary() };
+        let empty = || Part::Known(Aside::default());
+        let clean = Summary { quarantine: empty(), ..summary() };
         assert!(!clean.is_damaged());
         assert!(summary().is_damaged());
         let states = BTreeMap::from([("damaged", 1)]);
-        assert!(Summary { states, quarantine: Aside::default(), ..summary() }.is_damaged());
-        let dead = DeadCount { damaged: 1, ..DeadCount::default() };
-        let damaged = Summary { dead, quarantine: Aside::default(), ..summary() };
+        assert!(Summary { states, quarantine: empty(), ..summary() }.is_damaged());
+        let dead = Part::Known(DeadCount { damaged: 1, ..DeadCount::default() });
+        let damaged = Summary { dead, quarantine: empty(), ..summary() };
         assert!(damaged.is_damaged());
         let now = "2026-11-21T12:00:00Z".parse().expect("a time");
         let screen = Screen { width: Some(80), look: Look::Plain, now };
         let text = damaged.page(&screen, &busy());
         assert!(text.contains("0 letters, 1 damaged line, 0 B"), "{text}");
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_read_is_told_and_the_others_too() {
+        let dead = Err(anyhow::anyhow!("cannot read dead.ndjson: Is a directory")).into();
+        let summary = Summary { dead, quarantine: Part::Known(Aside::default()), ..summary() };
+        assert!(summary.is_damaged());
+        let now = "2026-11-21T12:00:00Z".parse().expect("a time");
+        let screen = Screen { width: Some(80), look: Look::Plain, now };
+        let text = summary.page(&screen, &busy());
+        assert!(text.contains("dead       cannot read dead.ndjson: Is a directory\n"), "{text}");
+        assert!(text.contains("quarantine empty\n"), "{text}");
+        let document = serde_json::to_value(&summary).expect("JSON");
+        assert_eq!(document["dead"]["error"], "cannot read dead.ndjson: Is a directory");
+        assert_eq!(document["quarantine"]["entries"], 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::{
-        files::{at, if_absent},
+        files::{at, if_absent, open_file},
         store::StoreError,
     },
     dead_letters,
@@ -97,7 +97,7 @@ impl Line<'_> {
 
 /// Opens the dead letters in `dir`; `None` when there are none.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
-    File::open(path).map(Some).or_else(if_absent(None))
+    open_file(path).map(Some).or_else(if_absent(None))
 }
 
 /// Calls `each` with every line of the dead letters in the file at `path`. A last line that is

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,6 +20,7 @@ use crate::queue::{
     DeadLetter,
     budget::DiskSpace,
     dead::{DEAD_LETTERS, DeadChanges, DeadFile},
+    files::{open_file, unwaiting},
     format::rows::Rows,
 };
 
@@ -143,16 +144,7 @@ impl<H: Send> ReadDisk for Directory<H> {
     }
 
     fn open(&self, file: &Path) -> io::Result<std::fs::File> {
-        // Without waiting: a pipe in the place of a file would hold the reader for ever.
-        let mut options = std::fs::OpenOptions::new();
-        let flags = rustix::fs::OFlags::NONBLOCK.bits();
-        let open =
-            options.read(true).custom_flags(flags.cast_signed()).open(self.dir.join(file))?;
-        match open.metadata()?.file_type() {
-            kind if kind.is_file() => Ok(open),
-            kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a file")),
-        }
+        open_file(&self.dir.join(file)).map(|open| open.into_parts().0)
     }
 
     fn occupied(&self, path: &Path) -> u64 {
@@ -205,9 +197,7 @@ impl WriteDisk for RealDisk {
     }
 
     fn sync(&mut self, path: &Path) -> io::Result<()> {
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let mut options = std::fs::OpenOptions::new();
-        let open = options.read(true).custom_flags(flags).open(self.dir.join(path))?;
+        let open = unwaiting().open(self.dir.join(path))?;
         // Of a file, the content and the length; of a folder, its names.
         if open.metadata()?.is_dir() { open.sync_all() } else { open.sync_data() }
     }
