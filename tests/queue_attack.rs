@@ -128,6 +128,11 @@ async fn files_of_root_are_waited_for() {
     assert_eq!(keyed.status, 503);
     let status = site.command(&["status"]);
     assert!(status.stdout.contains("cannot be read"), "{status:?}");
+    for arguments in [&["inspect"][..], &["inspect", "segments"], &["replay"]] {
+        let done = site.command(arguments);
+        assert_eq!(done.code, Some(1), "{arguments:?}: {done:?}");
+        assert!(done.stderr.contains("cannot read the queue's state"), "{arguments:?}: {done:?}");
+    }
     assert_eq!(kept(&site), segments, "nothing was touched");
     give(&site.queue(), NOBODY);
     until("it goes on by itself", LIMIT, || agent.stderr().contains("can be read now"));

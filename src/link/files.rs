@@ -120,3 +120,28 @@ pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
     file.read_to_end(&mut content).map_err(unreadable)?;
     Ok(content)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A user that owns nothing.
+    const NOBODY: u32 = 65_534;
+
+    /// What root writes beside the files of the agent's user is that user's.
+    #[test]
+    fn files_that_root_writes_are_the_folders_owners() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "CI runs as root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        for readers in [Readers::Owner, Readers::Everyone] {
+            let path = folder.path().join(format!("{readers:?}"));
+            replace(&path, b"x", readers).unwrap();
+            let data = fs_err::metadata(&path).unwrap();
+            assert_eq!((data.uid(), data.gid()), (NOBODY, NOBODY), "{readers:?}");
+        }
+    }
+}

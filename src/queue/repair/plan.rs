@@ -216,7 +216,10 @@ fn quarantine(
         // A copy of a segment of this queue goes under its own number, and is recognised.
         let id = owner.map(|own| own.segment).or_else(|| quarantined_segment(&entry.name));
         let id = id.filter(|_| entry.kind.is_segment());
-        let waits = id.is_some_and(|id| dir.join(segment_folder(id)).exists());
+        let taken =
+            |step: &Step| matches!(step.action, Action::Requeue(other) if Some(other) == id);
+        let waits = id.is_some_and(|id| dir.join(segment_folder(id)).exists())
+            || plan.steps.iter().any(taken);
         match id {
             Some(id) if records > 0 && !waits && requeue == Requeue::Yes => {
                 plan.steps.push(Step {

@@ -280,3 +280,25 @@ fn a_segment_in_quarantine_is_queued_again_when_that_is_asked_for() {
     assert!(kept.join("db").exists());
     assert_eq!(deliverable(dir.path()), (0..100).collect::<Vec<_>>());
 }
+
+/// Q3: copies of a segment, under other numbers or beside it in quarantine, are queued once, and
+/// under the number that the segment had: the backend recognises what it has.
+#[test]
+fn copies_of_a_segment_are_queued_again_once() {
+    let dir = filled();
+    let original = segments(dir.path())[0].clone();
+    for number in [7, 8] {
+        let copy = dir.path().join(format!("segments/{number:020}"));
+        copy_files(&original, &copy).unwrap();
+    }
+    drop(open(dir.path()));
+    let aside = fs::read_dir(dir.path().join("quarantine")).unwrap().count();
+    assert_eq!((aside, segments(dir.path()).len()), (2, 2), "the copies are put aside");
+    assert_eq!(kinds(&plan_with(dir.path(), Requeue::Yes)), [], "the segment waits itself");
+    assert_eq!(deliverable(dir.path()), (0..100).collect::<Vec<_>>());
+    let repair = plan_with(dir.path(), Requeue::Yes);
+    assert_eq!(kinds(&repair), [StepKind::Quarantined], "one of them");
+    assert_eq!(apply(repair).records, 50);
+    assert_eq!(segments(dir.path()), [original]);
+    assert_eq!(deliverable(dir.path()), (0..50).collect::<Vec<_>>());
+}
