@@ -88,7 +88,7 @@ async fn agent(backend: &Running, dir: &Path) -> Agent {
         name: "bench".to_owned(),
         hostname: "bench".to_owned(),
         contact: Contact::Ca(backend.ca_file()),
-        secret: backend.registration_secret().clone(),
+        secret: Some(backend.registration_secret().clone()),
     };
     let registered = register(&registration).await.expect("the agent registers");
     Agent::start(setup, registered.identity).await.expect("the agent starts")

@@ -230,6 +230,7 @@ pub fn forward_config(
     ForwardConfig {
         collector_id,
         hostname,
+        brings_other: false,
         in_flight: settings.in_flight,
         order: settings.order,
         backlog_rate: settings.backlog_rate,

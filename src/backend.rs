@@ -8,7 +8,9 @@
 mod api; // the HTTP endpoints
 mod auth; // tokens, passwords, sealed secrets
 mod config; // the backend's own TOML
+mod enrolment; // secrets and collectors, by hand
 mod keys; // the files in its data directory
+mod names; // what may be a name
 mod page; // what a browser on this host is shown
 mod pki; // the certificate authority
 mod serve; // TLS and connections
@@ -19,11 +21,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use config::{BackendConfig, Lifetimes, Limits};
+pub use enrolment::{
+    Released, SecretRequest, add_secret, collectors, release_named, remove, rename, revoke_secret,
+    secrets,
+};
 
 use crate::clock;
 use api::Shared;
@@ -56,6 +62,9 @@ pub enum BackendError {
     /// A user cannot be added or shut out.
     #[error("{0}")]
     User(String),
+    /// A secret or a collector cannot be changed so.
+    #[error("{0}")]
+    Enrolment(String),
 }
 
 impl From<pki::PkiError> for BackendError {
@@ -273,5 +282,7 @@ async fn open(config: &BackendConfig) -> Result<(Arc<dyn Store>, keys::Keys), Ba
         )),
         other => other.into(),
     })?;
+    let secret = keys.registration_secret.expose_secret();
+    enrolment::keep_file_secret(store.as_ref(), &keys.sealer, secret).await?;
     Ok((store, keys))
 }

@@ -4,6 +4,7 @@
 //! others are grouped by stage. `config.sample.toml` lists all of them, and a test keeps it so.
 
 mod backend; // [backend] and the way to it
+mod host; // what this host calls itself
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
 
@@ -194,7 +195,7 @@ const ACCESS: &str = "says who may push to this host's agent";
 fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
     let config = AgentConfig {
         id: section.local(IDENTITY).at_start().text("id", "collector-001"),
-        hostname: section.local(IDENTITY).at_start().text("hostname", "localhost"),
+        hostname: host::named(&section.local(IDENTITY).at_start().text("hostname", "")),
         push_interval: section.duration("push_interval", "60", ["100ms", "1h"]),
         config_pull_interval: section.duration("config_pull_interval", "300", ["1s", "1d"]),
         remote_config: if section.local(PERMISSION).boolean("remote_config", true) {
@@ -204,9 +205,6 @@ fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
         },
         state_dir: section.at_start().path("state_dir", "/var/lib/pganalytics"),
     };
-    if config.hostname.trim().is_empty() {
-        section.reject("hostname", "is empty", "name the host that the metrics are about");
-    }
     (config, section.duration("interval", "60", ["100ms", "1d"]))
 }
 
@@ -428,7 +426,9 @@ mod tests {
     #[test]
     fn existing_keys_have_their_documented_defaults() {
         let config = read("").unwrap();
-        assert_eq!((&*config.agent.id, &*config.agent.hostname), ("collector-001", "localhost"));
+        assert_eq!(config.agent.id, "collector-001");
+        let own = host::named("");
+        assert_eq!(config.agent.hostname, own, "two hosts with one name would be one collector");
         assert_eq!(config.agent.push_interval, Duration::from_secs(60));
         assert_eq!(config.agent.config_pull_interval, Duration::from_secs(300));
         assert_eq!(config.link.url, "https://localhost:8080");

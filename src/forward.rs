@@ -154,8 +154,10 @@ pub struct WireError {
 pub struct ForwardConfig {
     /// The agent's id at the backend.
     pub collector_id: String,
-    /// This host.
+    /// The host that the metrics are of: this one, but for a replay.
     pub hostname: String,
+    /// It is another host, which this one brings.
+    pub brings_other: bool,
     /// Batches on their way at once at most, 1 to 16.
     pub in_flight: usize,
     /// Which batches go first.
@@ -177,6 +179,7 @@ impl Default for ForwardConfig {
         Self {
             collector_id: String::new(),
             hostname: String::new(),
+            brings_other: false,
             in_flight: 4,
             order: Order::FreshFirst,
             backlog_rate: None,

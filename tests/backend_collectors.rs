@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Method;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pganalytics::backend::store::{Page, Role};
+use pganalytics::backend::{self, SecretRequest};
 use pganalytics::clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -64,8 +65,10 @@ async fn registration_gives_all_that_a_host_needs() {
     assert_eq!(other.answer.get("private_key"), None);
     let audits = served.running().store().audits(Page::first(10)).await.expect("audits");
     let subjects: Vec<_> = audits.rows.iter().map(|row| row.subject.as_str()).collect();
-    assert_eq!(subjects, [other.id.as_str(), &id.to_string()]);
-    assert!(audits.rows.iter().all(|row| row.action == "collector.register"));
+    assert_eq!(subjects, [other.id.as_str(), &id.to_string(), "file"]);
+    let actions: Vec<_> = audits.rows.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["collector.register", "collector.register", "secret.add"]);
+    assert!(audits.rows[0].actor.ends_with("with the secret file"), "{audits:?}");
     // The certificate and key that were given work.
     let client = served.client(text("certificate"), text("private_key"));
     let host = Host { id: id.to_string(), token: text("token").to_owned(), ..other };
@@ -84,7 +87,7 @@ async fn a_wrong_registration_is_refused() {
     check(json!({"name": "n"})).await;
     check(json!({"name": "n", "hostname": ""})).await;
     check(json!({"name": 5, "hostname": "h"})).await;
-    check(json!({"name": "n\n", "hostname": "h"})).await;
+    check(json!({"name": "n\nm", "hostname": "h"})).await;
     check(json!({"name": "n".repeat(256), "hostname": "h"})).await;
     check(json!({"name": "n", "hostname": "h", "csr": "no request"})).await;
     check(json!([])).await;
@@ -109,21 +112,136 @@ async fn registration_needs_the_secret() {
     assert!((1..=60).contains(&wait), "{wait}");
 }
 
-/// C47: a name belongs to its host; the host may register again, and its old self is dead.
+/// C47: the secret makes new hosts, and no old one: not by its name, however it is written, nor by its
+/// host, nor once it was removed. The old one notices nothing.
 #[tokio::test]
-async fn a_name_belongs_to_the_first_host() {
+async fn the_secret_takes_over_no_host() {
     let served = Served::start().await;
     let first = served.register("db1").await;
-    let other = json!({"name": "db1", "hostname": "other.example.com"});
-    assert_eq!(served.try_register(&other).await.refused(409), "name_taken");
-    let again = served.register("db1").await;
-    assert_eq!(again.id, first.id);
-    assert_ne!(again.secret, first.secret);
-    assert_eq!(again.push(json!([])).await.status, 200);
+    let register = async |name: &str, hostname: &str| {
+        served.try_register(&json!({"name": name, "hostname": hostname})).await
+    };
+    for (name, hostname, slug) in [
+        ("db1", "db1.example.com", "name_taken"),
+        ("DB1 ", "other.example.com", "name_taken"),
+        ("other", "Db1.Example.com", "host_taken"),
+    ] {
+        assert_eq!(register(name, hostname).await.refused(409), slug, "{name} {hostname}");
+    }
+    assert_eq!(first.push(json!([])).await.status, 200, "it notices nothing");
+    for unseen in ["db\u{202e}1", "db1\u{200b}", "db1\u{9b}31m"] {
+        register(unseen, "x").await.refused(400);
+        register("x", unseen).await.refused(400);
+    }
+    let admin = served.user_token(Role::Admin).await;
+    let path = format!("/api/v1/collectors/{}", first.id);
+    let remove = Ask::new(Method::DELETE, &path).bearer(&admin);
+    assert_eq!(served.stranger().send(remove).await.status, 204);
+    assert_eq!(register("db1", "db1.example.com").await.refused(409), "name_taken");
+    // Nor does the certificate that it still has.
+    let ask = Ask::post("/api/v1/collectors/register");
+    let body = json!({"name": "db1", "hostname": "db1.example.com"});
+    assert_eq!(first.client.send(ask.json(&body)).await.refused(401), "bad_registration_secret");
+    // Its host may get a collector of another name: the machine was set up anew.
+    assert_eq!(register("db1-new", "db1.example.com").await.status, 200);
+}
+
+/// C47: the certificate decides whose registration it is, whatever the request says; the collector
+/// keeps its name, its id and its server, and its old certificate and secret are dead.
+#[tokio::test]
+async fn a_host_comes_back_with_its_certificate() {
+    let served = Served::start().await;
+    let first = served.register("db1").await;
+    served.register("db2").await;
+    first.push(json!([])).await;
+    let metric = json!({"type": "custom.x", "timestamp": clock::rfc3339(clock::now()), "n": 1});
+    assert_eq!(first.push(json!([metric])).await.status, 200);
+    let (key, csr) = key_and_request();
+    let body = json!({"name": "whoever", "hostname": "new.example.com", "csr": csr});
+    let ask = Ask::post("/api/v1/collectors/register").json(&body);
+    let answer = first.client.send(ask).await.json();
+    let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{key}: {answer}"));
+    assert_eq!((text("collector_id"), text("name")), (first.id.as_str(), "db1"));
+    let client = served.client(text("certificate"), &key.serialize_pem());
+    let again = Host { client, token: text("token").to_owned(), ..first.clone() };
+    assert_eq!(again.push(json!([metric])).await.status, 200);
     let old = push_with(&first.client, &first, &first.token).await;
     assert_eq!(old.refused(403), "certificate_mismatch");
     let old = minted(&first, &claims(&first.id));
     push_with(&again.client, &again, &old).await.refused(401);
+    let servers = served.running().store().servers(Page::first(9)).await.expect("servers").rows;
+    let hosts: Vec<_> = servers.iter().map(|server| server.hostname.as_str()).collect();
+    assert_eq!(hosts, ["new.example.com"]);
+    let audits = served.running().store().audits(Page::first(9)).await.expect("audits").rows;
+    assert!(audits[0].actor.ends_with("with its certificate"), "{audits:?}");
+}
+
+/// C47: the secret of a release brings one collector back, once, and no other.
+#[tokio::test]
+async fn a_released_collector_comes_back_once() {
+    let served = Served::start().await;
+    let first = served.register("db1").await;
+    served.register("db2").await;
+    let admin = served.user_token(Role::Admin).await;
+    let release = |token: &str, id: &str| {
+        let ask = Ask::post(&format!("/api/v1/collectors/{id}/release")).bearer(token);
+        let client = served.stranger();
+        async move { client.send(ask).await }
+    };
+    let viewer = served.user_token(Role::Viewer).await;
+    release(&viewer, &first.id).await.refused(403);
+    release(&admin, &uuid::Uuid::nil().to_string()).await.refused(404);
+    let path = format!("/api/v1/collectors/{}", first.id);
+    let remove = Ask::new(Method::DELETE, &path).bearer(&admin);
+    assert_eq!(served.stranger().send(remove).await.status, 204);
+    let answer = release(&admin, &first.id).await.json();
+    let secret = answer["secret"].as_str().expect("a secret");
+    let end: jiff::Timestamp = answer["expires_at"].as_str().expect("a time").parse().expect("one");
+    let hours = end.duration_since(clock::now()).as_hours();
+    assert!((23..=24).contains(&hours), "{hours}");
+    let register = async |name: &str| {
+        let body = json!({"name": name, "hostname": "db1.example.com"});
+        let ask = Ask::post("/api/v1/collectors/register").json(&body);
+        served.stranger().send(ask.header("x-registration-secret", secret)).await
+    };
+    assert_eq!(register("db2").await.refused(409), "other_name");
+    assert_eq!(register("db3").await.refused(409), "other_name");
+    assert_eq!(register("DB1").await.json()["collector_id"], first.id.as_str());
+    assert_eq!(register("db1").await.refused(401), "bad_registration_secret");
+}
+
+/// A secret with the right to take names back does so; a name that was given up leads to its
+/// collector. Secrets are made, listed and ended by hand beside a running backend.
+#[tokio::test]
+async fn secrets_are_made_and_ended_by_hand() {
+    let served = Served::start().await;
+    let first = served.register("db1").await;
+    let add = |name: &str, reclaims: bool, uses_max: Option<u64>| {
+        let request = SecretRequest { name: name.to_owned(), uses_max, life: None, reclaims };
+        backend::add_secret(&served.config, request)
+    };
+    let (once, fleet) = (add("once", false, Some(1)).await, add("fleet", true, None).await);
+    let (once, fleet) = (once.expect("a secret"), fleet.expect("a secret"));
+    add("fleet", true, None).await.expect_err("the name is taken");
+    let register = async |secret: &str, name: &str| {
+        let body = json!({"name": name, "hostname": format!("{name}.elsewhere")});
+        let ask = Ask::post("/api/v1/collectors/register").json(&body);
+        served.stranger().send(ask.header("x-registration-secret", secret)).await
+    };
+    assert_eq!(register(&once, "db1").await.refused(409), "name_taken");
+    assert_eq!(register(&once, "db2").await.status, 200);
+    register(&once, "db3").await.refused(401);
+    backend::rename(&served.config, "db1", "primary").await.expect("renamed");
+    let back = register(&fleet, "db1").await.json();
+    assert_eq!((&back["collector_id"], &back["name"]), (&json!(first.id), &json!("primary")));
+    backend::revoke_secret(&served.config, "fleet").await.expect("revoked");
+    register(&fleet, "db1").await.refused(401);
+    // The one in the file, too, and a restart does not bring it back.
+    backend::revoke_secret(&served.config, "file").await.expect("revoked");
+    served.try_register(&json!({"name": "x", "hostname": "x"})).await.refused(401);
+    let secrets = backend::secrets(&served.config).await.expect("secrets");
+    let good = secrets.iter().filter(|secret| secret.is_good(clock::now())).count();
+    assert_eq!((secrets.len(), good), (3, 0));
 }
 
 /// C7, C10, C11, C49: which tokens pass, and which do not.
@@ -239,7 +357,7 @@ async fn a_certificate_is_renewed() {
     let audits = served.running().store().audits(Page::first(10)).await.expect("audits");
     let actions: Vec<_> = audits.rows.iter().map(|row| row.action.as_str()).collect();
     let (given, used) = ("collector.renew_certificate", "collector.replace_certificate");
-    assert_eq!(actions, [used, given, given, "collector.register"]);
+    assert_eq!(actions, [used, given, given, "collector.register", "secret.add"]);
     // What is no request, or comes without a certificate, changes nothing.
     let ask = |body: Value| {
         let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);

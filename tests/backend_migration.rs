@@ -52,6 +52,8 @@ fn batch(id: &str) -> Push {
     Push {
         collector_id: ID,
         hostname: "db1".to_owned(),
+        is_brought: false,
+        brought_max: 1,
         batch_id: Some(id.to_owned()),
         received_at: at(),
         metrics,

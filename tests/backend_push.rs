@@ -123,12 +123,49 @@ async fn a_wrong_envelope_is_refused() {
         reply.refused(400);
     }
     let mut body = host.envelope(json!([metric(1)]));
-    body["hostname"] = json!("a\u{0}b");
-    host.client.send(host.ask(json!([])).json(&body)).await.refused(400);
-    body["hostname"] = json!("db1");
     body["metrics_count"] = json!(2);
     host.client.send(host.ask(json!([])).json(&body)).await.refused(400);
     assert_eq!(stored_numbers(&served).await, [] as [u64; 0]);
+}
+
+/// A collector speaks for its own host, whatever the envelope calls it; only a replay brings others,
+/// by names that look like what they are, and so many.
+#[tokio::test]
+async fn only_a_replay_brings_other_hosts() {
+    let served = Served::start_with(|config| config.limits.hosts_per_collector = 2).await;
+    let host = served.register("db1").await;
+    let queue_id = uuid::Uuid::from_u128(7);
+    let push = async |hostname: &str, is_replay: bool, n: u64| {
+        let mut body = host.envelope(json!([metric(n)]));
+        body["hostname"] = json!(hostname);
+        if is_replay {
+            body["agent"] = json!({
+                "queue_id": uuid::Uuid::nil(), "config_version": 0, "clock_offset_ms": 0,
+                "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
+                "lost": [], "replay_of": {"queue_id": queue_id},
+            });
+        }
+        host.client.send(host.ask(json!([])).json(&body)).await
+    };
+    for (n, pretended) in ["db2.example.com", "a\u{0}b", "\u{202e}1bd"].iter().enumerate() {
+        assert_eq!(push(pretended, false, n as u64).await.status, 200, "{pretended:?}");
+    }
+    for (n, brought) in ["db2.example.com", "db1.example.com", "db2.example.com"].iter().enumerate()
+    {
+        assert_eq!(push(brought, true, 10 + n as u64).await.status, 200, "{brought}");
+    }
+    let reply = push("db3.example.com", true, 20).await;
+    assert_eq!(reply.refused(429), "too_many_requests");
+    assert!(!reply.header("retry-after").is_empty());
+    for unseen in ["", "a\u{0}b", "db\u{200b}1"] {
+        assert_eq!(push(unseen, true, 21).await.json()["details"]["path"], "hostname");
+    }
+    let servers = served.running().store().servers(Page::first(9)).await.expect("servers").rows;
+    let seen: Vec<_> = servers.iter().map(|row| (row.hostname.as_str(), row.brought)).collect();
+    let own = "db1.example.com";
+    assert_eq!(seen, [(own, false), (own, true), ("db2.example.com", true)]);
+    let collectors = served.running().store().collectors(Page::first(1), clock::now()).await;
+    assert_eq!(collectors.expect("collectors").rows[0].report, None, "it is no report");
 }
 
 /// C48: a collector speaks for itself only.

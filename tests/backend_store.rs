@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
-    self, Audit, ConfigOutcome, Enrolment, KeptConfig, LostRows, MetricQuery, MetricRow, NewConfig,
-    NewUser, Page, Push, Pushed, Renewal, Role, Rotate, Rotation, Session, Store, StoreError,
-    StoredMetric,
+    self, Audit, ConfigOutcome, Enrolled, Enrolment, KeptConfig, KeptSecret, Known, LostRows,
+    MetricQuery, MetricRow, NewConfig, NewSecret, NewUser, Page, Push, Pushed, Renamed, Renewal,
+    Right, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -54,7 +54,9 @@ for_each_store!(
     a_failed_push_leaves_nothing,
     a_collector_brings_metrics_of_several_hosts,
     metrics_are_found_by_range_type_and_step,
-    the_first_host_keeps_its_name,
+    a_name_is_its_first_collectors,
+    secrets_end,
+    brought_hosts_are_bounded,
     a_deregistered_collector_has_no_credentials,
     a_renewed_certificate_replaces_the_old_one_when_it_is_used,
     configurations_are_numbered,
@@ -112,13 +114,31 @@ fn enrolment(id: u128, name: &str, hostname: &str) -> Enrolment {
         sealed_secret: vec![0, 1, 2, 255],
         thumbprint: "ab".repeat(32),
         certificate_expires_at: after(1000),
+        right: Right::Certificate,
         audit: audit("collector.register"),
     }
 }
 
+/// A secret that is there, of which `uses` are left.
+async fn secret(store: &Arc<dyn Store>, name: &str, uses: Option<u64>) -> KeptSecret {
+    let new = NewSecret {
+        name: name.to_owned(),
+        mark: name.as_bytes().to_vec(),
+        uses_max: uses,
+        expires_at: Some(after(10)),
+        reclaims: false,
+        collector_id: None,
+        audit: audit("secret.add"),
+    };
+    store.add_secret(new).await.expect("add");
+    store.secret_marked(name.as_bytes()).await.expect("secrets").expect("it is there")
+}
+
 async fn enrolled(store: &Arc<dyn Store>, id: u128) -> Uuid {
-    let name = format!("collector-{id}");
-    store.enrol(enrolment(id, &name, "db1")).await.expect("enrol");
+    let (name, secret) = (format!("collector-{id}"), secret(store, &format!("s{id}"), None).await);
+    let host = if id == 1 { "db1".to_owned() } else { format!("host-{id}") };
+    let new = Enrolment { right: Right::New(secret.id), ..enrolment(id, &name, &host) };
+    assert_eq!(store.enrol(new).await.expect("enrol"), Enrolled::Done);
     Uuid::from_u128(id)
 }
 
@@ -132,6 +152,8 @@ fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> 
     Push {
         collector_id,
         hostname: "db1".to_owned(),
+        is_brought: false,
+        brought_max: 2,
         batch_id: batch_id.map(str::to_owned),
         received_at: now(),
         metrics,
@@ -469,9 +491,10 @@ async fn a_collector_brings_metrics_of_several_hosts(opened: Opened) {
     let store = &opened.store;
     let one = enrolled(store, 1).await;
     for (n, hostname) in [(1, "db1"), (2, "dead"), (3, "db1"), (4, "dead")] {
-        let hostname = hostname.to_owned();
+        let (hostname, is_brought) = (hostname.to_owned(), hostname == "dead");
         let metrics = vec![metric("sysstat", None, n, n)];
-        store.push(Push { hostname, ..push(one, None, metrics) }).await.expect("push");
+        let push = Push { hostname, is_brought, ..push(one, None, metrics) };
+        store.push(push).await.expect("push");
     }
     let servers = store.servers(Page::first(9)).await.expect("servers").rows;
     let names: Vec<&str> = servers.iter().map(|server| server.hostname.as_str()).collect();
@@ -528,33 +551,112 @@ async fn metrics_are_found_by_range_type_and_step(opened: Opened) {
 }
 
 /// C47: S3.
-async fn the_first_host_keeps_its_name(opened: Opened) {
+async fn a_name_is_its_first_collectors(opened: Opened) {
     let store = &opened.store;
     let id = enrolled(store, 1).await;
-    let named = store.collector_named("collector-1").await.expect("named");
-    assert_eq!(named, Some((id, "db1".to_owned())));
-    assert_eq!(store.collector_named("other").await.expect("named"), None);
-    for taken in [enrolment(2, "collector-1", "db1"), enrolment(1, "collector-1", "db2")] {
-        let refused = store.enrol(taken).await;
-        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
-    }
-    let again = Enrolment {
-        thumbprint: "cd".repeat(32),
-        sealed_secret: vec![9],
-        ..enrolment(1, "collector-1", "db1")
+    let named = async |name: &str| store.collector_named(name).await.expect("named");
+    let known =
+        Known { id, name: "collector-1".to_owned(), hostname: "db1".to_owned(), is_live: true };
+    assert_eq!(named(" Collector-1").await, Some(known.clone()));
+    assert_eq!(named("other").await, None);
+    let one = secret(store, "one", Some(1)).await;
+    let enrol = async |id: u128, name: &str, host: &str| {
+        let new = Enrolment { right: Right::New(one.id), ..enrolment(id, name, host) };
+        store.enrol(new).await.expect("enrol")
     };
-    store.enrol(again).await.expect("enrol again");
+    assert_eq!(enrol(2, "COLLECTOR-1", "db2").await, Enrolled::NameTaken);
+    assert_eq!(enrol(2, "collector-2", "DB1").await, Enrolled::HostTaken);
+    assert_eq!(enrol(2, "collector-2", "db2").await, Enrolled::Done);
+    assert_eq!(enrol(3, "collector-3", "db3").await, Enrolled::SecretUsedUp);
+    assert_eq!(named("collector-3").await, None, "nothing of it is kept");
+    // A name that was given up stays reserved.
+    let rename = async |id: u128, name: &str| {
+        store.rename(Uuid::from_u128(id), name, audit("rename")).await.expect("rename")
+    };
+    assert_eq!(rename(1, "collector-2").await, Renamed::NameTaken);
+    assert_eq!(rename(9, "x").await, Renamed::Unknown);
+    assert_eq!(rename(1, "Elsewhere").await, Renamed::Done);
+    assert_eq!(rename(2, "collector-1").await, Renamed::NameTaken);
+    assert_eq!(named("collector-1").await.map(|known| known.name), Some("Elsewhere".to_owned()));
+    assert_eq!(rename(1, "collector-1").await, Renamed::Done, "its own it may have back");
+    // It comes back with its certificate under another host name, and its server goes with it.
+    store.push(push(id, None, vec![])).await.expect("push");
+    let again = Enrolment { thumbprint: "cd".repeat(32), ..enrolment(1, "x", "db9") };
+    assert_eq!(store.enrol(again).await.expect("enrol"), Enrolled::Done);
     let held = store.credentials(id).await.expect("credentials").expect("there");
-    assert_eq!(held.thumbprint, Some("cd".repeat(32)));
-    assert_eq!((held.sealed_secret, held.hostname), (vec![9], "db1".to_owned()));
-    let listed = store.collectors(Page::first(10), now()).await.expect("collectors");
-    assert_eq!(listed.total, 1);
-    // One for each registration that was let in.
-    assert_eq!(store.audits(Page::first(10)).await.expect("audits").total, 2);
-    enrolled(store, 0).await;
+    assert_eq!((held.thumbprint, held.hostname.as_str()), (Some("cd".repeat(32)), "db9"));
+    let servers = store.servers(Page::first(9)).await.expect("servers").rows;
+    assert_eq!(servers.iter().map(|row| row.hostname.as_str()).collect::<Vec<_>>(), ["db9"]);
+    let shown = store.collector_shown(&"cd".repeat(32)).await.expect("shown");
+    assert_eq!(shown, Some(Known { hostname: "db9".to_owned(), ..known }));
+    assert_eq!(store.collector_shown("ef").await.expect("shown"), None);
     let page = Page { number: 2, size: 1 };
     let second = store.collectors(page, now()).await.expect("collectors");
-    assert_eq!((second.total, second.rows[0].id), (2, id));
+    assert_eq!((second.total, second.rows[0].id), (2, Uuid::from_u128(2)));
+    assert!(!second.rows[0].name_collides);
+}
+
+/// A secret is good until it is used up, over or revoked.
+async fn secrets_end(opened: Opened) {
+    let store = &opened.store;
+    let two = secret(store, "two", Some(2)).await;
+    assert!(two.is_good(now()) && !two.is_good(after(10)));
+    let again = NewSecret {
+        name: "two".to_owned(),
+        mark: b"other".to_vec(),
+        uses_max: None,
+        expires_at: None,
+        reclaims: true,
+        collector_id: None,
+        audit: audit("secret.add"),
+    };
+    let taken = store.add_secret(again.clone()).await;
+    assert!(matches!(taken, Err(StoreError::Conflict(_))), "{taken:?}");
+    let enrol = async |id: u128| {
+        let (name, host) = (format!("c{id}"), format!("h{id}"));
+        let new = Enrolment { right: Right::New(two.id), ..enrolment(id, &name, &host) };
+        store.enrol(new).await.expect("enrol")
+    };
+    assert_eq!((enrol(1).await, enrol(2).await), (Enrolled::Done, Enrolled::Done));
+    assert_eq!(enrol(3).await, Enrolled::SecretUsedUp);
+    let kept = store.secrets().await.expect("secrets");
+    assert_eq!((kept.len(), kept[0].uses, kept[0].is_good(now())), (1, 2, false));
+    assert!(!store.revoke_secret("none", audit("revoke")).await.expect("revoke"));
+    // That of the file is replaced by another one, and stays revoked while it is the same.
+    let of_file =
+        |mark: &[u8]| NewSecret { name: "file".to_owned(), mark: mark.to_vec(), ..again.clone() };
+    let file = async || {
+        let kept = store.secrets().await.expect("secrets");
+        kept.into_iter().find(|kept| kept.name == "file").expect("there")
+    };
+    store.keep_file_secret(of_file(b"a")).await.expect("keep");
+    assert!(store.revoke_secret("file", audit("revoke")).await.expect("revoke"));
+    store.keep_file_secret(of_file(b"a")).await.expect("keep");
+    assert!(!file().await.is_good(now()));
+    store.keep_file_secret(of_file(b"b")).await.expect("keep");
+    assert!(file().await.is_good(now()));
+    assert!(store.secret_marked(b"a").await.expect("marked").is_none());
+}
+
+/// A host that is brought is a server of its own, also under the collector's name, and there are
+/// only so many.
+async fn brought_hosts_are_bounded(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let bring = async |host: &str| {
+        let metrics = vec![metric("custom.x", None, 1, 1)];
+        let push = push(id, Some(host), metrics);
+        store.push(Push { hostname: host.to_owned(), is_brought: true, ..push }).await
+    };
+    store.push(push(id, Some("own"), vec![metric("custom.x", None, 1, 1)])).await.expect("push");
+    for host in ["db1", "db7", "db1"] {
+        bring(host).await.expect("push");
+    }
+    let refused = bring("db8").await;
+    assert!(matches!(refused, Err(StoreError::TooMany(_))), "{refused:?}");
+    let servers = store.servers(Page::first(9)).await.expect("servers").rows;
+    let seen: Vec<_> = servers.iter().map(|row| (row.hostname.as_str(), row.brought)).collect();
+    assert_eq!(seen, [("db1", false), ("db1", true), ("db7", true)]);
 }
 
 async fn a_deregistered_collector_has_no_credentials(opened: Opened) {
@@ -568,8 +670,15 @@ async fn a_deregistered_collector_has_no_credentials(opened: Opened) {
     let collector = store.collector(id, now()).await.expect("collector").expect("still known");
     assert_eq!(collector.deregistered_at, Some(now()));
     assert!(!store.servers(Page::first(1)).await.expect("servers").rows[0].is_active);
-    store.enrol(enrolment(1, "collector-1", "db1")).await.expect("enrol again");
+    // Its certificate does not bring it back; a secret does.
+    let back = enrolment(1, "collector-1", "db1");
+    assert_eq!(store.enrol(back.clone()).await.expect("enrol"), Enrolled::Deregistered);
+    assert!(store.credentials(id).await.expect("credentials").is_none());
+    let one = secret(store, "back", Some(1)).await;
+    let back = Enrolment { right: Right::Back(one.id), ..back };
+    assert_eq!(store.enrol(back.clone()).await.expect("enrol"), Enrolled::Done);
     assert!(store.credentials(id).await.expect("credentials").is_some());
+    assert_eq!(store.enrol(back).await.expect("enrol"), Enrolled::SecretUsedUp);
 }
 
 /// S6
@@ -602,10 +711,11 @@ async fn a_renewed_certificate_replaces_the_old_one_when_it_is_used(opened: Open
     assert_eq!(collector.certificate_expires_at, Some(after(2000)));
     let audits = store.audits(Page::first(10)).await.expect("audits").rows;
     let actions: Vec<_> = audits.iter().map(|row| row.action.as_str()).collect();
-    assert_eq!(actions, ["replace", "renew", "renew", "collector.register"]);
+    assert_eq!(actions, ["replace", "renew", "renew", "collector.register", "secret.add"]);
     // Registering again ends what waits; a collector that was removed gets none.
     assert!(store.renew_certificate(renewal("cd")).await.expect("renew"));
-    enrolled(store, 1).await;
+    let again = store.enrol(enrolment(1, "collector-1", "db1")).await;
+    assert_eq!(again.expect("enrol"), Enrolled::Done);
     assert_eq!(held().await.1, None);
     assert!(store.deregister(id, audit("out")).await.expect("deregister"));
     assert!(!store.renew_certificate(renewal("cd")).await.expect("renew"));

@@ -53,7 +53,7 @@ impl World {
             name: "db-1".to_owned(),
             hostname: "db.example".to_owned(),
             contact: Contact::Fingerprint(Fingerprint::of(&self.authority.der())),
-            secret: SecretString::from("the registration secret"),
+            secret: Some(SecretString::from("the registration secret")),
         }
     }
 
@@ -145,10 +145,10 @@ async fn real_backend_takes_a_push_after_a_registration_by_fingerprint() {
     let mut registration = world.registration();
     registration.link.url = format!("https://{}", running.address());
     registration.contact = Contact::Fingerprint(Fingerprint::of(&ca[0]));
-    registration.secret = SecretString::from("not the secret");
+    registration.secret = Some(SecretString::from("not the secret"));
     let error = register(&registration).await.expect_err("another secret");
     assert!(matches!(error, RegisterError::Refused(_)), "{error}");
-    registration.secret = SecretString::from(served.secret());
+    registration.secret = Some(SecretString::from(served.secret()));
     let identity = register(&registration).await.expect("registered").identity;
 
     let envelope = json!({
@@ -251,7 +251,12 @@ async fn refusals_are_said_in_plain_words_and_leave_the_old_identity() {
     check(401, &[], &["does not accept the registration secret"]).await;
     check(403, &[], &["does not accept the registration secret"]).await;
     check(404, &[], &["has no registration", "backend.url"]).await;
-    check(409, &[], &["\"db-1\" belongs to another host", "choose another --name"]).await;
+    check(
+        409,
+        &[],
+        &["does not register \"db-1\": the reason", "backend collector release", "set --name"],
+    )
+    .await;
     check(302, &[("location", "https://127.0.0.1:1/")], &["redirects elsewhere"]).await;
     check(429, &[("retry-after", "90")], &["try again in 1min 30s"]).await;
     check(503, &[], &["cannot register this host now", "nothing on this host has changed"]).await;

@@ -54,7 +54,7 @@ impl Site {
             name: "db1".to_owned(),
             hostname: "db1.example.com".to_owned(),
             contact: Contact::Ca(served.running().ca_file()),
-            secret: SecretString::from(served.secret()),
+            secret: Some(SecretString::from(served.secret())),
         };
         register(&registration).await.expect("registered");
         Self { served, folder, config }
@@ -186,7 +186,7 @@ async fn a_certificate_is_renewed_without_a_failed_push() {
     }
     let actions = site.actions().await;
     let (given, used) = ("collector.renew_certificate", "collector.replace_certificate");
-    assert_eq!(actions, [used, given, used, "test", "collector.register"]);
+    assert_eq!(actions, [used, given, used, "test", "collector.register", "secret.add"]);
     let state = link.certificate().expect("one");
     let left = state.validity.ends.duration_since(clock::now());
     assert!(left > SignedDuration::from_hours(364 * 24), "{left}");

@@ -98,6 +98,7 @@ impl QueueSource {
         Some(AgentInfo {
             queue_id: status.queue_id,
             sequences: None, // said of each push by the forwarder
+            replay_of: None,
             config_version: config.version,
             config_error: error.map(|error| error.chars().take(CONFIG_ERROR_MAX).collect()),
             config_error_version: refused.map(|refused| refused.version),

@@ -10,6 +10,7 @@ mod configs;
 mod drain;
 mod error;
 mod push;
+mod register;
 mod renewals;
 mod request;
 mod servers;
@@ -100,11 +101,15 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/auth/login", post(sessions::login))
         .route("/auth/refresh", post(sessions::refresh))
         .route("/auth/logout", post(sessions::logout))
-        .route("/collectors/register", post(collectors::register))
+        .route("/collectors/register", post(register::register))
         .route("/collectors/refresh-token", post(collectors::refresh_token))
         .route("/collectors/renew-certificate", post(renewals::renew_certificate))
         .route("/collectors", get(collectors::list))
-        .route("/collectors/{id}", get(collectors::one).delete(collectors::delete))
+        .route(
+            "/collectors/{id}",
+            get(collectors::one).patch(collectors::patch).delete(collectors::delete),
+        )
+        .route("/collectors/{id}/release", post(collectors::release))
         .route("/metrics/push", post(push::push))
         .route("/config/{id}", get(configs::get).put(configs::put))
         .route("/config/{id}/versions", get(configs::versions))

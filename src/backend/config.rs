@@ -42,6 +42,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Pushes worked on at a time; more wait for a moment and are then sent away with 429.
     pub pushes_at_once_max: usize,
+    /// Other hosts that one collector may bring with replays.
+    pub hosts_per_collector: u32,
     /// Logins and wrong registration secrets from one address in a minute.
     pub attempts_per_minute: u32,
     /// For the TLS handshake.
@@ -118,13 +120,14 @@ impl BackendConfig {
 
 fn limits(section: &mut Section<'_, '_>) -> Limits {
     let whole = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Limits {
         body_bytes_max: section.size("body_bytes_max", "16MiB", ["1KiB", "1GiB"]),
         inflated_bytes_max: section.size("inflated_bytes_max", "64MiB", ["1KiB", "1GiB"]),
         connections_max: whole(section.integer("connections_max", 1024, 1..=65_536)),
         pushes_at_once_max: whole(section.integer("pushes_at_once_max", 8, 1..=1024)),
-        attempts_per_minute: u32::try_from(section.integer("attempts_per_minute", 10, 1..=10_000))
-            .unwrap_or(u32::MAX),
+        hosts_per_collector: small(section.integer("hosts_per_collector", 16, 0..=10_000)),
+        attempts_per_minute: small(section.integer("attempts_per_minute", 10, 1..=10_000)),
         handshake_timeout: section.duration("handshake_timeout", "10s", ["100ms", "5min"]),
         idle_timeout: section.duration("idle_timeout", "90s", ["100ms", "1h"]),
         request_timeout: section.duration("request_timeout", "30s", ["100ms", "1h"]),

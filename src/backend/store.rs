@@ -8,7 +8,9 @@
 //! - S2: one collector's batch id is accepted once, for ever; the second time no metric is written
 //!   and the first answer's refusals are returned again. What the agent says of itself with a
 //!   batch, its known holes among it, is kept each time.
-//! - S3: a name belongs to the host that registered it first.
+//! - S3: a name, without regard to case, belongs to the collector that bore it first, for ever; the
+//!   host of a live collector belongs to that collector. A registration and the use of its secret
+//!   are one transaction.
 //! - S4: a refresh token is good once; presenting a used one ends the whole session.
 //! - S5: a metric that comes in two batches of one server is one row: the row's key is its server,
 //!   its time and a digest of its type, database and JSON text. A push without a batch id, and
@@ -28,13 +30,17 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 mod postgres;
+mod registration;
 mod rows;
 mod sqlite;
 
+pub use registration::{
+    Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed, Right, name_key,
+};
 pub use rows::{
-    Account, Audit, Collector, ConfigOutcome, Credentials, Enrolment, KeptConfig, Listing,
-    LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role,
-    Rotate, Rotation, Server, Session, StoredMetric, User,
+    Account, Audit, Collector, ConfigOutcome, Credentials, KeptConfig, Listing, LostRows,
+    MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role, Rotate,
+    Rotation, Server, Session, StoredMetric, User,
 };
 
 /// Holes of one answer at most.
@@ -49,6 +55,9 @@ pub enum StoreError {
     /// The name is taken, or the row it refers to is not there.
     #[error("conflict in the store: {0}")]
     Conflict(String),
+    /// A bound is reached: there are as many of these as there may be.
+    #[error("too many in the store: {0}")]
+    TooMany(String),
     /// The database cannot hold this value, now or later.
     #[error("the store cannot hold this: {0}")]
     Refused(String),
@@ -70,13 +79,17 @@ pub trait Store: Send + Sync + 'static {
     /// Lets go of the database; the last call.
     async fn close(&self);
 
-    /// Writes a registration, new or again (the same `id`, name and host), and its audit row.
-    /// [`StoreError::Conflict`] when the name belongs to another id or host.
-    async fn enrol(&self, enrolment: Enrolment) -> Result<(), StoreError>;
+    /// Writes a registration, new or again (a known `id`), and its audit row (S3). A collector that
+    /// comes back keeps its name; its server row goes with its host name.
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError>;
     /// One collector, deregistered or not.
     async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError>;
-    /// The collector that bears this name.
-    async fn collector_named(&self, name: &str) -> Result<Option<(Uuid, String)>, StoreError>;
+    /// The collector that bears or bore this name, without regard to case.
+    async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError>;
+    /// The collector that this certificate is of: the registered one, or the renewed one.
+    async fn collector_shown(&self, thumbprint: &str) -> Result<Option<Known>, StoreError>;
+    /// Gives a collector another name; the old one stays reserved.
+    async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError>;
     /// All collectors, by name.
     async fn collectors(
         &self,
@@ -98,7 +111,21 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a collector's rights away; `false` when there is none.
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError>;
 
-    /// Stores one push (S1, S2, S5, S7).
+    /// Keeps a registration secret, and its audit row; [`StoreError::Conflict`] when there is one
+    /// of that name.
+    async fn add_secret(&self, secret: NewSecret) -> Result<(), StoreError>;
+    /// Keeps the secret that stands in the backend's file: in place of the one before, and revoked
+    /// when it is the same and was revoked.
+    async fn keep_file_secret(&self, secret: NewSecret) -> Result<(), StoreError>;
+    /// All secrets, by name.
+    async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError>;
+    /// The secret with this mark.
+    async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError>;
+    /// Ends a secret; `false` when there is none of that name.
+    async fn revoke_secret(&self, name: &str, audit: Audit) -> Result<bool, StoreError>;
+
+    /// Stores one push (S1, S2, S5, S7). [`StoreError::TooMany`] when it would bring one host more
+    /// than a collector may bring.
     async fn push(&self, push: Push) -> Result<Pushed, StoreError>;
 
     /// The newest configuration of a collector.
@@ -150,6 +177,14 @@ pub trait Store: Send + Sync + 'static {
     async fn audit(&self, entry: Audit) -> Result<(), StoreError>;
     /// Who did what, newest first.
     async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError>;
+}
+
+/// Refuses one host more than a collector may bring.
+fn check_brought(hosts: u64, push: &Push) -> Result<(), StoreError> {
+    if hosts < u64::from(push.brought_max) {
+        return Ok(());
+    }
+    Err(StoreError::TooMany(format!("the collector has brought {hosts} other hosts already")))
 }
 
 /// Opens the store that `url` names, `sqlite:/path` or `postgres://...`, and brings its tables up

@@ -11,6 +11,10 @@ use crate::backend::store::Role;
 use crate::backend::{self, Backend, BackendConfig, BackendError, Running, UserRequest};
 use crate::config::reader::ConfigError;
 
+mod enrolment; // secrets and collectors
+
+pub use enrolment::{CollectorCommand, SecretCommand};
+
 /// Serve as the backend that agents report to.
 ///
 /// The first start makes an authority, a certificate and a registration secret in the data
@@ -33,6 +37,12 @@ pub enum Command {
     /// Add, or shut out, a user of the API.
     #[command(subcommand)]
     User(UserCommand),
+    /// Add, list or revoke what lets new hosts register.
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// List, rename, release or remove collectors.
+    #[command(subcommand)]
+    Collector(CollectorCommand),
 }
 
 /// What can be done with users.
@@ -85,6 +95,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> ExitCode {
         None => serve(args.config, shutdown).await,
         Some(Command::User(UserCommand::Add(user))) => add_user(user).await,
         Some(Command::User(UserCommand::Disable(user))) => disable_user(user).await,
+        Some(Command::Secret(command)) => enrolment::secret(command).await,
+        Some(Command::Collector(command)) => enrolment::collector(command).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -197,7 +197,7 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Setup> {
         name: hostname.clone(),
         hostname,
         contact: Contact::Ca(backend.ca_file()),
-        secret: backend.registration_secret().clone(),
+        secret: Some(backend.registration_secret().clone()),
     };
     register(&registration).await.context("the agent does not register")?;
     Ok(setup)

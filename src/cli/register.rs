@@ -41,7 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "SHA256")]
     pub ca_fingerprint: Option<String>,
 
-    /// Register again, as a new collector or with a new certificate.
+    /// Register again: a host that has its certificate shows it and stays the collector that it is;
+    /// one that has lost it needs the secret of `agent backend collector release NAME`.
     #[arg(long)]
     pub force: bool,
 }
@@ -62,7 +63,10 @@ pub struct Host {
 /// Runs the command. Exit codes: 0 registered (now or before), 1 the backend said no or nothing,
 /// 64 a setting or file of this host is wrong.
 pub async fn run(args: Args, host: Host) -> ExitCode {
-    let next = format!("next: agent run --config {}", host.config_file.display());
+    let next = format!(
+        "next: agent run --config {}; an agent that runs already takes this at its next start",
+        host.config_file.display()
+    );
     match perform(args, host).await {
         Ok(report) => {
             println!("{report}\n{next}");
@@ -87,7 +91,15 @@ async fn perform(args: Args, host: Host) -> anyhow::Result<String> {
     if let Some(url) = args.backend {
         link.url = url;
     }
-    let name = args.name.unwrap_or_else(|| host.hostname.clone());
+    let name = match args.name {
+        Some(name) => name,
+        None if is_everybodys(&host.hostname) => bail!(
+            "this host calls itself {}, as every host does; hint: set collector.hostname to its \
+             own name, or pass --name NAME",
+            host.hostname
+        ),
+        None => host.hostname.clone(),
+    };
     // With --force a damaged identity is replaced like any other.
     let before = if args.force { None } else { Identity::find(&host.state_dir)? };
     if let Some(identity) = before {
@@ -98,11 +110,17 @@ async fn perform(args: Args, host: Host) -> anyhow::Result<String> {
         (None, Some(text)) => Contact::Fingerprint(text.parse::<Fingerprint>()?),
         (None, None) => Contact::Configured,
     };
-    let secret = secret(args.secret_file)?;
+    let can_show = link.tls.cert_file.exists() && link.tls.key_file.exists();
+    let secret = secret(args.secret_file, can_show)?;
     let (state_dir, hostname) = (host.state_dir, host.hostname);
     let registration = Registration { link, state_dir, name, hostname, contact, secret };
     let registered = register(&registration).await?;
     Ok(report(&registered, &registration))
+}
+
+/// A name that says nothing about a host.
+fn is_everybodys(hostname: &str) -> bool {
+    hostname == "localhost" || hostname.starts_with("localhost.")
 }
 
 /// A second run changes nothing, so that it can stand in a script; other wishes need `--force`.
@@ -132,6 +150,16 @@ fn report(registered: &Registered, registration: &Registration) -> String {
         identity.name, identity.backend_url, identity.collector_id
     )];
     lines.extend(registered.written.iter().map(|path| format!("  wrote {}", path.display())));
+    if identity.name != registration.name {
+        lines.push(format!("  the collector keeps its name, {:?}", identity.name));
+    }
+    if registered.is_key_from_backend {
+        lines.push(
+            "  ATTENTION: the backend made the private key and sent it; update the backend, so \
+             that keys never leave their host"
+                .to_owned(),
+        );
+    }
     if let Some(end) = identity.certificate_expires_at {
         lines.push(format!("  the certificate is valid until {}", clock::rfc3339(end)));
     }
@@ -150,7 +178,8 @@ fn trusted_by(registered: &Registered, registration: &Registration) -> String {
     }
 }
 
-fn secret(file: Option<PathBuf>) -> anyhow::Result<SecretString> {
+/// The registration secret; a host that can show a certificate needs none.
+fn secret(file: Option<PathBuf>, can_show: bool) -> anyhow::Result<Option<SecretString>> {
     let text = match file {
         Some(path) if path.as_os_str() == "-" => {
             let mut text = String::new();
@@ -160,6 +189,7 @@ fn secret(file: Option<PathBuf>) -> anyhow::Result<SecretString> {
         Some(path) => fs_err::read_to_string(path)?,
         None => match std::env::var(SECRET_VARIABLE) {
             Ok(text) => text,
+            Err(_) if can_show => return Ok(None),
             Err(_) if std::io::stdin().is_terminal() => {
                 rpassword::prompt_password("registration secret: ").context("the prompt")?
             }
@@ -173,5 +203,5 @@ fn secret(file: Option<PathBuf>) -> anyhow::Result<SecretString> {
     if text.is_empty() {
         bail!("the registration secret is empty; hint: ask the backend's operator for it");
     }
-    Ok(SecretString::from(text))
+    Ok(Some(SecretString::from(text)))
 }

@@ -18,7 +18,7 @@ use crate::{
     clock,
     encoding::Encoding,
     metric::{
-        envelope::{AgentInfo, EnvelopeHead},
+        envelope::{AgentInfo, EnvelopeHead, ReplayOf},
         sequences::Sequences,
     },
 };
@@ -91,11 +91,13 @@ where
 {
     let (id, metrics) = (part.id, part.metrics.clone());
     let numbers = part.records.iter().map(|(seq, _)| *seq);
-    let sequences = Some(Sequences::of(part.queue_id, numbers));
+    let queue_id = part.queue_id;
+    let sequences = Some(Sequences::of(queue_id, numbers));
     Box::pin(async move {
         let agent = source.agent_info().await;
-        let agent = agent.map(|agent| AgentInfo { sequences, ..agent });
         let Packer { turns, config, packing } = packer;
+        let replay_of = config.brings_other.then_some(ReplayOf { queue_id });
+        let agent = agent.map(|agent| AgentInfo { sequences, replay_of, ..agent });
         // Never closed; without a turn there would only be more at once.
         let _turn = turns.acquire().await.ok();
         let encode = move || {

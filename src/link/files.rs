@@ -45,7 +45,7 @@ pub fn prepare(path: &Path, content: &[u8], readers: Readers) -> Result<(), Link
 }
 
 /// A file that root makes in a folder of somebody else's is theirs: the agent has to work with it.
-fn give_to_owner(path: &Path, file: &std::fs::File) {
+pub(super) fn give_to_owner(path: &Path, file: &std::fs::File) {
     use std::os::unix::fs::MetadataExt;
     let owner = parent(path).and_then(|folder| std::fs::metadata(folder).ok());
     if let Some(owner) = owner.filter(|owner| owner.uid() != 0)

@@ -8,6 +8,7 @@ mod answer;
 pub(super) mod journal;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
@@ -22,7 +23,7 @@ use super::endpoint::Endpoint;
 use super::files::{self, Readers};
 use super::key::NewKey;
 use super::skew::TimeAsker;
-use super::tls::{self, Fingerprint, Pin, Trust};
+use super::tls::{self, ClientCertificate, Fingerprint, OwnCertificate, Pin, Trust};
 use super::{Answer, Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
 
 pub use journal::finish;
@@ -42,8 +43,9 @@ pub struct Registration {
     pub hostname: String,
     /// How the backend proves itself at this first contact.
     pub contact: Contact,
-    /// The registration secret that the backend's operator gave out.
-    pub secret: SecretString,
+    /// The registration secret that the backend's operator gave out; a host that shows its
+    /// certificate needs none.
+    pub secret: Option<SecretString>,
 }
 
 /// How the backend proves itself before this host knows its CA.
@@ -64,6 +66,8 @@ pub struct Registered {
     pub identity: Identity,
     /// The files that were written, the identity last.
     pub written: Vec<PathBuf>,
+    /// The backend has made the private key itself: it was not on this host alone.
+    pub is_key_from_backend: bool,
 }
 
 /// Why a host is not registered. An identity that was there before is still there.
@@ -126,6 +130,7 @@ async fn enrol(
 
     let mut written = vec![places.key.clone(), places.cert.clone()];
     let private_key = response.private_key_for(key.pem())?;
+    let is_key_from_backend = private_key != key.pem();
     files::prepare(&files::next_to(&places.key), private_key.as_bytes(), Readers::Owner)?;
     let chain = tls::certificates_to_pem(&response.certificates);
     files::prepare(&files::next_to(&places.cert), chain.as_bytes(), Readers::Everyone)?;
@@ -139,7 +144,7 @@ async fn enrol(
         None => files::remove(&files::next_to(&places.ca))?,
     }
     let identity = Identity {
-        name: registration.name.clone(),
+        name: response.name.unwrap_or_else(|| registration.name.clone()),
         backend_url: base,
         registered_at: registration.link.clock.now(),
         certificate_expires_at: response.certificate_expires_at,
@@ -155,22 +160,47 @@ async fn enrol(
     journal::write(&registration.state_dir, &written)?;
     finish(&registration.state_dir)?;
     let identity = Identity::load(&registration.state_dir)?;
-    Ok(Registered { identity, written })
+    Ok(Registered { identity, written, is_key_from_backend })
 }
 
-/// Sends the request; again when nothing but this host's clock stood between.
+/// Sends the request over a connection that shows the certificate which this host has, if any: it
+/// comes back as who it was. A backend that does not know that certificate's CA is shown none.
 async fn contact(
     registration: &Registration,
     endpoints: Vec<Endpoint>,
     trust: Option<Trust>,
     key: &NewKey,
 ) -> Result<Answer, RegisterError> {
+    use SendErrorKind::{TlsClientCert, TlsClientCertExpired, TlsClientCertRevoked};
+    let own = present(registration);
+    let (again, is_shown) = ((endpoints.clone(), trust.clone()), own.is_some());
+    let answer = ask(registration, endpoints, trust, key, own).await;
+    match answer {
+        Err(RegisterError::Send(SendError {
+            kind: TlsClientCert | TlsClientCertExpired | TlsClientCertRevoked,
+            ..
+        })) if is_shown => {
+            let (endpoints, trust) = again;
+            ask(registration, endpoints, trust, key, None).await
+        }
+        answer => answer,
+    }
+}
+
+/// Sends the request; again when nothing but this host's clock stood between.
+async fn ask(
+    registration: &Registration,
+    endpoints: Vec<Endpoint>,
+    trust: Option<Trust>,
+    key: &NewKey,
+    own: Option<Arc<OwnCertificate>>,
+) -> Result<Answer, RegisterError> {
     let settings = &registration.link;
     let time_asker =
         trust.as_ref().and_then(|trust| TimeAsker::new(&endpoints, settings, trust, None));
     let judge = tls::Judge::of(settings.tls.clock);
     let tls = trust
-        .map(|trust| tls::timed_client_config(trust, None, &settings.clock, judge))
+        .map(|trust| tls::timed_client_config(trust, own, &settings.clock, judge))
         .transpose()?;
     let client = Client::new(endpoints, settings, tls.as_ref())?;
     let request = request(registration, key.csr())?;
@@ -206,11 +236,32 @@ fn request(registration: &Registration, csr: &str) -> Result<Outgoing, RegisterE
     .map_err(|error| {
         LinkError::new(format!("the request cannot be built: {error}"), "report it")
     })?;
-    let secret = registration.secret.expose_secret();
-    Ok(Outgoing::new(Method::POST, REGISTER_PATH)
+    let outgoing = Outgoing::new(Method::POST, REGISTER_PATH)
         .header(header::CONTENT_TYPE, "application/json")
-        .secret_header(HeaderName::from_static("x-registration-secret"), secret)
-        .body(Bytes::from(body)))
+        .body(Bytes::from(body));
+    Ok(match &registration.secret {
+        Some(secret) => {
+            let name = HeaderName::from_static("x-registration-secret");
+            outgoing.secret_header(name, secret.expose_secret())
+        }
+        None => outgoing,
+    })
+}
+
+/// The pair that this host has, if it is to be shown and can be.
+fn present(registration: &Registration) -> Option<Arc<OwnCertificate>> {
+    let tls = &registration.link.tls;
+    if !tls.key_file.exists() {
+        return None;
+    }
+    let read = ClientCertificate::read(&tls.cert_file, &tls.key_file);
+    match read.and_then(OwnCertificate::new) {
+        Ok(own) => Some(Arc::new(own)),
+        Err(error) => {
+            tracing::warn!(%error, "the present certificate is not shown");
+            None
+        }
+    }
 }
 
 /// Where the files of this registration belong.

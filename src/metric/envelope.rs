@@ -44,6 +44,13 @@ pub struct EnvelopeHead<'a> {
     pub agent: Option<&'a AgentInfo>,
 }
 
+/// Whose queue is replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayOf {
+    /// The queue that another host has left.
+    pub queue_id: Uuid,
+}
+
 /// What the agent says about itself with a push.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentInfo {
@@ -53,6 +60,9 @@ pub struct AgentInfo {
     /// Which records the metrics are; absent from agents that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequences: Option<Sequences>,
+    /// The metrics are of another host than the sender's, which it brings with a replay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<ReplayOf>,
     /// The version of the configuration in use.
     pub config_version: i64,
     /// Why a newer configuration is not in use.
@@ -199,6 +209,7 @@ impl AgentInfo {
         Self {
             queue_id: Uuid::nil(),
             sequences: None,
+            replay_of: None,
             config_version: 0,
             config_error: None,
             config_error_version: None,

@@ -52,10 +52,15 @@ impl Replayer {
         }
     }
 
-    /// Replays what the host `hostname` has left in `dir`; `queue` is a look at it.
+    /// Replays what a host has left in `dir`: the host `other`, or this one when none is named.
+    /// `queue` is a look at it.
     #[must_use]
-    pub fn of_other(self, hostname: &str, dir: &std::path::Path, file: JobFile) -> Self {
-        let forward = ForwardConfig { hostname: hostname.to_owned(), ..self.forward };
+    pub fn of_dir(self, other: Option<&str>, dir: &std::path::Path, file: JobFile) -> Self {
+        let mut forward = self.forward;
+        if let Some(other) = other {
+            other.clone_into(&mut forward.hostname);
+            forward.brings_other = true;
+        }
         let dead_letters = dead_letters(dir);
         Self {
             dead_letters,

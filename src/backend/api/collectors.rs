@@ -1,4 +1,4 @@
-//! Collectors: registration, tokens, and what users see of them.
+//! Collectors: their tokens, what users see of them, and what admins do with them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -16,18 +15,17 @@ use uuid::Uuid;
 use super::access::{self, Peer};
 use super::error::{ApiError, ok};
 use super::request::{Id, Params, paginated};
-use super::{Shared, admitted, body};
-use crate::backend::auth::{encode, random, same_secret};
+use super::{Shared, body};
+use crate::backend::enrolment::{self, Released};
+use crate::backend::names;
 use crate::backend::pki::{Issued, PkiError};
-use crate::backend::store::{Audit, Collector, Enrolment, Role, StoreError};
+use crate::backend::store::{Audit, Collector, Renamed, Role};
 use crate::clock;
 
 /// Between two signs of life, unless the agent's own configuration says otherwise.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// A collector is called offline after so long without a push: five missed ones.
 const OFFLINE_AFTER: SignedDuration = SignedDuration::from_mins(5);
-/// Longest name, host name or address taken.
-const TEXT_MAX: usize = 255;
 
 /// What a user sees a collector do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,30 +41,6 @@ pub(in crate::backend) enum Status {
     Error,
     /// Its rights were taken away.
     Deregistered,
-}
-
-#[derive(Deserialize)]
-struct RegisterRequest {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    hostname: String,
-    address: Option<String>,
-    version: Option<String>,
-    csr: Option<String>,
-}
-
-#[derive(Serialize)]
-struct RegisterResponse {
-    collector_id: Uuid,
-    token: String,
-    certificate: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    private_key: Option<String>,
-    ca_certificate: String,
-    secret: String,
-    expires_at: String,
-    certificate_expires_at: String,
 }
 
 #[derive(Serialize)]
@@ -91,65 +65,17 @@ struct CollectorView {
     health_check_interval: u64,
     created_at: String,
     updated_at: String,
+    /// Another collector had the name first, but for case: ours, beside the contract.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    name_collides: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<Value>,
 }
 
-/// POST `/collectors/register`.
-///
-/// A name belongs to the host that registered it first: another host gets 409, the same host
-/// keeps its id and gets a new secret and certificate, and the old ones are dead.
-pub(super) async fn register(
-    State(shared): State<Arc<Shared>>,
-    peer: Peer,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, ApiError> {
-    check_registration_secret(&shared, &peer, &headers)?;
-    let request: RegisterRequest = body::json(&headers, body).await?;
-    check_names(&request)?;
-    let now = clock::now();
-    let id = match shared.store.collector_named(&request.name).await? {
-        Some((_, host)) if host != request.hostname => return Err(name_taken()),
-        Some((id, _)) => id,
-        None => Uuid::new_v4(),
-    };
-    let issued = certify(&shared, request.csr.as_deref(), id, now)?;
-    let secret = random::<32>();
-    let enrolment = Enrolment {
-        id,
-        name: request.name,
-        hostname: request.hostname,
-        address: request.address,
-        version: request.version,
-        sealed_secret: shared.keys.sealer.seal(id, &secret),
-        thumbprint: issued.thumbprint,
-        certificate_expires_at: issued.expires_at,
-        audit: Audit {
-            at: now,
-            actor: peer.address.to_string(),
-            action: "collector.register".to_owned(),
-            subject: id.to_string(),
-        },
-    };
-    tracing::info!(collector = %id, name = enrolment.name, from = %peer.address, "registered");
-    let hostname = enrolment.hostname.clone();
-    shared.store.enrol(enrolment).await.map_err(|err| match err {
-        StoreError::Conflict(_) => name_taken(),
-        other => other.into(),
-    })?;
-    let life = shared.config.lifetimes.collector_token;
-    let minted = shared.keys.tokens.mint_collector(id, &hostname, now, life);
-    Ok(ok(&RegisterResponse {
-        collector_id: id,
-        token: minted.token,
-        certificate: issued.certificate,
-        private_key: issued.private_key,
-        ca_certificate: shared.keys.authority.certificate_pem().to_owned(),
-        secret: encode(&secret),
-        expires_at: clock::rfc3339(minted.expires_at),
-        certificate_expires_at: clock::rfc3339(issued.expires_at),
-    }))
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PatchRequest {
+    name: Option<String>,
 }
 
 /// POST `/collectors/refresh-token`.
@@ -210,6 +136,51 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// PATCH `/collectors/{id}`: another name. The old one stays reserved.
+pub(super) async fn patch(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    id: Id,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let id: Uuid = id.of("the collector")?;
+    let request: PatchRequest = body::json(&headers, body).await?;
+    let now = clock::now();
+    if let Some(name) = request.name {
+        let name = names::checked("name", &name).map_err(ApiError::bad_request)?;
+        let audit = Audit {
+            at: now,
+            actor: user.username,
+            action: "collector.rename".to_owned(),
+            subject: id.to_string(),
+        };
+        match shared.store.rename(id, &name, audit).await? {
+            Renamed::Done => {}
+            Renamed::NameTaken => return Err(super::register::name_taken(&name)),
+            Renamed::Unknown => return Err(ApiError::not_found("the collector")),
+        }
+    }
+    let found = shared.store.collector(id, now).await?;
+    Ok(ok(&view(found.ok_or_else(|| ApiError::not_found("the collector"))?, now)))
+}
+
+/// POST `/collectors/{id}/release`: a secret with which a host comes back as this collector.
+pub(super) async fn release(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    id: Id,
+) -> Result<Response, ApiError> {
+    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let (id, now): (Uuid, _) = (id.of("the collector")?, clock::now());
+    let found = shared.store.collector(id, now).await?;
+    let collector = found.ok_or_else(|| ApiError::not_found("the collector"))?;
+    let (store, sealer) = (shared.store.as_ref(), &shared.keys.sealer);
+    let Released { secret, expires_at } =
+        enrolment::release(store, sealer, &collector, user.username).await?;
+    Ok(ok(&json!({"secret": secret, "expires_at": clock::rfc3339(expires_at)})))
+}
+
 /// What a collector does, as seen at `now`.
 pub(in crate::backend) fn status_of(collector: &Collector, now: Timestamp) -> Status {
     let Some(seen) = collector.last_seen_at else {
@@ -237,6 +208,7 @@ fn view(collector: Collector, now: Timestamp) -> CollectorView {
     CollectorView {
         status: status_of(&collector, now),
         agent: report_of(&collector),
+        name_collides: collector.name_collides,
         id: collector.id,
         name: collector.name,
         hostname: collector.hostname,
@@ -252,42 +224,6 @@ fn view(collector: Collector, now: Timestamp) -> CollectorView {
         created_at: clock::rfc3339(collector.created_at),
         updated_at: clock::rfc3339(collector.updated_at),
     }
-}
-
-fn check_registration_secret(
-    shared: &Shared,
-    peer: &Peer,
-    headers: &HeaderMap,
-) -> Result<(), ApiError> {
-    admitted(&shared.registrations, peer.address)?;
-    let presented = headers.get("x-registration-secret").and_then(|value| value.to_str().ok());
-    let held = shared.keys.registration_secret.expose_secret();
-    if same_secret(held, presented.unwrap_or_default()) {
-        return Ok(());
-    }
-    shared.registrations.note(peer.address, clock::monotonic());
-    tracing::warn!(from = %peer.address, "a registration came without the right secret");
-    let message = "the registration secret is missing or wrong";
-    Err(ApiError::new(StatusCode::UNAUTHORIZED, "bad_registration_secret", message))
-}
-
-fn check_names(request: &RegisterRequest) -> Result<(), ApiError> {
-    for (field, text) in [("name", &request.name), ("hostname", &request.hostname)] {
-        if text.trim().is_empty() {
-            return Err(ApiError::bad_request(format!("{field} is missing or empty")));
-        }
-    }
-    let optional = [("address", &request.address), ("version", &request.version)];
-    let texts = [("name", &request.name), ("hostname", &request.hostname)]
-        .into_iter()
-        .chain(optional.into_iter().filter_map(|(field, text)| Some((field, text.as_ref()?))));
-    for (field, text) in texts {
-        if text.len() > TEXT_MAX || text.chars().any(char::is_control) {
-            let message = format!("{field} is longer than {TEXT_MAX} bytes or not plain text");
-            return Err(ApiError::bad_request(message));
-        }
-    }
-    Ok(())
 }
 
 /// A certificate for the key of `csr`, or for a new key that travels with the answer.
@@ -309,9 +245,4 @@ pub(super) fn certify(
             ApiError::internal()
         }
     })
-}
-
-fn name_taken() -> ApiError {
-    let message = "the name is registered already by another host";
-    ApiError::new(StatusCode::CONFLICT, "name_taken", message)
 }

@@ -12,6 +12,9 @@ use crate::metric::envelope::ErrorBody;
 /// When a client should come again while the store is down, seconds.
 const STORE_RETRY: u64 = 5;
 
+/// When a client should come again that wants more than a bound allows.
+const TOO_MANY_RETRY: Duration = Duration::from_secs(300);
+
 /// An answer that is no 2xx.
 #[derive(Debug, Clone)]
 pub(in crate::backend) struct ApiError {
@@ -90,6 +93,10 @@ impl From<StoreError> for ApiError {
             },
             StoreError::Conflict(_) => {
                 Self::new(StatusCode::CONFLICT, "conflict", "this is taken already")
+            }
+            StoreError::TooMany(what) => {
+                let error = Self::too_many(TOO_MANY_RETRY);
+                Self { message: what, ..error }
             }
             StoreError::Refused(_) => Self::bad_request("the store cannot hold a value of this"),
             StoreError::Damaged(text) => {

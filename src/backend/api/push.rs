@@ -14,9 +14,10 @@ use serde_json::value::RawValue;
 use tokio::sync::SemaphorePermit;
 use uuid::Uuid;
 
-use super::access::{self, Peer};
+use super::access::{self, Caller, Peer};
 use super::error::{ApiError, ok};
 use super::{Shared, body};
+use crate::backend::names;
 use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, StoreError};
 use crate::clock;
 use crate::metric::envelope::{AgentInfo, PushRequest, PushResponse, Rejected};
@@ -25,9 +26,8 @@ use crate::metric::{self, Invalid, MetricType};
 /// How long a push waits for its turn before it is sent away.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const TURN_RETRY: Duration = Duration::from_secs(2);
-/// Longest batch id and host name taken, bytes.
+/// Longest batch id taken, bytes.
 const BATCH_ID_MAX: usize = 128;
-const HOSTNAME_MAX: usize = 255;
 /// A row is found by the start of its database's name, characters; the document has it all.
 const DATABASE_MAX: usize = 255;
 /// The most that is kept of an agent's word on a configuration, characters.
@@ -62,15 +62,19 @@ pub(super) async fn push(
     let bytes_received = received.len() as u64;
     // Not before the body is here: a slow line would keep others waiting.
     let _turn = turn(&shared).await?;
-    let (inflated_max, now) = (limits.inflated_bytes_max, clock::now());
+    let (inflated_max, brought_max) = (limits.inflated_bytes_max, limits.hosts_per_collector);
+    let (id, now) = (caller.id, clock::now());
     let work = move || {
         let body = body::inflate(label.as_deref(), received, inflated_max)?;
-        check(&body, caller.id, batch_id, now)
+        let checked = check(&body, &caller, batch_id, now)?;
+        Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
     };
-    let checked = tokio::task::spawn_blocking(work).await.map_err(|err| {
-        tracing::error!(%err, "a push could not be checked");
-        ApiError::internal()
-    })??;
+    let checked: Result<Checked, ApiError> =
+        tokio::task::spawn_blocking(work).await.map_err(|err| {
+            tracing::error!(%err, "a push could not be checked");
+            ApiError::internal()
+        })?;
+    let checked = checked?;
     let mut rejected = checked.rejected;
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(outcome.as_ref().err());
@@ -81,7 +85,7 @@ pub(super) async fn push(
     let took = clock::monotonic().saturating_duration_since(began);
     Ok(ok(&PushResponse {
         status: "success".to_owned(),
-        collector_id: caller.id.to_string(),
+        collector_id: id.to_string(),
         metrics_inserted: outcome.inserted,
         bytes_received,
         processing_time_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -111,20 +115,24 @@ fn batch_id(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 
 fn check(
     body: &[u8],
-    collector_id: Uuid,
+    caller: &Caller,
     batch_id: Option<String>,
     now: Timestamp,
 ) -> Result<Checked, ApiError> {
     let request = PushRequest::parse(body).map_err(|invalid| envelope_refused(&invalid))?;
+    let collector_id = caller.id;
     if request.collector_id.parse() != Ok(collector_id) {
         let message = "the envelope names another collector than the token";
         return Err(ApiError::forbidden("collector_mismatch", message));
     }
-    let hostname = request.hostname;
-    if hostname.len() > HOSTNAME_MAX || hostname.chars().any(char::is_control) {
-        let why = format!("longer than {HOSTNAME_MAX} bytes or not plain text");
-        return Err(envelope_refused(&Invalid::new("hostname", why)));
-    }
+    let is_brought = request.agent.as_ref().is_some_and(|agent| agent.replay_of.is_some());
+    let hostname = if is_brought {
+        names::checked("the host name", &request.hostname)
+            .map_err(|why| envelope_refused(&Invalid::new("hostname", why)))?
+    } else {
+        // A collector speaks for its own host, whatever the envelope calls it.
+        caller.hostname.clone()
+    };
     // A body with `metrics` twice has no text to pair with the values: those are written again.
     let raw = serde_json::from_slice::<Raw<'_>>(body).ok().map(|raw| raw.metrics);
     let raw = raw.filter(|raw| raw.len() == request.metrics.len()).unwrap_or_default();
@@ -152,6 +160,8 @@ fn check(
     let push = Push {
         collector_id,
         hostname,
+        is_brought,
+        brought_max: 0,
         batch_id,
         received_at: now,
         metrics,
@@ -240,7 +250,8 @@ fn said_by_agent(
             last_at: lost.last_at.map(kept),
         })
         .collect();
-    let is_report = numbered_by.is_none_or(|numbered_by| numbered_by == queue_id);
+    let is_own = agent.replay_of.is_none();
+    let is_report = is_own && numbered_by.is_none_or(|numbered_by| numbered_by == queue_id);
     let report = is_report.then(|| serde_json::to_string(&agent).ok());
     (report.flatten(), lost)
 }

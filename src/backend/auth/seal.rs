@@ -1,6 +1,7 @@
 //! Secrets of collectors are kept sealed: AES-256-GCM, bound to their collector.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use secrecy::SecretSlice;
 use uuid::Uuid;
 
@@ -13,6 +14,7 @@ pub(in crate::backend) type Unsealed = SecretSlice<u8>;
 /// Seals and opens secrets.
 pub(in crate::backend) struct Sealer {
     key: LessSafeKey,
+    marks: hmac::Key,
     fingerprint: String,
 }
 
@@ -28,12 +30,22 @@ impl Sealer {
             })
             .finish();
         let fingerprint = hex(fingerprint.as_ref().get(..8)?);
-        Some(Self { key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?), fingerprint })
+        let marks = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"pganalytics marks");
+        Some(Self {
+            key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?),
+            marks: hmac::Key::new(hmac::HMAC_SHA256, marks.as_ref()),
+            fingerprint,
+        })
     }
 
     /// Tells keys apart without telling the key.
     pub(in crate::backend) fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// What is kept of a secret that is only recognised: without the key it says nothing about it.
+    pub(in crate::backend) fn mark(&self, secret: &str) -> Vec<u8> {
+        hmac::sign(&self.marks, secret.as_bytes()).as_ref().to_vec()
     }
 
     /// Nonce, ciphertext and tag, one after the other.

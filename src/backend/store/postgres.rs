@@ -15,10 +15,10 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
+use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
-    StoredMetric, User,
+    Account, Audit, Collector, Credentials, KeptConfig, Listing, LostRows, MetricQuery, NewConfig,
+    NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session, StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -26,6 +26,7 @@ mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod secrets;
 mod users;
 
 refinery::embed_migrations!("src/backend/store/postgres/migrations");
@@ -101,10 +102,11 @@ impl PostgresStore {
         let migrated = migrations::runner().run_async(&mut **client).await;
         client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
         client.batch_execute(SESSION).await?;
-        migrated.map(drop).map_err(|err| {
+        migrated.map_err(|err| {
             let text = anyhow::Error::from(err);
             StoreError::Damaged(format!("its tables cannot be brought up to date: {text:#}"))
-        })
+        })?;
+        collectors::reserve_names(&mut client).await
     }
 }
 
@@ -127,7 +129,7 @@ impl Store for PostgresStore {
         self.pool.close();
     }
 
-    async fn enrol(&self, enrolment: Enrolment) -> Result<(), StoreError> {
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
         collectors::enrol(&mut self.client().await?, &enrolment).await
     }
 
@@ -135,8 +137,16 @@ impl Store for PostgresStore {
         collectors::one(&self.client().await?, id, now).await
     }
 
-    async fn collector_named(&self, name: &str) -> Result<Option<(Uuid, String)>, StoreError> {
+    async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError> {
         collectors::named(&self.client().await?, name).await
+    }
+
+    async fn collector_shown(&self, thumbprint: &str) -> Result<Option<Known>, StoreError> {
+        collectors::shown(&self.client().await?, thumbprint).await
+    }
+
+    async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError> {
+        collectors::rename(&mut self.client().await?, id, name, &audit).await
     }
 
     async fn collectors(
@@ -166,6 +176,26 @@ impl Store for PostgresStore {
 
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError> {
         collectors::deregister(&mut self.client().await?, id, &audit).await
+    }
+
+    async fn add_secret(&self, secret: NewSecret) -> Result<(), StoreError> {
+        secrets::add(&mut self.client().await?, &secret).await
+    }
+
+    async fn keep_file_secret(&self, secret: NewSecret) -> Result<(), StoreError> {
+        secrets::keep_of_file(&mut self.client().await?, &secret).await
+    }
+
+    async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError> {
+        secrets::all(&self.client().await?).await
+    }
+
+    async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError> {
+        secrets::marked(&self.client().await?, mark).await
+    }
+
+    async fn revoke_secret(&self, name: &str, audit: Audit) -> Result<bool, StoreError> {
+        secrets::revoke(&mut self.client().await?, name, &audit).await
     }
 
     async fn push(&self, push: Push) -> Result<Pushed, StoreError> {

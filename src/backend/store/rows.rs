@@ -41,29 +41,6 @@ pub struct Listing<T> {
     pub total: u64,
 }
 
-/// One registration, first or repeated.
-#[derive(Debug, Clone)]
-pub struct Enrolment {
-    /// The collector's id, the old one when it registers again.
-    pub id: Uuid,
-    /// Unique among collectors.
-    pub name: String,
-    /// The host that the name belongs to.
-    pub hostname: String,
-    /// As the host gave it.
-    pub address: Option<String>,
-    /// The agent's version.
-    pub version: Option<String>,
-    /// The collector's own token secret, sealed.
-    pub sealed_secret: Vec<u8>,
-    /// SHA-256 of the client certificate, lower-case hex.
-    pub thumbprint: String,
-    /// End of the client certificate.
-    pub certificate_expires_at: Timestamp,
-    /// When, by whom.
-    pub audit: Audit,
-}
-
 /// A collector as the API shows it.
 #[derive(Debug, Clone)]
 pub struct Collector {
@@ -89,6 +66,8 @@ pub struct Collector {
     pub last_seen_at: Option<Timestamp>,
     /// When its rights were taken away.
     pub deregistered_at: Option<Timestamp>,
+    /// Its name, without regard to case, was another's before: one of them is to be renamed.
+    pub name_collides: bool,
     /// Newest configuration kept for it, 0 for none.
     pub config_version: i64,
     /// Metrics stored so far.
@@ -130,8 +109,12 @@ pub struct Renewal {
 pub struct Push {
     /// Who pushes.
     pub collector_id: Uuid,
-    /// The envelope's host: names the server row.
+    /// The host that the metrics are of: names the server row.
     pub hostname: String,
+    /// It is a host that the collector brings with a replay, not its own.
+    pub is_brought: bool,
+    /// Hosts that a collector may have brought.
+    pub brought_max: u32,
     /// The `Idempotency-Key`.
     pub batch_id: Option<String>,
     /// The backend's clock.
@@ -303,6 +286,8 @@ pub struct Server {
     /// The collector that reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collector_id: Option<Uuid>,
+    /// That collector has brought its metrics with a replay, and is not on it.
+    pub brought: bool,
     /// Whether its collector may still push.
     pub is_active: bool,
     /// First push.

@@ -13,10 +13,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, Enrolment, KeptConfig, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
-    StoredMetric, User,
+    Account, Audit, Collector, Credentials, KeptConfig, Listing, LostRows, MetricQuery, NewConfig,
+    NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session, StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -24,6 +24,7 @@ mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod secrets;
 mod users;
 
 refinery::embed_migrations!("src/backend/store/sqlite/migrations");
@@ -58,11 +59,22 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        self.write_if(|db| Ok((work(db)?, true))).await
+    }
+
+    /// Keeps what `work` has written when it says so.
+    async fn write_if<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<(T, bool), StoreError> + Send + 'static,
+    {
         on(&self.writer, |connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let value = work(&transaction)?;
-            transaction.commit()?;
+            let (value, keep) = work(&transaction)?;
+            if keep {
+                transaction.commit()?;
+            }
             Ok(value)
         })
         .await
@@ -103,17 +115,31 @@ impl Store for SqliteStore {
         let _ = tokio::task::spawn_blocking(move || drop(last)).await;
     }
 
-    async fn enrol(&self, enrolment: Enrolment) -> Result<(), StoreError> {
-        self.write(move |db| collectors::enrol(db, &enrolment)).await
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
+        self.write_if(move |db| {
+            let enrolled = collectors::enrol(db, &enrolment)?;
+            Ok((enrolled, enrolled == Enrolled::Done))
+        })
+        .await
     }
 
     async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError> {
         self.read(move |db| collectors::one(db, id, now)).await
     }
 
-    async fn collector_named(&self, name: &str) -> Result<Option<(Uuid, String)>, StoreError> {
+    async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError> {
         let name = name.to_owned();
         self.read(move |db| collectors::named(db, &name)).await
+    }
+
+    async fn collector_shown(&self, thumbprint: &str) -> Result<Option<Known>, StoreError> {
+        let thumbprint = thumbprint.to_owned();
+        self.read(move |db| collectors::shown(db, &thumbprint)).await
+    }
+
+    async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| collectors::rename(db, id, &name, &audit)).await
     }
 
     async fn collectors(
@@ -144,6 +170,28 @@ impl Store for SqliteStore {
 
     async fn deregister(&self, id: Uuid, audit: Audit) -> Result<bool, StoreError> {
         self.write(move |db| collectors::deregister(db, id, &audit)).await
+    }
+
+    async fn add_secret(&self, secret: NewSecret) -> Result<(), StoreError> {
+        self.write(move |db| secrets::add(db, &secret)).await
+    }
+
+    async fn keep_file_secret(&self, secret: NewSecret) -> Result<(), StoreError> {
+        self.write(move |db| secrets::keep_of_file(db, &secret)).await
+    }
+
+    async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError> {
+        self.read(secrets::all).await
+    }
+
+    async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError> {
+        let mark = mark.to_owned();
+        self.read(move |db| secrets::marked(db, &mark)).await
+    }
+
+    async fn revoke_secret(&self, name: &str, audit: Audit) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| secrets::revoke(db, &name, &audit)).await
     }
 
     async fn push(&self, push: Push) -> Result<Pushed, StoreError> {
@@ -260,6 +308,9 @@ fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
             path.display()
         ))
     })?;
+    let transaction = writer.transaction()?;
+    collectors::reserve_names(&transaction)?;
+    transaction.commit()?;
     let readers = (0..READERS)
         .map(|_| {
             let reader = connect(path)?;

@@ -56,9 +56,8 @@ pub(super) async fn foreign(
     let collector_id = identity.collector_id.clone();
     let link = Arc::new(Link::new(&config.link, identity)?);
     let (queue, thread) = Queue::look(log)?;
-    let hostname = args.hostname.as_deref().unwrap_or(&config.agent.hostname);
     let replayer = Replayer::of_host(config, queue.clone(), link, collector_id);
-    let replayer = replayer.of_other(hostname, dir, file);
+    let replayer = replayer.of_dir(args.hostname.as_deref(), dir, file);
     let rest = "the rest is sent when the same command runs again";
     let outcome = carry_out(&replayer, request, args.wait, rest).await;
     queue.close().await.ok();

@@ -15,6 +15,7 @@ use crate::link::token::Token;
 #[derive(Deserialize)]
 struct Body {
     collector_id: String,
+    name: Option<String>,
     token: Option<String>,
     certificate: String,
     private_key: Option<String>,
@@ -27,6 +28,8 @@ struct Body {
 /// A checked answer.
 pub(super) struct Accepted {
     pub(super) collector_id: String,
+    /// The name that the collector has, which may not be the one that was asked for.
+    pub(super) name: Option<String>,
     pub(super) certificates: Vec<CertificateDer<'static>>,
     pub(super) ca_certificates: Vec<CertificateDer<'static>>,
     pub(super) secret: Option<SecretString>,
@@ -48,13 +51,7 @@ impl Accepted {
             return Ok(ours);
         }
         match self.private_key.as_ref().map(ExposeSecret::expose_secret) {
-            Some(theirs) if fits(theirs) => {
-                tracing::warn!(
-                    "this backend made the private key itself and sent it; update the backend, so \
-                     that keys never leave their host"
-                );
-                Ok(theirs)
-            }
+            Some(theirs) if fits(theirs) => Ok(theirs),
             _ => Err(LinkError::new(
                 "the certificate of the backend's answer is for another key",
                 "report this to the backend's operator",
@@ -92,6 +89,7 @@ pub(super) fn read(
         certificates_from_pem(body.certificate.as_bytes(), &format!("certificate of {source}"))?;
     Ok(Accepted {
         collector_id: body.collector_id,
+        name: body.name,
         certificates,
         ca_certificates,
         secret: body.secret.map(SecretString::from),
@@ -114,8 +112,8 @@ fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
         | Meaning::CertificateMismatch
         | Meaning::CertificateRequired
         | Meaning::CollectorMismatch => LinkError::new(
-            format!("{url} does not accept the registration secret ({status})"),
-            "ask the backend's operator for the current secret",
+            format!("{url} does not accept the registration secret ({status}): {message}"),
+            "ask the backend's operator for a good one: `agent backend secret add NAME` makes it",
         ),
         Meaning::NotHere => {
             LinkError::new(format!("{url} has no registration ({status})"), check_url)
@@ -132,8 +130,9 @@ fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
             },
         ),
         Meaning::Conflict => LinkError::new(
-            format!("the name {:?} belongs to another host ({message})", registration.name),
-            "choose another --name, or remove the old collector on the backend",
+            format!("{url} does not register {:?}: {message}", registration.name),
+            "for a new host set --name and collector.hostname to its own; for one that comes back, \
+             ask the backend's operator for the secret of `agent backend collector release NAME`",
         ),
         _ => LinkError::new(
             format!("{url} refuses this registration: {shown}"),

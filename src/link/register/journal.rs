@@ -70,6 +70,7 @@ pub fn finish(state_dir: &Path) -> Result<(), LinkError> {
     files::sync_folder(&file)
 }
 
+const LOCK: &str = "register.lock";
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -83,9 +84,10 @@ pub(in crate::link) fn lock(state_dir: &Path) -> Result<File, LinkError> {
         .create(true)
         .truncate(false)
         .write(true)
-        .open(state_dir.join("register.lock"))
+        .open(state_dir.join(LOCK))
         .map_err(cannot)?
         .into_file();
+    files::give_to_owner(&state_dir.join(LOCK), &lock);
     // A lock outlives its holder for a moment when that process was just starting another one.
     for _ in 0..LOCK_TRIES {
         if lock.try_lock().is_ok() {

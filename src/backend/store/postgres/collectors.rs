@@ -1,18 +1,20 @@
 //! Collectors and the keys that seal their secrets.
 
-use deadpool_postgres::Client;
+use deadpool_postgres::{Client, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page, Renewal};
-use super::{counted, users};
+use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
+use super::super::rows::{Audit, Collector, Credentials, Listing, Page, Renewal};
+use super::{counted, secrets, users};
 
 const COLLECTOR: &str = "SELECT c.*,
        coalesce((SELECT max(version) FROM configs WHERE collector_id = c.id), 0) AS config_version,
        coalesce((SELECT sum(metrics) FROM pushes
-                  WHERE collector_id = c.id AND received_at >= $1), 0)::bigint AS metrics_24h
+                  WHERE collector_id = c.id AND received_at >= $1), 0)::bigint AS metrics_24h,
+       NOT EXISTS (SELECT 1 FROM names WHERE collector_id = c.id) AS name_collides
   FROM collectors c";
 
 pub(super) async fn bound_keys(db: &Client) -> Result<Option<String>, StoreError> {
@@ -29,28 +31,112 @@ pub(super) async fn bind_keys(db: &Client, fingerprint: &str) -> Result<(), Stor
     Err(StoreError::Conflict("its secrets are sealed with other keys".to_owned()))
 }
 
-pub(super) async fn enrol(db: &mut Client, new: &Enrolment) -> Result<(), StoreError> {
+/// Reserves the names of collectors that have none reserved yet, those of a store of before.
+pub(super) async fn reserve_names(db: &mut Client) -> Result<(), StoreError> {
     let transaction = db.transaction().await?;
-    let statement = transaction
-        .prepare_cached(
-            "INSERT INTO collectors (id, name, hostname, address, version, sealed_secret,
-                                     thumbprint, certificate_expires_at, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
-             ON CONFLICT (name) DO UPDATE SET
-                 address = excluded.address, version = excluded.version,
-                 sealed_secret = excluded.sealed_secret, thumbprint = excluded.thumbprint,
-                 certificate_expires_at = excluded.certificate_expires_at,
-                 next_thumbprint = NULL, next_certificate_expires_at = NULL,
-                 updated_at = excluded.updated_at, deregistered_at = NULL
-             WHERE collectors.id = excluded.id AND collectors.hostname = excluded.hostname",
+    let rows = transaction
+        .query(
+            "SELECT id, name FROM collectors c
+              WHERE NOT EXISTS (SELECT 1 FROM names WHERE collector_id = c.id)
+              ORDER BY created_at, id",
+            &[],
         )
         .await?;
-    let written = transaction
+    for row in rows {
+        let (id, name): (Uuid, String) = (row.try_get("id")?, row.try_get("name")?);
+        if !reserve(&transaction, &name, id).await? {
+            tracing::warn!(collector = %id, name, "this name is another's, but for case");
+        }
+    }
+    Ok(transaction.commit().await?)
+}
+
+/// Whether the name is the collector's from now on.
+async fn reserve(db: &Transaction<'_>, name: &str, id: Uuid) -> Result<bool, StoreError> {
+    let key = name_key(name);
+    let insert = "INSERT INTO names (key, collector_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    db.execute(insert, &[&key, &id]).await?;
+    let select = "SELECT collector_id FROM names WHERE key = $1";
+    let owner: Uuid = db.query_one(select, &[&key]).await?.try_get(0)?;
+    Ok(owner == id)
+}
+
+pub(super) async fn enrol(db: &mut Client, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    let transaction = db.transaction().await?;
+    // Two registrations at once, of one name or of one host, come one after the other.
+    transaction.batch_execute("LOCK TABLE names IN SHARE ROW EXCLUSIVE MODE").await?;
+    let enrolled = match new.right {
+        Right::New(secret) => insert(&transaction, new, secret).await?,
+        Right::Back(secret) if secrets::use_up(&transaction, secret, new.audit.at).await? => {
+            update(&transaction, new).await?
+        }
+        Right::Back(_) => Enrolled::SecretUsedUp,
+        Right::Certificate => update(&transaction, new).await?,
+    };
+    if enrolled == Enrolled::Done {
+        users::audit(&transaction, &new.audit).await?;
+        transaction.commit().await?;
+    }
+    Ok(enrolled)
+}
+
+async fn insert(
+    db: &Transaction<'_>,
+    new: &Enrolment,
+    secret: i64,
+) -> Result<Enrolled, StoreError> {
+    let host = "SELECT count(*) AS n FROM collectors
+                 WHERE deregistered_at IS NULL AND lower(hostname) = lower($1)";
+    if counted(&db.query_one(host, &[&new.hostname]).await?, "n")? > 0 {
+        return Ok(Enrolled::HostTaken);
+    }
+    let name = "SELECT count(*) AS n FROM names WHERE key = $1";
+    if counted(&db.query_one(name, &[&name_key(&new.name)]).await?, "n")? > 0 {
+        return Ok(Enrolled::NameTaken);
+    }
+    db.execute(
+        "INSERT INTO collectors (id, name, hostname, address, version, sealed_secret,
+                                 thumbprint, certificate_expires_at, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)",
+        &[
+            &new.id,
+            &new.name,
+            &new.hostname,
+            &new.address,
+            &new.version,
+            &new.sealed_secret,
+            &new.thumbprint,
+            &new.certificate_expires_at,
+            &new.audit.at,
+        ],
+    )
+    .await?;
+    reserve(db, &new.name, new.id).await?;
+    let is_good = secrets::use_up(db, secret, new.audit.at).await?;
+    Ok(if is_good { Enrolled::Done } else { Enrolled::SecretUsedUp })
+}
+
+async fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    // The collector's own server row goes with it to its new host name.
+    db.execute(
+        "UPDATE servers SET hostname = $2, name = $2, updated_at = $3
+          WHERE collector_id = $1 AND NOT brought AND hostname <> $2
+            AND hostname = (SELECT hostname FROM collectors WHERE id = $1)
+            AND NOT EXISTS (SELECT 1 FROM servers
+                             WHERE collector_id = $1 AND NOT brought AND hostname = $2)",
+        &[&new.id, &new.hostname, &new.audit.at],
+    )
+    .await?;
+    let revives = new.right != Right::Certificate;
+    let written = db
         .execute(
-            &statement,
+            "UPDATE collectors SET
+                 hostname = $2, address = $3, version = $4, sealed_secret = $5, thumbprint = $6,
+                 certificate_expires_at = $7, next_thumbprint = NULL,
+                 next_certificate_expires_at = NULL, updated_at = $8, deregistered_at = NULL
+              WHERE id = $1 AND (deregistered_at IS NULL OR $9)",
             &[
                 &new.id,
-                &new.name,
                 &new.hostname,
                 &new.address,
                 &new.version,
@@ -58,14 +144,32 @@ pub(super) async fn enrol(db: &mut Client, new: &Enrolment) -> Result<(), StoreE
                 &new.thumbprint,
                 &new.certificate_expires_at,
                 &new.audit.at,
+                &revives,
             ],
         )
         .await?;
-    if written == 0 {
-        return Err(StoreError::Conflict(format!("the name {:?} is taken", new.name)));
+    Ok(if written == 0 { Enrolled::Deregistered } else { Enrolled::Done })
+}
+
+pub(super) async fn rename(
+    db: &mut Client,
+    id: Uuid,
+    name: &str,
+    audit: &Audit,
+) -> Result<Renamed, StoreError> {
+    let transaction = db.transaction().await?;
+    let known = "SELECT count(*) AS n FROM collectors WHERE id = $1";
+    if counted(&transaction.query_one(known, &[&id]).await?, "n")? == 0 {
+        return Ok(Renamed::Unknown);
     }
-    users::audit(&transaction, &new.audit).await?;
-    Ok(transaction.commit().await?)
+    if !reserve(&transaction, name, id).await? {
+        return Ok(Renamed::NameTaken);
+    }
+    let update = "UPDATE collectors SET name = $2, updated_at = $3 WHERE id = $1";
+    transaction.execute(update, &[&id, &name, &audit.at]).await?;
+    users::audit(&transaction, audit).await?;
+    transaction.commit().await?;
+    Ok(Renamed::Done)
 }
 
 pub(super) async fn one(
@@ -91,13 +195,29 @@ pub(super) async fn all(
     Ok(Listing { rows, total })
 }
 
-pub(super) async fn named(db: &Client, name: &str) -> Result<Option<(Uuid, String)>, StoreError> {
-    let statement =
-        db.prepare_cached("SELECT id, hostname FROM collectors WHERE name = $1").await?;
-    match db.query_opt(&statement, &[&name]).await? {
-        Some(row) => Ok(Some((row.try_get("id")?, row.try_get("hostname")?))),
-        None => Ok(None),
-    }
+pub(super) async fn named(db: &Client, name: &str) -> Result<Option<Known>, StoreError> {
+    let select = "SELECT c.id, c.name, c.hostname, c.deregistered_at
+                    FROM names n JOIN collectors c ON c.id = n.collector_id WHERE n.key = $1";
+    let statement = db.prepare_cached(select).await?;
+    db.query_opt(&statement, &[&name_key(name)]).await?.as_ref().map(known).transpose()
+}
+
+pub(super) async fn shown(db: &Client, thumbprint: &str) -> Result<Option<Known>, StoreError> {
+    let select = "SELECT id, name, hostname, deregistered_at FROM collectors
+                   WHERE thumbprint = $1 OR next_thumbprint = $1
+                   ORDER BY deregistered_at IS NOT NULL LIMIT 1";
+    let statement = db.prepare_cached(select).await?;
+    db.query_opt(&statement, &[&thumbprint]).await?.as_ref().map(known).transpose()
+}
+
+fn known(row: &Row) -> Result<Known, StoreError> {
+    let deregistered_at: Option<Timestamp> = row.try_get("deregistered_at")?;
+    Ok(Known {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        hostname: row.try_get("hostname")?,
+        is_live: deregistered_at.is_none(),
+    })
 }
 
 pub(super) async fn credentials(db: &Client, id: Uuid) -> Result<Option<Credentials>, StoreError> {
@@ -197,6 +317,7 @@ fn collector(row: &Row) -> Result<Collector, StoreError> {
         updated_at: row.try_get("updated_at")?,
         last_seen_at: row.try_get("last_seen_at")?,
         deregistered_at: row.try_get("deregistered_at")?,
+        name_collides: row.try_get("name_collides")?,
         config_version: row.try_get("config_version")?,
         metrics_total: counted(row, "metrics_total")?,
         metrics_24h: counted(row, "metrics_24h")?,

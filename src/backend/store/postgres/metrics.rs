@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::super::rows::{
     Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
 };
-use super::super::{HOLES_MAX, StoreError};
+use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, text};
 
 /// Rows of one statement: a few hundred KiB of documents.
@@ -145,19 +145,27 @@ async fn server_of(
     transaction: &Transaction<'_>,
     push: &Push,
 ) -> Result<(i64, Option<Timestamp>), StoreError> {
-    let known = "SELECT id, text_until FROM servers WHERE collector_id = $1 AND hostname = $2";
+    let known = "SELECT id, text_until FROM servers
+                  WHERE collector_id = $1 AND hostname = $2 AND brought = $3";
     let statement = transaction.prepare_cached(known).await?;
-    let row = transaction.query_opt(&statement, &[&push.collector_id, &push.hostname]).await?;
+    let values: [&(dyn ToSql + Sync); 3] = [&push.collector_id, &push.hostname, &push.is_brought];
+    let row = transaction.query_opt(&statement, &values).await?;
     if let Some(row) = row {
         return Ok((row.try_get(0)?, row.try_get(1)?));
     }
+    if push.is_brought {
+        let brought = "SELECT count(*) AS n FROM servers WHERE collector_id = $1 AND brought";
+        let brought = transaction.query_one(brought, &[&push.collector_id]).await?;
+        check_brought(counted(&brought, "n")?, push)?;
+    }
     let row = transaction
         .query_one(
-            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
-             VALUES ($1, $2, $2, $3, $3)
-             ON CONFLICT (collector_id, hostname) DO UPDATE SET updated_at = excluded.updated_at
+            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at, brought)
+             VALUES ($1, $2, $2, $3, $3, $4)
+             ON CONFLICT (collector_id, hostname, brought)
+             DO UPDATE SET updated_at = excluded.updated_at
              RETURNING id, text_until",
-            &[&push.collector_id, &push.hostname, &push.received_at],
+            &[&push.collector_id, &push.hostname, &push.received_at, &push.is_brought],
         )
         .await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
@@ -228,7 +236,7 @@ async fn insert_lost(
 
 pub(super) async fn servers(db: &Client, page: Page) -> Result<Listing<Server>, StoreError> {
     let total = counted(&db.query_one("SELECT count(*) AS n FROM servers", &[]).await?, "n")?;
-    let select = format!("{SERVER} ORDER BY s.name, s.id LIMIT $1 OFFSET $2");
+    let select = format!("{SERVER} ORDER BY s.brought, s.name, s.id LIMIT $1 OFFSET $2");
     let rows = db.query(&select, &[&page.limit(), &page.offset()]).await?;
     Ok(Listing { rows: rows.iter().map(as_server).collect::<Result<_, _>>()?, total })
 }
@@ -350,6 +358,7 @@ fn as_server(row: &Row) -> Result<Server, StoreError> {
         address: row.try_get("address")?,
         environment: row.try_get("environment")?,
         collector_id: Some(row.try_get("collector_id")?),
+        brought: row.try_get("brought")?,
         is_active: row.try_get("is_active")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,

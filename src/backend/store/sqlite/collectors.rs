@@ -5,13 +5,15 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::super::StoreError;
-use super::super::rows::{Audit, Collector, Credentials, Enrolment, Listing, Page, Renewal};
-use super::{counted, micros, time, time_option, users, uuid};
+use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
+use super::super::rows::{Audit, Collector, Credentials, Listing, Page, Renewal};
+use super::{counted, micros, secrets, time, time_option, users, uuid};
 
 const COLLECTOR: &str = "SELECT c.*,
        coalesce((SELECT max(version) FROM configs WHERE collector_id = c.id), 0) AS config_version,
        coalesce((SELECT sum(metrics) FROM pushes
-                  WHERE collector_id = c.id AND received_at >= :since), 0) AS metrics_24h
+                  WHERE collector_id = c.id AND received_at >= :since), 0) AS metrics_24h,
+       NOT EXISTS (SELECT 1 FROM names WHERE collector_id = c.id) AS name_collides
   FROM collectors c";
 
 pub(super) fn bound_keys(db: &Transaction<'_>) -> Result<Option<String>, StoreError> {
@@ -27,31 +29,122 @@ pub(super) fn bind_keys(db: &Transaction<'_>, fingerprint: &str) -> Result<(), S
     Err(StoreError::Conflict("its secrets are sealed with other keys".to_owned()))
 }
 
-pub(super) fn enrol(db: &Transaction<'_>, new: &Enrolment) -> Result<(), StoreError> {
-    let written = db.execute(
+/// Reserves the names of collectors that have none reserved yet, those of a store of before.
+pub(super) fn reserve_names(db: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut statement = db.prepare(
+        "SELECT id, name FROM collectors c
+          WHERE NOT EXISTS (SELECT 1 FROM names WHERE collector_id = c.id)
+          ORDER BY created_at, id",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get("id")?, row.get("name")?)))?;
+    for (id, name) in rows.collect::<Result<Vec<(String, String)>, _>>()? {
+        if !reserve(db, &name, &id)? {
+            tracing::warn!(collector = id, name, "this name is another's, but for case");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the name is the collector's from now on.
+fn reserve(db: &Transaction<'_>, name: &str, id: &str) -> Result<bool, StoreError> {
+    let key = name_key(name);
+    db.execute(
+        "INSERT INTO names (key, collector_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        [&key, id],
+    )?;
+    let select = "SELECT collector_id FROM names WHERE key = ?1";
+    let owner: String = db.query_row(select, [&key], |row| row.get(0))?;
+    Ok(owner == id)
+}
+
+pub(super) fn enrol(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    let enrolled = match new.right {
+        Right::New(secret) => insert(db, new, secret)?,
+        Right::Back(secret) if secrets::use_up(db, secret, new.audit.at)? => update(db, new)?,
+        Right::Back(_) => Enrolled::SecretUsedUp,
+        Right::Certificate => update(db, new)?,
+    };
+    if enrolled == Enrolled::Done {
+        users::audit(db, &new.audit)?;
+    }
+    Ok(enrolled)
+}
+
+fn insert(db: &Transaction<'_>, new: &Enrolment, secret: i64) -> Result<Enrolled, StoreError> {
+    let host = "SELECT count(*) AS n FROM collectors
+                 WHERE deregistered_at IS NULL AND lower(hostname) = lower(?1)";
+    if db.query_row(host, [&new.hostname], |row| counted(row, "n"))? > 0 {
+        return Ok(Enrolled::HostTaken);
+    }
+    let name = "SELECT count(*) AS n FROM names WHERE key = ?1";
+    if db.query_row(name, [name_key(&new.name)], |row| counted(row, "n"))? > 0 {
+        return Ok(Enrolled::NameTaken);
+    }
+    let id = new.id.to_string();
+    db.execute(
         "INSERT INTO collectors (id, name, hostname, address, version, sealed_secret, thumbprint,
                                  certificate_expires_at, created_at, updated_at)
          VALUES (:id, :name, :hostname, :address, :version, :sealed_secret, :thumbprint,
-                 :certificate_expires_at, :at, :at)
-         ON CONFLICT (name) DO UPDATE SET
-             address = excluded.address, version = excluded.version,
-             sealed_secret = excluded.sealed_secret, thumbprint = excluded.thumbprint,
-             certificate_expires_at = excluded.certificate_expires_at,
-             next_thumbprint = NULL, next_certificate_expires_at = NULL,
-             updated_at = excluded.updated_at, deregistered_at = NULL
-         WHERE id = excluded.id AND hostname = excluded.hostname",
+                 :certificate_expires_at, :at, :at)",
         named_params! {
-            ":id": new.id.to_string(), ":name": new.name, ":hostname": new.hostname,
+            ":id": id, ":name": new.name, ":hostname": new.hostname,
             ":address": new.address, ":version": new.version,
             ":sealed_secret": new.sealed_secret, ":thumbprint": new.thumbprint,
             ":certificate_expires_at": micros(new.certificate_expires_at),
             ":at": micros(new.audit.at),
         },
     )?;
-    if written == 0 {
-        return Err(StoreError::Conflict(format!("the name {:?} is taken", new.name)));
+    reserve(db, &new.name, &id)?;
+    let is_good = secrets::use_up(db, secret, new.audit.at)?;
+    Ok(if is_good { Enrolled::Done } else { Enrolled::SecretUsedUp })
+}
+
+fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    let id = new.id.to_string();
+    // The collector's own server row goes with it to its new host name.
+    db.execute(
+        "UPDATE OR IGNORE servers SET hostname = ?2, name = ?2, updated_at = ?3
+          WHERE collector_id = ?1 AND brought = 0 AND hostname <> ?2
+            AND hostname = (SELECT hostname FROM collectors WHERE id = ?1)",
+        params![id, new.hostname, micros(new.audit.at)],
+    )?;
+    let written = db.execute(
+        "UPDATE collectors SET
+             hostname = :hostname, address = :address, version = :version,
+             sealed_secret = :sealed_secret, thumbprint = :thumbprint,
+             certificate_expires_at = :certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL,
+             updated_at = :at, deregistered_at = NULL
+          WHERE id = :id AND (deregistered_at IS NULL OR :revives)",
+        named_params! {
+            ":id": id, ":hostname": new.hostname,
+            ":address": new.address, ":version": new.version,
+            ":sealed_secret": new.sealed_secret, ":thumbprint": new.thumbprint,
+            ":certificate_expires_at": micros(new.certificate_expires_at),
+            ":at": micros(new.audit.at), ":revives": new.right != Right::Certificate,
+        },
+    )?;
+    Ok(if written == 0 { Enrolled::Deregistered } else { Enrolled::Done })
+}
+
+pub(super) fn rename(
+    db: &Transaction<'_>,
+    id: Uuid,
+    name: &str,
+    audit: &Audit,
+) -> Result<Renamed, StoreError> {
+    let id = id.to_string();
+    let known = "SELECT count(*) AS n FROM collectors WHERE id = ?1";
+    if db.query_row(known, [&id], |row| counted(row, "n"))? == 0 {
+        return Ok(Renamed::Unknown);
     }
-    users::audit(db, &new.audit)
+    if !reserve(db, name, &id)? {
+        return Ok(Renamed::NameTaken);
+    }
+    let update = "UPDATE collectors SET name = ?2, updated_at = ?3 WHERE id = ?1";
+    db.execute(update, params![id, name, micros(audit.at)])?;
+    users::audit(db, audit)?;
+    Ok(Renamed::Done)
 }
 
 pub(super) fn one(
@@ -86,15 +179,26 @@ pub(super) fn all(
     Ok(Listing { rows, total })
 }
 
-pub(super) fn named(
-    db: &Transaction<'_>,
-    name: &str,
-) -> Result<Option<(Uuid, String)>, StoreError> {
-    let mut statement = db.prepare_cached("SELECT id, hostname FROM collectors WHERE name = ?1")?;
-    let found = statement
-        .query_row([name], |row| Ok((uuid(row, "id")?, row.get("hostname")?)))
-        .optional()?;
-    Ok(found)
+pub(super) fn named(db: &Transaction<'_>, name: &str) -> Result<Option<Known>, StoreError> {
+    let select = "SELECT c.id, c.name, c.hostname, c.deregistered_at
+                    FROM names n JOIN collectors c ON c.id = n.collector_id WHERE n.key = ?1";
+    Ok(db.prepare_cached(select)?.query_row([name_key(name)], known).optional()?)
+}
+
+pub(super) fn shown(db: &Transaction<'_>, thumbprint: &str) -> Result<Option<Known>, StoreError> {
+    let select = "SELECT id, name, hostname, deregistered_at FROM collectors
+                   WHERE thumbprint = ?1 OR next_thumbprint = ?1
+                   ORDER BY deregistered_at IS NOT NULL LIMIT 1";
+    Ok(db.prepare_cached(select)?.query_row([thumbprint], known).optional()?)
+}
+
+fn known(row: &Row<'_>) -> rusqlite::Result<Known> {
+    Ok(Known {
+        id: uuid(row, "id")?,
+        name: row.get("name")?,
+        hostname: row.get("hostname")?,
+        is_live: time_option(row, "deregistered_at")?.is_none(),
+    })
 }
 
 pub(super) fn credentials(
@@ -192,6 +296,7 @@ fn collector(row: &Row<'_>) -> rusqlite::Result<Collector> {
         updated_at: time(row, "updated_at")?,
         last_seen_at: time_option(row, "last_seen_at")?,
         deregistered_at: time_option(row, "deregistered_at")?,
+        name_collides: row.get("name_collides")?,
         config_version: row.get("config_version")?,
         metrics_total: counted(row, "metrics_total")?,
         metrics_24h: counted(row, "metrics_24h")?,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::rows::{
     Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
-use super::super::{HOLES_MAX, StoreError};
+use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, micros, time, time_option, uuid};
 
 const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
@@ -127,20 +127,31 @@ fn server_of(
 ) -> Result<(i64, Option<i64>), StoreError> {
     let known = db
         .prepare_cached(
-            "SELECT id, text_until FROM servers WHERE collector_id = ?1 AND hostname = ?2",
+            "SELECT id, text_until FROM servers
+              WHERE collector_id = ?1 AND hostname = ?2 AND brought = ?3",
         )?
-        .query_row(params![collector, push.hostname], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![collector, push.hostname, push.is_brought], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
     if let Some(known) = known {
         return Ok(known);
     }
+    if push.is_brought {
+        let brought = "SELECT count(*) AS n FROM servers WHERE collector_id = ?1 AND brought";
+        let brought = db.query_row(brought, [collector], |row| counted(row, "n"))?;
+        check_brought(brought, push)?;
+    }
     let id = db
         .prepare_cached(
-            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at)
-             VALUES (?1, ?2, ?2, ?3, ?3)
+            "INSERT INTO servers (collector_id, name, hostname, created_at, updated_at, brought)
+             VALUES (?1, ?2, ?2, ?3, ?3, ?4)
              RETURNING id",
         )?
-        .query_row(params![collector, push.hostname, micros(push.received_at)], |row| row.get(0))?;
+        .query_row(
+            params![collector, push.hostname, micros(push.received_at), push.is_brought],
+            |row| row.get(0),
+        )?;
     Ok((id, None))
 }
 
@@ -166,8 +177,8 @@ fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result
 
 pub(super) fn servers(db: &Transaction<'_>, page: Page) -> Result<Listing<Server>, StoreError> {
     let total = db.query_row("SELECT count(*) AS n FROM servers", [], |row| counted(row, "n"))?;
-    let mut statement =
-        db.prepare_cached(&format!("{SERVER} ORDER BY s.name, s.id LIMIT ?1 OFFSET ?2"))?;
+    let mut statement = db
+        .prepare_cached(&format!("{SERVER} ORDER BY s.brought, s.name, s.id LIMIT ?1 OFFSET ?2"))?;
     let rows = statement
         .query_map(params![page.limit(), page.offset()], as_server)?
         .collect::<Result<_, _>>()?;
@@ -297,6 +308,7 @@ fn as_server(row: &Row<'_>) -> rusqlite::Result<Server> {
         address: row.get("address")?,
         environment: row.get("environment")?,
         collector_id: Some(uuid(row, "collector_id")?),
+        brought: row.get("brought")?,
         is_active: row.get("is_active")?,
         created_at: time(row, "created_at")?,
         updated_at: time(row, "updated_at")?,

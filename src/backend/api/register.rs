@@ -1,0 +1,201 @@
+//! POST `/collectors/register`: a new host, or one that comes back and can show it.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::access::{Channel, Peer};
+use super::error::{ApiError, ok};
+use super::{Shared, admitted, body, collectors};
+use crate::backend::auth::{encode, random};
+use crate::backend::names;
+use crate::backend::store::{Audit, Enrolled, Enrolment, KeptSecret, Known, Right};
+use crate::clock;
+
+#[derive(Deserialize)]
+struct RegisterRequest {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    hostname: String,
+    address: Option<String>,
+    version: Option<String>,
+    csr: Option<String>,
+}
+
+#[derive(Serialize)]
+struct RegisterResponse {
+    collector_id: Uuid,
+    /// The name that the collector has: ours, beside the contract.
+    name: String,
+    token: String,
+    certificate: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    private_key: Option<String>,
+    ca_certificate: String,
+    secret: String,
+    expires_at: String,
+    certificate_expires_at: String,
+}
+
+/// What lets a host in.
+enum Pass {
+    /// A certificate that a live collector has.
+    Certificate(Known),
+    /// A registration secret.
+    Secret(KeptSecret),
+}
+
+/// Which collector a host becomes.
+struct Standing {
+    id: Uuid,
+    name: String,
+    right: Right,
+}
+
+/// The handler.
+///
+/// A registration secret is the right to be a new host, never to be an old one: an old one shows
+/// its certificate, or has the secret that was made to bring it back.
+pub(super) async fn register(
+    State(shared): State<Arc<Shared>>,
+    peer: Peer,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let pass = pass(&shared, &peer, &headers).await?;
+    let request: RegisterRequest = body::json(&headers, body).await?;
+    let request = checked(request)?;
+    let by = match &pass {
+        Pass::Certificate(_) => "its certificate".to_owned(),
+        Pass::Secret(secret) => format!("the secret {}", secret.name),
+    };
+    let Standing { id, name, right } = standing(&shared, pass, &request).await?;
+    let now = clock::now();
+    let issued = collectors::certify(&shared, request.csr.as_deref(), id, now)?;
+    let secret = random::<32>();
+    let enrolment = Enrolment {
+        id,
+        name: name.clone(),
+        hostname: request.hostname.clone(),
+        address: request.address,
+        version: request.version,
+        sealed_secret: shared.keys.sealer.seal(id, &secret),
+        thumbprint: issued.thumbprint,
+        certificate_expires_at: issued.expires_at,
+        right,
+        audit: Audit {
+            at: now,
+            actor: format!("{} with {by}", peer.address),
+            action: "collector.register".to_owned(),
+            subject: id.to_string(),
+        },
+    };
+    match shared.store.enrol(enrolment).await? {
+        Enrolled::Done => {}
+        Enrolled::NameTaken => return Err(name_taken(&name)),
+        Enrolled::HostTaken => return Err(host_taken(&request.hostname)),
+        Enrolled::SecretUsedUp | Enrolled::Deregistered => return Err(bad_secret()),
+    }
+    tracing::info!(collector = %id, name, from = %peer.address, by, "registered");
+    let life = shared.config.lifetimes.collector_token;
+    let minted = shared.keys.tokens.mint_collector(id, &request.hostname, now, life);
+    Ok(ok(&RegisterResponse {
+        collector_id: id,
+        name,
+        token: minted.token,
+        certificate: issued.certificate,
+        private_key: issued.private_key,
+        ca_certificate: shared.keys.authority.certificate_pem().to_owned(),
+        secret: encode(&secret),
+        expires_at: clock::rfc3339(minted.expires_at),
+        certificate_expires_at: clock::rfc3339(issued.expires_at),
+    }))
+}
+
+/// The certificate of the connection, when a live collector has it; else the secret.
+async fn pass(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Pass, ApiError> {
+    if let Channel::Mutual(thumbprint) = &peer.channel
+        && let Some(known) = shared.store.collector_shown(thumbprint).await?
+        && known.is_live
+    {
+        return Ok(Pass::Certificate(known));
+    }
+    admitted(&shared.registrations, peer.address)?;
+    let presented = headers.get("x-registration-secret").and_then(|value| value.to_str().ok());
+    let mark = shared.keys.sealer.mark(presented.unwrap_or_default().trim());
+    let found = shared.store.secret_marked(&mark).await?;
+    if let Some(secret) = found.filter(|secret| secret.is_good(clock::now())) {
+        return Ok(Pass::Secret(secret));
+    }
+    shared.registrations.note(peer.address, clock::monotonic());
+    tracing::warn!(from = %peer.address, "a registration came without a good secret");
+    Err(bad_secret())
+}
+
+async fn standing(
+    shared: &Shared,
+    pass: Pass,
+    request: &RegisterRequest,
+) -> Result<Standing, ApiError> {
+    let secret = match pass {
+        Pass::Certificate(known) => {
+            let Known { id, name, .. } = known;
+            return Ok(Standing { id, name, right: Right::Certificate });
+        }
+        Pass::Secret(secret) => secret,
+    };
+    let known = shared.store.collector_named(&request.name).await?;
+    match (known, secret.collector_id) {
+        (Some(Known { id, name, .. }), Some(bound)) if id == bound => {
+            Ok(Standing { id, name, right: Right::Back(secret.id) })
+        }
+        (_, Some(_)) => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "other_name",
+            "this secret brings back a collector of another name",
+        )),
+        (Some(Known { id, name, .. }), None) if secret.reclaims => {
+            Ok(Standing { id, name, right: Right::Back(secret.id) })
+        }
+        (Some(_), None) => Err(name_taken(&request.name)),
+        (None, None) => Ok(Standing {
+            id: Uuid::new_v4(),
+            name: request.name.clone(),
+            right: Right::New(secret.id),
+        }),
+    }
+}
+
+fn checked(request: RegisterRequest) -> Result<RegisterRequest, ApiError> {
+    let text = |what, text: &str| names::checked(what, text).map_err(ApiError::bad_request);
+    let option = |what, given: Option<String>| given.map(|given| text(what, &given)).transpose();
+    Ok(RegisterRequest {
+        name: text("name", &request.name)?,
+        hostname: text("hostname", &request.hostname)?,
+        address: option("address", request.address.filter(|text| !text.trim().is_empty()))?,
+        version: option("version", request.version.filter(|text| !text.trim().is_empty()))?,
+        csr: request.csr,
+    })
+}
+
+fn bad_secret() -> ApiError {
+    let message = "the registration secret is missing, wrong, used up or revoked";
+    ApiError::new(StatusCode::UNAUTHORIZED, "bad_registration_secret", message)
+}
+
+/// 409, for whoever is not the collector of that name.
+pub(super) fn name_taken(name: &str) -> ApiError {
+    let message = format!("the name {name:?} is, or was, another collector's");
+    ApiError::new(StatusCode::CONFLICT, "name_taken", message)
+}
+
+fn host_taken(hostname: &str) -> ApiError {
+    let message = format!("a collector of the host {hostname:?} is registered already");
+    ApiError::new(StatusCode::CONFLICT, "host_taken", message)
+}

@@ -1,0 +1,64 @@
+//! What may be a name of a collector or of a host: text that looks like what it is.
+
+/// Longest name, host name or address, bytes.
+const BYTES_MAX: usize = 255;
+
+/// `text` without blanks around it, or why it is no name. Refused are characters that are not seen,
+/// or that change how others are seen: two names that look the same would be two collectors.
+pub(super) fn checked(what: &str, text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(format!("{what} is missing or empty"));
+    }
+    if text.len() > BYTES_MAX {
+        return Err(format!("{what} is longer than {BYTES_MAX} bytes"));
+    }
+    if let Some(unseen) = text.chars().find(|c| is_unseen(*c)) {
+        return Err(format!("{what} has the character {} in it", unseen.escape_unicode()));
+    }
+    Ok(text.to_owned())
+}
+
+/// Control characters, and those of Unicode that set the direction, join, or have no width.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_they_look_like() {
+        assert_eq!(checked("name", "  db1.example.com ").as_deref(), Ok("db1.example.com"));
+        assert_eq!(checked("name", "K\u{f6}ln 1").as_deref(), Ok("K\u{f6}ln 1"));
+        let refused = |text: &str| checked("name", text).expect_err(text);
+        for empty in ["", "  ", "\t"] {
+            assert_eq!(refused(empty), "name is missing or empty");
+        }
+        for unseen in
+            ["a\nb", "a\u{0}", "a\u{9b}b", "a\u{202e}b", "a\u{200b}", "a\u{feff}b", "\u{2066}a"]
+        {
+            assert!(refused(unseen).contains("has the character"), "{unseen:?}");
+        }
+        assert!(refused(&"a".repeat(256)).contains("longer than 255 bytes"));
+    }
+}

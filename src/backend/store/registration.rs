@@ -1,0 +1,139 @@
+//! What a registration writes, by what right, and what comes of it.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::rows::Audit;
+
+/// One registration, first or repeated.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    /// The collector's id, the old one when it registers again.
+    pub id: Uuid,
+    /// Unique among collectors.
+    pub name: String,
+    /// The host that the name belongs to.
+    pub hostname: String,
+    /// As the host gave it.
+    pub address: Option<String>,
+    /// The agent's version.
+    pub version: Option<String>,
+    /// The collector's own token secret, sealed.
+    pub sealed_secret: Vec<u8>,
+    /// SHA-256 of the client certificate, lower-case hex.
+    pub thumbprint: String,
+    /// End of the client certificate.
+    pub certificate_expires_at: Timestamp,
+    /// By what right.
+    pub right: Right,
+    /// When, by whom.
+    pub audit: Audit,
+}
+
+/// By what right a host registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// As a new collector, with the secret of this row, of which one use is gone then.
+    New(i64),
+    /// As a collector that there is, deregistered or not, with the secret of this row, likewise.
+    Back(i64),
+    /// As the collector whose certificate it has shown.
+    Certificate,
+}
+
+/// What became of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It is written.
+    Done,
+    /// The name is, or was, another collector's.
+    NameTaken,
+    /// The host is a live collector's already.
+    HostTaken,
+    /// The secret has been used up, or has ended, meanwhile.
+    SecretUsedUp,
+    /// The collector has been deregistered meanwhile.
+    Deregistered,
+}
+
+/// A collector by one of its names, or by its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub id: Uuid,
+    /// The name that it bears now.
+    pub name: String,
+    /// Its host.
+    pub hostname: String,
+    /// It is not deregistered.
+    pub is_live: bool,
+}
+
+/// What became of a new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renamed {
+    /// The collector bears it; the old one stays reserved.
+    Done,
+    /// It is, or was, another collector's.
+    NameTaken,
+    /// There is no such collector.
+    Unknown,
+}
+
+/// A name without regard to case: what makes two names the same.
+pub fn name_key(name: &str) -> String {
+    name.trim().to_lowercase()
+}
+
+/// A registration secret to keep.
+#[derive(Debug, Clone)]
+pub struct NewSecret {
+    /// What the backend's operator calls it; unique.
+    pub name: String,
+    /// A keyed hash of it.
+    pub mark: Vec<u8>,
+    /// How often it may be used; `None` for any number.
+    pub uses_max: Option<u64>,
+    /// Its end.
+    pub expires_at: Option<Timestamp>,
+    /// It brings the collectors back that bear the names.
+    pub reclaims: bool,
+    /// It brings this collector back, and registers no other.
+    pub collector_id: Option<Uuid>,
+    /// When, by whom.
+    pub audit: Audit,
+}
+
+/// A registration secret, without itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptSecret {
+    /// The row.
+    pub id: i64,
+    /// What the backend's operator calls it.
+    pub name: String,
+    /// How often it was used.
+    pub uses: u64,
+    /// How often it may be used; `None` for any number.
+    pub uses_max: Option<u64>,
+    /// Its end.
+    pub expires_at: Option<Timestamp>,
+    /// It brings the collectors back that bear the names.
+    pub reclaims: bool,
+    /// It brings this collector back, and registers no other.
+    pub collector_id: Option<Uuid>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last used.
+    pub used_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl KeptSecret {
+    /// Whether it lets a host register at `now`.
+    pub fn is_good(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none()
+            && self.expires_at.is_none_or(|end| now < end)
+            && self.uses_max.is_none_or(|max| self.uses < max)
+    }
+}
