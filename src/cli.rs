@@ -15,6 +15,7 @@ pub mod replay; // delivers what is queued
 pub mod run; // the agent
 pub mod screen; // how numbers, times and sizes look
 pub mod status; // the agent in one screen
+pub mod terminal; // the one way to a terminal
 
 use std::{
     path::{Path, PathBuf},
@@ -144,9 +145,9 @@ pub fn execute(command: Command) -> ExitCode {
 /// The file that `--config` names, or a word on how to make one.
 fn named(file: &ConfigFile, command: impl FnOnce(&Path) -> ExitCode) -> ExitCode {
     let Some(path) = &file.config else {
-        eprintln!(
+        terminal::complain(
             "no configuration file is named\n  hint: `agent config init > agent.toml` writes one, \
-             then use --config agent.toml"
+             then use --config agent.toml",
         );
         return ExitCode::from(EXIT_USAGE);
     };
@@ -158,7 +159,7 @@ fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) 
     named(file, |path| match Config::load(path) {
         Ok(config) => command(path, config),
         Err(error) => {
-            eprintln!("{error}");
+            terminal::complain(&format!("{error}"));
             ExitCode::from(EXIT_USAGE)
         }
     })
@@ -176,7 +177,7 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
             code
         }
         Err(error) => {
-            eprintln!("cannot start: {error}");
+            terminal::complain(&format!("cannot start: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -7,6 +7,7 @@ mod backend; // [backend] and the way to it
 mod host; // what this host calls itself
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
+pub mod secrets; // passwords that others can read
 
 use std::{
     path::{Path, PathBuf},

@@ -17,6 +17,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     return_freed_memory();
+    // What is written is the user's alone, whatever the shell or the service says: queue, state,
+    // copies of them, sockets. What others are to read is given to them by name.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match Arguments::try_parse() {
         Ok(arguments) => cli::execute(arguments.command),
         Err(error) => {

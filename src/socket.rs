@@ -64,8 +64,13 @@ impl Socket {
     /// Takes the socket; one that nobody answers on any more is replaced.
     pub async fn bind(path: &Path, peers: Peers) -> Result<Self, SocketError> {
         let failed = |error| SocketError::io(path, error);
-        if let Some(folder) = path.parent() {
+        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
             std::fs::create_dir_all(folder).map_err(failed)?;
+            if peers != Peers::Own {
+                // Whoever may use the socket must get to it.
+                std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))
+                    .map_err(failed)?;
+            }
         }
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -112,8 +112,8 @@ async fn registration_needs_the_secret() {
     assert!((1..=60).contains(&wait), "{wait}");
 }
 
-/// C47: the secret makes new hosts, and no old one: not by its name, however it is written, nor by its
-/// host, nor once it was removed. The old one notices nothing.
+/// C47: the secret makes new hosts, and no old one: not by its name, however it is written, nor by
+/// its host, nor once it was removed. The old one notices nothing.
 #[tokio::test]
 async fn the_secret_takes_over_no_host() {
     let served = Served::start().await;

@@ -128,8 +128,8 @@ async fn a_wrong_envelope_is_refused() {
     assert_eq!(stored_numbers(&served).await, [] as [u64; 0]);
 }
 
-/// A collector speaks for its own host, whatever the envelope calls it; only a replay brings others,
-/// by names that look like what they are, and so many.
+/// A collector speaks for its own host, whatever the envelope calls it; only a replay brings
+/// others, by names that look like what they are, and so many.
 #[tokio::test]
 async fn only_a_replay_brings_other_hosts() {
     let served = Served::start_with(|config| config.limits.hosts_per_collector = 2).await;

@@ -48,6 +48,7 @@ mod link_routes; // several backends: the next one, and back
 mod link_skew; // hosts whose clock is wrong, by an hour or by years
 mod link_tokens; // tokens of a backend that gives no secret, and of another program
 mod link_tls; // trust, certificates, and what each failure says
+mod own_files; // modes of files, and what reaches a terminal
 mod operator; // status, inspect and replay, with and without a running agent
 mod outage; // the backend or the network away, slow, or a stranger
 mod remote_config; // the backend changes an agent's configuration

@@ -9,6 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::backend::store::Role;
 use crate::backend::{self, Backend, BackendConfig, BackendError, Running, UserRequest};
+use crate::cli::terminal;
 use crate::config::reader::ConfigError;
 
 mod enrolment; // secrets and collectors
@@ -101,7 +102,10 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("agent backend: {}", format!("{error:#}").replace("; hint: ", "\n  hint: "));
+            terminal::complain(&format!(
+                "agent backend: {}",
+                format!("{error:#}").replace("; hint: ", "\n  hint: ")
+            ));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -118,7 +122,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 async fn serve(config: Option<PathBuf>, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let running = Backend::start(load(config)?).await?;
-    print!("{}", greeting(&running));
+    terminal::note(&greeting(&running));
     shutdown.await;
     running.stop().await;
     Ok(())
@@ -146,14 +150,14 @@ async fn add_user(args: AddUser) -> anyhow::Result<()> {
     };
     let (username, role) = (request.username.clone(), request.role.as_str());
     backend::add_user(&config, request).await?;
-    println!("added the user {username} with the role {role}");
+    terminal::note(&format!("added the user {username} with the role {role}"));
     Ok(())
 }
 
 async fn disable_user(args: DisableUser) -> anyhow::Result<()> {
     let config = load(args.config)?;
     backend::disable_user(&config, &args.username).await?;
-    println!("the user {} is shut out", args.username);
+    terminal::note(&format!("the user {} is shut out", args.username));
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{EXIT_USAGE, run::identity};
+use crate::cli::terminal;
 use crate::{
     agent::Setup,
-    config::{Config, Remote, reader::ConfigError},
+    config::{Config, Remote, reader::ConfigError, secrets},
 };
 
 /// What can be done with configuration files.
@@ -35,17 +36,20 @@ pub const SAMPLE: &str = include_str!("../../config.sample.toml");
 /// Runs the command.
 pub fn run(command: &Command) -> ExitCode {
     let refused = |error: ConfigError| {
-        eprintln!("{error}");
+        terminal::complain(&format!("{error}"));
         ExitCode::from(EXIT_USAGE)
     };
     match command {
         Command::Init => {
-            print!("{SAMPLE}");
+            terminal::note(SAMPLE);
             ExitCode::SUCCESS
         }
         Command::Check { config } => match Config::load(config) {
             Ok(_) => {
-                println!("{}: fine", config.display());
+                if let Some(warning) = secrets::exposed(config) {
+                    terminal::complain(&warning.replace("; hint: ", "\n  hint: "));
+                }
+                terminal::note(&format!("{}: fine", config.display()));
                 ExitCode::SUCCESS
             }
             Err(error) => refused(error),
@@ -56,12 +60,12 @@ pub fn run(command: &Command) -> ExitCode {
                 // A host that is not registered has nothing of a backend.
                 let setup = setup.with_kept(&id.unwrap_or_default());
                 let over = setup.layers.remote.as_ref().map(Remote::name);
-                println!(
+                terminal::note(&format!(
                     "# {}, over it: {}",
                     config.display(),
                     over.as_deref().unwrap_or("nothing")
-                );
-                print!("{}", setup.loaded.show());
+                ));
+                terminal::note(&setup.loaded.show());
                 ExitCode::SUCCESS
             }
             Err(error) => refused(error),

@@ -15,11 +15,13 @@ use anyhow::Context;
 use tempfile::TempDir;
 
 use self::{account::Account, screen::Screen};
+use crate::cli::terminal;
 use crate::{
     agent::{Agent, Setup},
     backend::{Backend, BackendConfig, Running},
     clock,
     collect::postgres::PgConnection,
+    link::files::{self, Readers},
     link::register::{Contact, Registration, register},
     shutdown, telemetry, units,
 };
@@ -46,6 +48,8 @@ pub struct Args {
 const BEFORE_OUTAGE: Duration = Duration::from_secs(10);
 /// How long everything runs after the backlog is gone.
 const AFTER_DRAIN: Duration = Duration::from_secs(3);
+/// The file that says whose the directory is.
+const MARK: &str = ".pganalytics-demo";
 const LAST_PUSH: Duration = Duration::from_secs(10);
 const PAGE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
@@ -59,11 +63,11 @@ struct Place {
 pub async fn run(args: Args) -> ExitCode {
     match perform(args).await {
         Ok(account) => {
-            println!("\n{account}");
+            terminal::note(&format!("\n{account}"));
             if account.lost() == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) }
         }
         Err(error) => {
-            eprintln!("agent demo: {error:#}");
+            terminal::complain(&format!("agent demo: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -188,7 +192,8 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Setup> {
         postgres = postgres(),
     );
     let file = dir.join("agent.toml");
-    fs_err::write(&file, &text)?;
+    // It may hold a password.
+    files::replace(&file, text.as_bytes(), Readers::Owner)?;
     let setup = Setup::load(&file)?;
     let config = &setup.loaded.config;
     let registration = Registration {
@@ -210,7 +215,7 @@ fn postgres() -> String {
     let found = match from_url {
         Some(Ok(connection)) => Some(connection),
         Some(Err(why)) => {
-            eprintln!("DATABASE_URL is left out: {why}");
+            terminal::complain(&format!("DATABASE_URL is left out: {why}"));
             None
         }
         None => PgConnection::on_usual_socket(),
@@ -238,6 +243,13 @@ impl Place {
     fn make(dir: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(dir) = dir {
             fs_err::create_dir_all(dir)?;
+            let is_empty = fs_err::read_dir(dir)?.next().is_none();
+            anyhow::ensure!(
+                is_empty || dir.join(MARK).exists(),
+                "{} has something else in it; hint: name a directory that is new or empty",
+                dir.display()
+            );
+            fs_err::write(dir.join(MARK), "")?;
             return Ok(Self { path: fs_err::canonicalize(dir)?, temporary: None });
         }
         let temporary = tempfile::Builder::new().prefix("pganalytics-demo-").tempdir()?;

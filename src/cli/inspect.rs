@@ -17,7 +17,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::local::{self, Local, Reader, Source};
-use super::screen::{Screen, counted, tell};
+use super::screen::{Screen, counted};
+use super::terminal::{self, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::queue::QueueStatus;
@@ -121,7 +122,9 @@ pub async fn run(args: Args, config: &Config) -> ExitCode {
     let local = Local::of(config);
     let result = match (&args.what, args.follow) {
         (Some(What::Export(_) | What::Record { .. }), true) => {
-            eprintln!("agent inspect: a record does not change: --follow is of no use here");
+            terminal::complain(
+                "agent inspect: a record does not change: --follow is of no use here",
+            );
             return ExitCode::from(super::EXIT_USAGE);
         }
         (Some(What::Export(export)), false) => export::run(export, &local).await,

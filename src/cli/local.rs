@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::cli::terminal;
 use crate::config::Config;
 use crate::control::{Client, ClientError, DeadLetters, RecordQuery, Records, Scan};
 use crate::queue::{
@@ -197,7 +198,10 @@ pub(super) fn known(queue: &QueueStatus) -> anyhow::Result<()> {
 /// Prints why a command has failed, and gives its exit code.
 pub(super) fn finish(command: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("agent {command}: {}", format!("{error:#}").replace("; hint: ", "\n  hint: "));
+        terminal::complain(&format!(
+            "agent {command}: {}",
+            format!("{error:#}").replace("; hint: ", "\n  hint: ")
+        ));
         ExitCode::FAILURE
     })
 }

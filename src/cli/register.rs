@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use secrecy::SecretString;
 
+use crate::cli::terminal;
 use crate::clock;
 use crate::link::endpoint::Endpoint;
 use crate::link::register::{Contact, RegisterError, Registered, Registration, register};
@@ -69,11 +70,14 @@ pub async fn run(args: Args, host: Host) -> ExitCode {
     );
     match perform(args, host).await {
         Ok(report) => {
-            println!("{report}\n{next}");
+            terminal::note(&format!("{report}\n{next}"));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("agent register: {}", error.to_string().replace("; hint: ", "\n  hint: "));
+            terminal::complain(&format!(
+                "agent register: {}",
+                error.to_string().replace("; hint: ", "\n  hint: ")
+            ));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -8,7 +8,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::local;
-use super::screen::{Screen, counted, tell};
+use super::screen::{Screen, counted};
+use super::terminal::tell;
 use crate::clock;
 use crate::config::Config;
 use crate::queue::{Plan, Repair, Repaired, Requeue, StepKind};

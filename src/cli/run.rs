@@ -3,9 +3,10 @@
 use std::{path::Path, process::ExitCode};
 
 use super::{ConfigFile, EXIT_USAGE, block_on, control, named};
+use crate::cli::terminal;
 use crate::{
     agent::{Agent, AgentView, Setup, StartError},
-    config::Config,
+    config::{Config, secrets},
     link::{Identity, LinkError},
     shutdown::{Asked, Signals},
     telemetry, units,
@@ -16,10 +17,13 @@ pub fn run(file: &ConfigFile) -> ExitCode {
     named(file, |path| match Setup::load(path) {
         Ok(setup) => {
             let log = telemetry::start_log(setup.loaded.config.log_level);
+            if let Some(warning) = secrets::exposed(path) {
+                tracing::warn!("{warning}");
+            }
             block_on(run_agent(path, Setup { log: Some(log), ..setup }))
         }
         Err(error) => {
-            eprintln!("{error}");
+            terminal::complain(&format!("{error}"));
             ExitCode::from(EXIT_USAGE)
         }
     })
@@ -30,7 +34,7 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("agent run: cannot hear signals: {error}");
+            terminal::complain(&format!("agent run: cannot hear signals: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -46,7 +50,10 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
     let (agent, collector_id) = match started {
         Ok(started) => started,
         Err(error) => {
-            eprintln!("agent run: {}", error.to_string().replace("; hint: ", "\n  hint: "));
+            terminal::complain(&format!(
+                "agent run: {}",
+                error.to_string().replace("; hint: ", "\n  hint: ")
+            ));
             return match error {
                 StartError::Link(_) => ExitCode::from(EXIT_USAGE),
                 StartError::Queue(_) => ExitCode::FAILURE,

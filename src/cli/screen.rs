@@ -1,6 +1,6 @@
 //! How numbers, times and sizes look on a terminal. Pure.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
@@ -100,16 +100,6 @@ impl Screen {
     pub fn size(&self, bytes: u64) -> String {
         let long = units::show_size(bytes);
         if self.is_narrow() { long.replace("iB", "").replace(' ', "") } else { long }
-    }
-}
-
-/// Writes a line, or several, to standard output. A reader that has seen enough (`| head`) is no
-/// failure.
-pub fn tell(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
     }
 }
 

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use super::inspect::totals;
 use super::local::{self, Local};
-use super::screen::{Screen, count, counted, right, tell};
+use super::screen::{Screen, count, counted, right};
+use super::terminal::{self, tell};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{
@@ -43,9 +44,15 @@ async fn show(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
     let status = match Client::new(&local.socket).status().await {
         Ok(status) => status,
         Err(ClientError::NotRunning(path)) => {
-            eprintln!("the agent does not run (nobody answers on {})", path.display());
+            terminal::complain(&format!(
+                "the agent does not run (nobody answers on {})",
+                path.display()
+            ));
             if let Ok(log) = local.view() {
-                eprintln!("queue      {}", totals(&screen, &log.status(), INDENT));
+                terminal::complain(&format!(
+                    "queue      {}",
+                    totals(&screen, &log.status(), INDENT)
+                ));
             }
             return Ok(ExitCode::from(1));
         }

@@ -1,7 +1,7 @@
 //! Files that others must not read, and files that are replaced whole or not at all.
 
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::LinkError;
@@ -40,6 +40,9 @@ pub fn prepare(path: &Path, content: &[u8], readers: Readers) -> Result<(), Link
     let mut file = fs_err::OpenOptions::new();
     file.write(true).create_new(true).options_mut().mode(mode);
     let mut file = file.open(path).map_err(|error| cannot_write(&error))?;
+    // A umask may have taken what everyone is to have.
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .map_err(|error| cannot_write(&error))?;
     give_to_owner(path, file.file());
     file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| cannot_write(&error))
 }

@@ -8,7 +8,8 @@ use comfy_table::Cell;
 use super::load;
 use crate::backend::store::{Collector, KeptSecret};
 use crate::backend::{self, SecretRequest};
-use crate::cli::screen::{Screen, right, tell};
+use crate::cli::screen::{Screen, right};
+use crate::cli::terminal::{self, tell};
 use crate::clock;
 use crate::units;
 
@@ -107,7 +108,9 @@ pub(super) async fn secret(command: SecretCommand) -> anyhow::Result<()> {
             let secret = backend::add_secret(&load(file.config)?, request).await?;
             // On a line of its own, for a program that passes it on.
             tell(&format!("{secret}\n"))?;
-            eprintln!("it is kept nowhere else; a host registers with it in --secret-file");
+            terminal::complain(
+                "it is kept nowhere else; a host registers with it in --secret-file",
+            );
         }
         SecretCommand::List(file) => {
             let secrets = backend::secrets(&load(file.config)?).await?;
@@ -134,10 +137,10 @@ pub(super) async fn collector(command: CollectorCommand) -> anyhow::Result<()> {
         CollectorCommand::Release(OneCollector { name, file }) => {
             let released = backend::release_named(&load(file.config)?, &name).await?;
             tell(&format!("{}\n", released.secret))?;
-            eprintln!(
+            terminal::complain(&format!(
                 "for one `agent register --force --name {name}`, until {}",
                 clock::rfc3339(released.expires_at)
-            );
+            ));
         }
         CollectorCommand::Remove(OneCollector { name, file }) => {
             backend::remove(&load(file.config)?, &name).await?;

@@ -8,6 +8,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 
+use crate::cli::terminal;
 use crate::{
     agent::AgentView, backend::Running, clock, config::Config, forward::ForwardStatus,
     queue::QueueStatus, units,
@@ -33,14 +34,14 @@ impl Screen {
     /// Prints where things are, and begins the view.
     pub fn new(dir: &Path, config: &Config, backend: &Running) -> Self {
         if let Some(page) = backend.page_address() {
-            println!("page       http://{page}/");
+            terminal::note(&format!("page       http://{page}/"));
         }
-        println!("directory  {}", dir.display());
-        println!("log        {}", dir.join("demo.log").display());
+        terminal::note(&format!("directory  {}", dir.display()));
+        terminal::note(&format!("log        {}", dir.join("demo.log").display()));
         if config.collectors.pg_stats.is_none() {
-            println!("postgres   none on the usual socket; set DATABASE_URL to name one");
+            terminal::note("postgres   none on the usual socket; set DATABASE_URL to name one");
         }
-        println!("Ctrl-C ends the demo\n");
+        terminal::note("Ctrl-C ends the demo\n");
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
         let line = |name: &'static str| {
             let style = ProgressStyle::with_template("{prefix:<10} {wide_msg}");
@@ -74,7 +75,7 @@ impl Screen {
     /// A line that stays.
     pub fn note(&self, text: &str) {
         if self.plain.is_some() {
-            println!("{text}");
+            terminal::note(text);
         } else {
             // A terminal that is gone has nobody to tell.
             self.bars.println(text).ok();
@@ -124,7 +125,9 @@ impl Screen {
         if let Some(last) = self.plain {
             if last.elapsed() >= PLAIN_EVERY {
                 self.plain = Some(clock::monotonic());
-                println!("backend {backend_text} | queue {queue_text} | pushes {pushes_text}");
+                terminal::note(&format!(
+                    "backend {backend_text} | queue {queue_text} | pushes {pushes_text}"
+                ));
             }
             return;
         }

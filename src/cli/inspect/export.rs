@@ -14,6 +14,7 @@ use super::bound::{self, Bound};
 use super::pages;
 use crate::cli::local::Local;
 use crate::cli::screen::counted;
+use crate::cli::terminal;
 use crate::clock;
 use crate::control::{RecordQuery, Records, ShownRecord};
 use crate::queue::Damage;
@@ -92,8 +93,8 @@ fn write(out: &mut impl Write, records: &[ShownRecord]) -> io::Result<()> {
     for record in records {
         let ShownRecord { seq, kind, at, segment, batch, metric, .. } = record;
         let line = Line { seq: *seq, kind, at: *at, segment: *segment, batch: *batch, metric };
-        serde_json::to_writer(&mut *out, &line)?;
-        out.write_all(b"\n")?;
+        let line = serde_json::to_string(&line)?;
+        writeln!(out, "{}", terminal::visible(&line))?;
     }
     out.flush()
 }
@@ -103,11 +104,11 @@ fn complain(damage: &[Damage]) -> u8 {
     if damage.is_empty() {
         return 0;
     }
-    eprintln!(
+    terminal::complain(&format!(
         "agent inspect: {} could not be read and {} not exported\n  \
          hint: `agent inspect --verify` says which",
         counted(records, "record"),
-        if records == 1 { "is" } else { "are" },
-    );
+        if records == 1 { "is" } else { "are" }
+    ));
     2
 }

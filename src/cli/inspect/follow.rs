@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Args, Form, Sight, look};
 use crate::cli::local::Local;
 use crate::cli::screen::{Screen, cut};
+use crate::cli::terminal;
 use crate::{clock, shutdown};
 
 /// How often the queue is looked at.
@@ -36,7 +37,7 @@ pub(super) async fn run(args: &Args, local: &Local) -> anyhow::Result<ExitCode> 
         sight.screen = Screen { now: clock::now(), ..Screen::stdout(clock::now()) };
         match look(args, local, &mut sight).await {
             Ok(seen) => last = Some(seen),
-            Err(error) => eprintln!("agent inspect: {error:#}"),
+            Err(error) => terminal::complain(&format!("agent inspect: {error:#}")),
         }
     }
 }
@@ -48,7 +49,7 @@ fn show(sight: &Sight, text: &str) -> std::io::Result<bool> {
         let (width, height) = (sight.screen.width.unwrap_or(usize::MAX), height());
         let mut frame = String::from("\x1b[H");
         for line in text.lines().take(height.saturating_sub(1)) {
-            frame.push_str(&fit(line, width));
+            frame.push_str(&fit(&terminal::visible(line), width));
             // To the end of the line: what stood there before was longer, perhaps.
             frame.push_str("\x1b[K\n");
         }
@@ -61,10 +62,7 @@ fn show(sight: &Sight, text: &str) -> std::io::Result<bool> {
     if text.is_empty() {
         return Ok(true);
     }
-    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true),
-    }
+    terminal::tell_while_read(text)
 }
 
 /// A line that does not wrap. Lines with colours are as wide as their table, which fits.

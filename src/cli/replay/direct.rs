@@ -12,6 +12,7 @@ use super::Args;
 use super::report::{Bar, Outcome};
 use crate::agent::replay::{Job, JobFile, Replayer};
 use crate::cli::run::identity;
+use crate::cli::terminal;
 use crate::config::Config;
 use crate::control::{ReplayProgress, ReplayRequest, ReplayState};
 use crate::link::Link;
@@ -97,10 +98,10 @@ fn job_for(replayer: &Replayer, request: ReplayRequest) -> anyhow::Result<Job> {
     let kept = replayer.file().map(JobFile::load).transpose()?.flatten();
     match kept.filter(Job::goes_on) {
         Some(mut kept) if kept.progress.request.selection == request.selection => {
-            eprintln!(
+            terminal::complain(&format!(
                 "an interrupted replay goes on: {} batches are sent",
                 kept.progress.done.batches
-            );
+            ));
             kept.progress.request = request;
             Ok(kept)
         }

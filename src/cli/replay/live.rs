@@ -7,6 +7,7 @@ use anyhow::bail;
 use super::Args;
 use super::report::{Bar, Outcome};
 use crate::cli::local::known;
+use crate::cli::terminal;
 use crate::clock;
 use crate::control::{Client, Replay, ReplayProgress, ReplayRequest, ReplayState};
 use crate::queue::SegmentInfo;
@@ -25,7 +26,10 @@ pub(super) async fn replay(
     let under_way = last.filter(|last| last.state == ReplayState::Running);
     let replay = match under_way {
         Some(other) if other.request.selection == request.selection || request.is_plain() => {
-            eprintln!("a replay of {} is under way: this follows it", other.request.selection);
+            terminal::complain(&format!(
+                "a replay of {} is under way: this follows it",
+                other.request.selection
+            ));
             // Ends a pause after a failure, and has what waits pushed besides.
             client.replay().await?;
             other

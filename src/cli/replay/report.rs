@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::screen::{counted, cut, tell};
+use crate::cli::screen::{counted, cut};
+use crate::cli::terminal::{self, tell};
 use crate::clock;
 use crate::control::{Part, ReplayProgress, ReplayState};
 use crate::units;
@@ -35,7 +36,7 @@ impl Outcome {
         }
         let code = self.exit_code();
         if code != 0 {
-            eprintln!("{}", self.trouble());
+            terminal::complain(&self.trouble());
         }
         Ok(ExitCode::from(code))
     }

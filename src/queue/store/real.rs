@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -331,7 +331,18 @@ pub(super) fn reserve(file: &std::fs::File, until: u64) -> io::Result<()> {
     }
 }
 
+/// The directory and its folders, which are its owner's alone, also where an earlier version made
+/// them for everyone: who can open the lock can hold it.
 fn make_folders(dir: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(dir).map_err(|error| StoreError::new("create", dir, error))?;
+    let mode = fs::metadata(dir).map_err(|error| StoreError::new("open", dir, error))?.mode();
+    if mode & 0o077 != 0 {
+        let own = std::fs::Permissions::from_mode(0o700);
+        // Of a file system without modes, or somebody else's directory, nothing else is asked.
+        if let Err(error) = fs::set_permissions(dir, own) {
+            tracing::warn!(%error, "the queue's directory can be read by others");
+        }
+    }
     for folder in FOLDERS {
         let path = dir.join(folder);
         fs::create_dir_all(&path).map_err(|error| StoreError::new("create", &path, error))?;

@@ -1,0 +1,98 @@
+//! The one way of all that commands write for people: what comes from backends, hosts and logs
+//! cannot steer a terminal, and a reader that has gone away is no failure.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
+
+/// The colours of our own tables, and their end.
+const COLOURS: [&str; 6] =
+    ["\x1b[38;5;8m", "\x1b[38;5;9m", "\x1b[38;5;10m", "\x1b[38;5;11m", "\x1b[39m", "\x1b[0m"];
+
+/// Writes a line, or several, to standard output.
+pub fn tell(text: &str) -> std::io::Result<()> {
+    tell_while_read(text).map(drop)
+}
+
+/// The same; `false` when nobody reads it any more.
+pub fn tell_while_read(text: &str) -> std::io::Result<bool> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", visible(text.trim_end())).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// Writes a line, or several, to standard output, of a program that goes on either way.
+pub fn note(text: &str) {
+    tell(text).ok();
+}
+
+/// Writes a line, or several, to standard error.
+pub fn complain(text: &str) {
+    // There is nobody left to be told that nobody is told.
+    writeln!(std::io::stderr().lock(), "{}", visible(text.trim_end())).ok();
+}
+
+/// `text` with every character that a terminal obeys, or that reorders what is read, written as
+/// JSON writes it: a document stays what it is.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 64);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if let Some(colour) = COLOURS.iter().find(|colour| rest.starts_with(**colour)) {
+            shown.push_str(colour);
+            rest = &rest[colour.len()..];
+            continue;
+        }
+        if is_obeyed(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
+        } else {
+            shown.push(c);
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    Cow::Owned(shown)
+}
+
+/// Control characters but for line ends and tabs, and those that set the direction of text.
+fn is_obeyed(c: char) -> bool {
+    (c.is_control() && !matches!(c, '\n' | '\t'))
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
+                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_of_it() {
+        let check = |text: &str, expected: &str| assert_eq!(visible(text), expected, "{text:?}");
+        check("plain\ttext\nK\u{f6}ln \u{2500}", "plain\ttext\nK\u{f6}ln \u{2500}");
+        check("\x1b]0;title\x07", "\\u001b]0;title\\u0007");
+        check("\x1b[2J\x1b[8mhidden", "\\u001b[2J\\u001b[8mhidden");
+        check("a\rb\u{8}c\u{7f}", "a\\u000db\\u0008c\\u007f");
+        check("\u{9b}31m", "\\u009b31m");
+        check("\u{202e}txt.exe\u{2066}", "\\u202etxt.exe\\u2066");
+        check("\u{e0041}", "\\udb40\\udc41");
+        check("\x1b[38;5;9mred\x1b[0m\x1b[1m", "\x1b[38;5;9mred\x1b[0m\\u001b[1m");
+    }
+
+    #[test]
+    fn a_document_stays_what_it_is() {
+        let document = serde_json::json!({"a\u{9b}": ["\x1b[2J", "\u{202e}", "\u{e0041}", "x"]});
+        let text = document.to_string();
+        let read: serde_json::Value = serde_json::from_str(&visible(&text)).expect("JSON");
+        assert_eq!(read, document);
+        assert!(visible(&text).is_ascii());
+    }
+}

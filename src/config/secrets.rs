@@ -1,0 +1,59 @@
+//! Passwords that stand in a configuration which others can read.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// Keys whose values are, or may hold, passwords.
+const KEYS: [(&str, &str); 2] = [("postgres", "password"), ("forward", "proxy")];
+
+/// What to say of the file at `path` when every user of the host can read a password in it.
+pub fn exposed(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode();
+    if mode & 0o004 == 0 {
+        return None;
+    }
+    let key = password_in(&std::fs::read_to_string(path).ok()?)?;
+    let path = path.display();
+    Some(format!(
+        "every user of this host can read {key} in {path} (mode {:04o}); hint: chmod o-r {path}",
+        mode & 0o7777
+    ))
+}
+
+/// The first key with a password in it. One that the environment has is not in the file.
+fn password_in(text: &str) -> Option<String> {
+    let document: toml::Table = text.parse().ok()?;
+    let is_password = |(section, key): &(&str, &str)| {
+        let value = document.get(*section)?.get(*key)?.as_str()?;
+        let is_url = *key == "proxy";
+        (!value.is_empty() && !value.contains("${") && (!is_url || value.contains('@')))
+            .then(|| format!("{section}.{key}"))
+    };
+    KEYS.iter().find_map(is_password)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_passwords_that_everyone_can_read_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        let said = |text: &str, mode: u32| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            exposed(&path)
+        };
+        let text = "[postgres]\npassword = \"hush\"\n";
+        let warning = said(text, 0o644).unwrap();
+        assert!(warning.contains("postgres.password") && !warning.contains("hush"), "{warning}");
+        assert_eq!(said(text, 0o640), None);
+        assert_eq!(said("[postgres]\npassword = \"${PGPASSWORD}\"\n", 0o644), None);
+        assert_eq!(said("[postgres]\npassword = \"\"\n", 0o644), None);
+        assert_eq!(said("[forward]\nproxy = \"http://proxy:3128\"\n", 0o644), None);
+        assert!(said("[forward]\nproxy = \"http://u:p@proxy:3128\"\n", 0o604).is_some());
+    }
+}
