@@ -6,6 +6,7 @@
 
 pub mod age;
 pub mod backlog;
+pub mod batch_id;
 pub mod disk_health;
 pub mod evict;
 pub mod index;
@@ -45,7 +46,7 @@ use super::{
     format::{
         record::Record,
         rows::{self, StateChange},
-        segment::{BatchLimits, Origin, SegmentRow},
+        segment::{BatchLimits, SegmentRow},
     },
     store::{
         Store, StoreError,
@@ -438,11 +439,4 @@ impl<D: WriteDisk> Log<D> {
             self.index = None;
         }
     }
-}
-
-/// The id of a batch, for ever the same. What is left of it after thinning has another id.
-pub fn batch_id(queue_id: Uuid, origin: Origin) -> Uuid {
-    let name = format!("{}/{}", origin.segment, origin.batch);
-    let whole = Uuid::new_v5(&queue_id, name.as_bytes());
-    (0..origin.thinned).fold(whole, |parent, _| Uuid::new_v5(&parent, b"thin"))
 }

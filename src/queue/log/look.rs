@@ -453,7 +453,7 @@ impl<D: ReadDisk> Log<D> {
 
     fn look_batch(&self, row: &SegmentRow, plans: &[BatchPlan], batch: u32) -> (Uuid, BatchState) {
         let plan = plans.iter().find(|plan| plan.number == batch);
-        let id = plan.map_or(Uuid::nil(), |plan| batch_id(self.queue_id(), plan.origin));
+        let id = plan.map_or(Uuid::nil(), |plan| batch_id::planned(self.queue_id(), plan));
         let state = match self.backlog.get(row.id) {
             None if self.backlog.get_kept(row.id).is_some() => BatchState::Kept,
             None => BatchState::Open,

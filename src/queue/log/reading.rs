@@ -178,11 +178,15 @@ impl<D: ReadDisk> Log<D> {
         let Some(plan) = plans.iter().find(|plan| plan.number == key.number) else {
             return Ok(Batch { key, id: Uuid::nil(), records: Vec::new() });
         };
-        let id = batch_id(self.queue_id(), plan.origin);
+        let batch = |queue_id, records: Vec<Record>| Batch {
+            key,
+            id: batch_id::of_read(queue_id, plan.origin, &records),
+            records,
+        };
         if let Some(held) = self.writer.ring.get(key.segment) {
             let range = plan.first_seq..=plan.last_seq;
             let records = held.iter().filter(|r| range.contains(&r.seq)).cloned().collect();
-            return Ok(Batch { key, id, records });
+            return Ok(batch(self.queue_id(), records));
         }
         self.load_index(key.segment)?;
         let blocks = self.index.as_ref().map_or_else(Vec::new, |index| index.blocks_of(key.number));
@@ -197,7 +201,7 @@ impl<D: ReadDisk> Log<D> {
                 Err(damage) => self.note_damage(key.segment, &block, damage),
             }
         }
-        Ok(Batch { key, id, records })
+        Ok(batch(self.queue_id(), records))
     }
 
     /// Unpacks a block; of groups, the last one is kept, because its batches are read in turn.

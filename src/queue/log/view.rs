@@ -266,7 +266,7 @@ impl<D: ReadDisk> Log<D> {
         last: Option<&Attempt>,
     ) -> BatchInfo {
         BatchInfo {
-            id: batch_id(self.queue_id(), plan.origin),
+            id: batch_id::planned(self.queue_id(), plan),
             segment,
             number: plan.number,
             origin: plan.origin,

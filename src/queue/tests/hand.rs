@@ -160,3 +160,25 @@ fn a_linked_trash_is_left_alone() {
     drop(Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap());
     assert!(precious.path().join("thesis").exists());
 }
+
+/// Q4: a batch of which a copy had a part only, because its window was still written or the copy is
+/// damaged, is another batch: what the backend has taken of it keeps nothing of the whole back.
+#[test]
+fn a_part_of_a_batch_is_another_batch() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..5)], 10);
+    let mut backend = Backend::default();
+    // A copy that is made while the window is written, and sent by another process.
+    let mut copy = open(&disk.copy());
+    while let Some(batch) = copy.next_batch(1_000) {
+        backend.take(&batch);
+        copy.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+    }
+    log.append(vec![group(5..12)], 20);
+    log.seal(30);
+    drain(&mut log, &mut backend);
+    // The backend knows by their numbers what came twice.
+    let stored: BTreeSet<&Bytes> = backend.payloads().into_iter().collect();
+    assert_eq!(stored, (0..12).map(payload).collect::<Vec<_>>().iter().collect());
+}
