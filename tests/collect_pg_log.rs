@@ -19,16 +19,16 @@ use crate::support::{directory, until};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A log of our own making, and the agent's state as its queue would keep it.
-struct Log {
-    directory: tempfile::TempDir,
-    config: PgLogConfig,
-    collector: PgLogCollector,
-    stored: Option<Vec<u8>>,
+pub struct Log {
+    pub directory: tempfile::TempDir,
+    pub config: PgLogConfig,
+    pub collector: PgLogCollector,
+    pub stored: Option<Vec<u8>>,
 }
 
 impl Log {
     /// Follows `name` in a new directory; an empty name follows the directory.
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let directory = directory();
         let config = PgLogConfig {
             path: Some(directory.path().join(name)),
@@ -41,11 +41,11 @@ impl Log {
         Self { directory, config, collector, stored: None }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn append(&self, name: &str, text: &str) {
+    pub fn append(&self, name: &str, text: &str) {
         let mut file = fs_err::OpenOptions::new()
             .create(true)
             .append(true)
@@ -55,14 +55,14 @@ impl Log {
     }
 
     /// Sets when a file was last written, for the order of a directory.
-    fn set_age(&self, name: &str, age: Duration) {
+    pub fn set_age(&self, name: &str, age: Duration) {
         let file = fs_err::File::options().append(true).open(self.path(name)).expect("open");
         let then = SystemTime::from(clock::now()) - age;
         file.set_modified(then).expect("set the time");
     }
 
     /// Reads as one would a minute later, when whatever is in the file is complete.
-    async fn read(&mut self) -> Collected {
+    pub async fn read(&mut self) -> Collected {
         let later = clock::now() + Duration::from_secs(60);
         let collected = self.collector.collect(later).await.expect("collects");
         for metric in &collected.metrics {
@@ -72,7 +72,7 @@ impl Log {
     }
 
     /// The new messages, taken into the queue.
-    async fn messages(&mut self) -> Vec<String> {
+    pub async fn messages(&mut self) -> Vec<String> {
         let collected = self.read().await;
         let messages = messages(&collected.metrics);
         if collected.state.is_some() {
@@ -82,7 +82,7 @@ impl Log {
         messages
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.collector = PgLogCollector::new(self.config.clone(), self.stored.as_deref());
     }
 }
@@ -96,7 +96,7 @@ fn messages(metrics: &[Value]) -> Vec<String> {
     entries(metrics).iter().map(text).collect()
 }
 
-fn line(message: &str) -> String {
+pub fn line(message: &str) -> String {
     format!("2026-03-01 12:00:00.000 UTC [7] LOG:  {message}\n")
 }
 
