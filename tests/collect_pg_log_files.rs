@@ -1,4 +1,4 @@
-//! `pg_log`: several files in one directory. Every line is read once, whatever is done to the files.
+//! `pg_log`: several files in one directory. Every line is read once, whatever is done to them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

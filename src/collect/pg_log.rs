@@ -2,16 +2,18 @@
 //!
 //! The positions in its files are handed over with the entries ([`Collected::state`]) and move
 //! only when the queue has them ([`Collector::committed`]): a crash in between repeats a collection
-//! and loses nothing. Statements, details and values are left out unless redaction is off.
+//! and loses nothing. No text of a message leaves the host unless redaction is off.
 
 mod entry;
 mod follow;
+mod forms;
 mod pass;
 mod positions;
 mod prefix;
 mod redact;
 mod settings;
 mod time;
+mod words;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -38,7 +40,8 @@ const SETTINGS_RETRY: Duration = Duration::from_secs(60);
 /// Whether text that may hold data is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Redaction {
-    /// Statements, details, contexts, parameters and values in messages stay on the host.
+    /// Of a message leaves its form, when that is known, or its class and length; of what comes
+    /// with it, nothing.
     #[default]
     On,
     /// Everything is sent as the server wrote it.
