@@ -17,7 +17,7 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::layers::{Layers, Loaded, Remote};
-use self::reader::{ConfigError, Document, Key, Section, Text};
+use self::reader::{Bound, ConfigError, Document, Key, Section, Text};
 use crate::{
     collect::{
         disk_usage::DiskUsageConfig,
@@ -152,20 +152,20 @@ impl Config {
         Self::read_layers(own, None).map(|loaded| loaded.keys).unwrap_or_default()
     }
 
-    /// Reads the host's own text and, key by key over it, what the backend says. Keys that are the
-    /// host's make the whole refused when the backend sets them.
+    /// Reads the host's own text and, key by key over it, what the backend says. Of that, keys that
+    /// are the host's alone are left out, and values are limited to what the host allows.
     pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
         let mut document = Document::layered(own, remote)?;
-        let (agent, interval) = agent(&mut document.section("collector"));
-        let tls = tls(&mut document.section("tls").all_local_at_start(REACH));
-        let mut link =
-            backend::link(&mut document.section("backend").all_local_at_start(REACH), tls);
-        link.proxy = backend::proxy(&mut document.section("forward").all_local_at_start(REACH));
+        let bounds = Bounds::read(&mut document.section("remote"));
+        let (agent, interval) = agent(&mut document.section("collector"), &bounds);
+        let tls = tls(&mut document.section("tls").all_at_start());
+        let mut link = backend::link(&mut document.section("backend").all_at_start(), tls);
+        link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
         let postgres = postgres(&mut document.section("postgres"));
         let config = Self {
-            collectors: collectors(&mut document, interval, &postgres),
+            collectors: collectors(&mut document, interval, &postgres, &bounds),
             intake: intake(&mut document.section("intake")),
-            queue: queue(&mut document.section("queue"), &agent.state_dir),
+            queue: queue(&mut document.section("queue"), &agent.state_dir, &bounds),
             forward: forward(&mut document.section("forward")),
             control_socket: document
                 .section("control")
@@ -181,31 +181,65 @@ impl Config {
             agent,
             link,
         };
-        Ok(Loaded { config, keys: document.finish()? })
+        let withheld = document.take_withheld();
+        Ok(Loaded { config, keys: document.finish()?, withheld })
     }
 }
 
-/// Why keys are the host's own.
-const REACH: &str = "says how the backend is reached, and whom this host trusts";
-const IDENTITY: &str = "says who this host is";
-const SERVER: &str = "says which server gets the host's credentials";
-const PRIVACY: &str = "says what may leave the host";
-const PERMISSION: &str = "says whether the backend is asked at all";
-const ACCESS: &str = "says who may push to this host's agent";
+/// Why the backend may set a key.
+const PACE: &str = "says how often something is done, within `remote.interval_min`";
+const SWITCH: &str = "says whether a collector runs";
+const LESS: &str = "says whether the log is read; what the host has switched off stays off";
+const GIVE_UP: &str = "says when a collection is given up";
+const WHAT: &str = "says which databases of the host's server are measured";
+const DETAIL: &str = "says how many rows a document has, within `remote.tables_max`";
+const DISK: &str = "says what is kept on disk, within `remote.queue_bytes_max`";
+const MEMORY: &str = "says what is kept in memory, within `remote.memory_max`";
+const KEPT: &str = "says how long records are kept, within `queue.bytes_max`";
+const WIRE: &str = "says what the backend gets first, and how it is packed";
 
-fn agent(section: &mut Section<'_, '_>) -> (AgentConfig, Duration) {
+/// `[remote]`: how far the backend may go.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    interval: Bound,
+    queue_bytes: Bound,
+    memory: Bound,
+    tables: Bound,
+}
+
+impl Bounds {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            interval: Bound::AtLeast(section.duration("interval_min", "5s", ["100ms", "1d"])),
+            queue_bytes: Bound::AtMost(section.size("queue_bytes_max", "1GiB", ["16MiB", "1PiB"])),
+            memory: Bound::AtMost(section.size("memory_max", "32MiB", ["1MiB", "1GiB"])),
+            tables: Bound::AtMost(section.integer("tables_max", 1_000, 1..=10_000)),
+        }
+    }
+}
+
+fn agent(section: &mut Section<'_, '_>, bounds: &Bounds) -> (AgentConfig, Duration) {
     let config = AgentConfig {
-        id: section.local(IDENTITY).at_start().text("id", "collector-001"),
-        hostname: host::named(&section.local(IDENTITY).at_start().text("hostname", "")),
-        push_interval: section.duration("push_interval", "60", ["100ms", "1h"]),
-        config_pull_interval: section.duration("config_pull_interval", "300", ["1s", "1d"]),
-        remote_config: if section.local(PERMISSION).boolean("remote_config", true) {
+        id: section.at_start().text("id", "collector-001"),
+        hostname: host::named(&section.at_start().text("hostname", "")),
+        push_interval: section.remote(PACE).within(bounds.interval).duration(
+            "push_interval",
+            "60",
+            ["100ms", "1h"],
+        ),
+        config_pull_interval: section.remote(PACE).within(bounds.interval).duration(
+            "config_pull_interval",
+            "300",
+            ["1s", "1d"],
+        ),
+        remote_config: if section.boolean("remote_config", true) {
             RemoteConfig::On
         } else {
             RemoteConfig::Off
         },
         state_dir: section.at_start().path("state_dir", "/var/lib/pganalytics"),
     };
+    let section = section.remote(PACE).within(bounds.interval);
     (config, section.duration("interval", "60", ["100ms", "1d"]))
 }
 
@@ -225,48 +259,53 @@ fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
 /// The connection and the databases to visit.
 fn postgres(section: &mut Section<'_, '_>) -> (PgConnection, Vec<String>) {
     let password: SecretString = section.secret("password");
-    let port = section.local(SERVER).integer("port", 5432, 1..=u64::from(u16::MAX));
+    let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
     let connection = PgConnection {
-        host: section.local(SERVER).text("host", "localhost"),
+        host: section.text("host", "localhost"),
         port: u16::try_from(port).unwrap_or(5432),
-        user: section.local(SERVER).text("user", "postgres"),
+        user: section.text("user", "postgres"),
         password: Some(password).filter(|password| !password.expose_secret().is_empty()),
         database: section.text("database", "postgres"),
         connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
     };
-    (connection, section.list("databases", ""))
+    (connection, section.remote(WHAT).list("databases", ""))
 }
 
 fn collectors(
     document: &mut Document<'_>,
     interval: Duration,
     (connection, databases): &(PgConnection, Vec<String>),
+    bounds: &Bounds,
 ) -> Collectors {
     let mut section = document.section("sysstat");
-    let sysstat = timing(&mut section, interval).map(|timing| (timing, SysstatConfig::default()));
+    let sysstat = timing(section.remote(SWITCH), interval, bounds);
+    let sysstat = sysstat.map(|timing| (timing, SysstatConfig::default()));
     let mut section = document.section("disk_usage");
-    let disk_usage = timing(&mut section, interval).map(|timing| {
+    let disk_usage = timing(section.remote(SWITCH), interval, bounds).map(|timing| {
         let mut config = DiskUsageConfig::default();
         config.timeout = config.timeout.min(timing.deadline / 2);
         (timing, config)
     });
     let mut section = document.section("pg_stats");
-    let pg_stats_timing = timing(&mut section, interval);
-    let pg_stats = pg_stats(&mut section, connection, databases);
+    let pg_stats_timing = timing(section.remote(SWITCH), interval, bounds);
+    let pg_stats = pg_stats(&mut section, connection, databases, bounds);
     let pg_stats = pg_stats_timing.map(|timing| (timing, pg_stats));
     let mut section = document.section("pg_log");
-    let pg_log_timing = timing(&mut section, interval);
+    // What leaves of a log is the host's alone to say.
+    let pg_log_timing = timing(section.remote(LESS).within(Bound::NotOn), interval, bounds);
     let pg_log = pg_log(&mut section, connection);
     let pg_log = pg_log_timing.map(|timing| (timing, pg_log));
     Collectors { sysstat, disk_usage, pg_stats, pg_log }
 }
 
-/// `enabled`, `interval` and `timeout` of a collector; `None` when it is disabled.
-fn timing(section: &mut Section<'_, '_>, interval: Duration) -> Option<Timing> {
+/// `enabled`, with the marks that `section` has for it, `interval` and `timeout` of a collector;
+/// `None` when it is disabled.
+fn timing(section: &mut Section<'_, '_>, interval: Duration, bounds: &Bounds) -> Option<Timing> {
     let enabled = section.boolean("enabled", true);
-    let own = section.duration("interval", "60", ["100ms", "1d"]);
+    let pace = section.remote(PACE).within(bounds.interval);
+    let own = pace.duration("interval", "60", ["100ms", "1d"]);
     let interval = if section.has("interval") { own } else { interval };
-    let timeout = section.duration("timeout", "10s", ["100ms", "10min"]);
+    let timeout = section.remote(GIVE_UP).duration("timeout", "10s", ["100ms", "10min"]);
     enabled.then_some(Timing { interval, deadline: timeout.min(interval) })
 }
 
@@ -274,6 +313,7 @@ fn pg_stats(
     section: &mut Section<'_, '_>,
     connection: &PgConnection,
     databases: &[String],
+    bounds: &Bounds,
 ) -> PgStatsConfig {
     let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let timeouts = Timeouts {
@@ -292,14 +332,22 @@ fn pg_stats(
         connection: connection.clone(),
         databases: databases.to_vec(),
         timeouts,
-        tables_max: count(section.integer("tables_max", 200, 1..=10_000)),
-        indexes_max: count(section.integer("indexes_max", 200, 1..=10_000)),
+        tables_max: count(section.remote(DETAIL).within(bounds.tables).integer(
+            "tables_max",
+            200,
+            1..=10_000,
+        )),
+        indexes_max: count(section.remote(DETAIL).within(bounds.tables).integer(
+            "indexes_max",
+            200,
+            1..=10_000,
+        )),
         sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
     }
 }
 
 fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConfig {
-    let redacted = section.local(PRIVACY).boolean("redact", true);
+    let redacted = section.boolean("redact", true);
     PgLogConfig {
         connection: connection.clone(),
         path: section.optional_path("path"),
@@ -316,8 +364,8 @@ fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConf
 
 /// `None` unless `listen` is set.
 fn intake(section: &mut Section<'_, '_>) -> Option<IntakeConfig> {
-    let listen = section.local(ACCESS).optional_text("listen");
-    let group = section.local(ACCESS).optional_text("group");
+    let listen = section.optional_text("listen");
+    let group = section.optional_text("group");
     let body_bytes_max = section.size("body_bytes_max", "8MiB", ["1KiB", "64MiB"]);
     let connections_max = section.integer("connections_max", 64, 1..=1_000);
     let connections_max = usize::try_from(connections_max).unwrap_or(64);
@@ -333,9 +381,9 @@ fn intake(section: &mut Section<'_, '_>) -> Option<IntakeConfig> {
     }
 }
 
-fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
+fn queue(section: &mut Section<'_, '_>, state_dir: &Path, bounds: &Bounds) -> QueueConfig {
     let memory = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    let budget = budget(section);
+    let budget = budget(section, bounds);
     let segment_bytes_max = section.size("segment_bytes_max", "16MiB", ["64KiB", "16MiB"]);
     QueueConfig {
         dir: section.at_start().optional_path("dir").unwrap_or_else(|| state_dir.join("queue")),
@@ -350,8 +398,16 @@ fn queue(section: &mut Section<'_, '_>, state_dir: &Path) -> QueueConfig {
                 raw_bytes_max: section.size("batch_bytes_max", "1MiB", ["16KiB", "16MiB"]),
                 records_max: section.integer("batch_records_max", 1_000, 1..=100_000),
             },
-            ring_bytes_max: memory(section.size("ring_bytes_max", "4MiB", ["0B", "1GiB"])),
-            volatile_bytes_max: memory(section.size("memory_max", "16MiB", ["1MiB", "1GiB"])),
+            ring_bytes_max: memory(section.remote(MEMORY).within(bounds.memory).size(
+                "ring_bytes_max",
+                "4MiB",
+                ["0B", "1GiB"],
+            )),
+            volatile_bytes_max: memory(section.remote(MEMORY).within(bounds.memory).size(
+                "memory_max",
+                "16MiB",
+                ["1MiB", "1GiB"],
+            )),
         },
     }
 }
@@ -366,11 +422,15 @@ const ON_FULL: [(&str, OnFull); 4] = [
     ("thin", OnFull::Thin),
 ];
 
-fn budget(section: &mut Section<'_, '_>) -> Budget {
+fn budget(section: &mut Section<'_, '_>, bounds: &Bounds) -> Budget {
     let percent = section.integer("disk_free_min", 5, 0..=90);
-    let age_max = section.duration("age_max", "0s", ["0s", "3650d"]);
+    let age_max = section.remote(KEPT).duration("age_max", "0s", ["0s", "3650d"]);
     Budget {
-        bytes_max: section.size("bytes_max", "1GiB", ["16MiB", "1PiB"]),
+        bytes_max: section.remote(DISK).within(bounds.queue_bytes).size(
+            "bytes_max",
+            "1GiB",
+            ["16MiB", "1PiB"],
+        ),
         age_max: Some(age_max).filter(|age| !age.is_zero()),
         disk_free_min_percent: u8::try_from(percent).unwrap_or(u8::MAX),
         on_full: ON_FULL[section.choice("on_full", &ON_FULL.map(|policy| policy.0))].1,
@@ -379,7 +439,7 @@ fn budget(section: &mut Section<'_, '_>) -> Budget {
 
 /// `off`, a size, or a duration.
 fn retain(section: &mut Section<'_, '_>) -> Retain {
-    let text = section.text("retain_delivered", "off");
+    let text = section.remote(KEPT).text("retain_delivered", "off");
     if text == "off" {
         return Retain::Off;
     }
@@ -401,9 +461,9 @@ fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
     let backlog_rate = section.size("backlog_rate", "0B", ["0B", "1GiB"]);
     let settings = ForwardSettings {
         in_flight: usize::try_from(section.integer("in_flight", 4, 1..=16)).unwrap_or(4),
-        order: ORDERS[section.choice("order", &ORDERS.map(|order| order.0))].1,
+        order: ORDERS[section.remote(WIRE).choice("order", &ORDERS.map(|order| order.0))].1,
         backlog_rate: Some(backlog_rate).filter(|rate| *rate > 0),
-        encoding: ENCODINGS[section.choice("encoding", &ENCODINGS.map(|e| e.0))].1,
+        encoding: ENCODINGS[section.remote(WIRE).choice("encoding", &ENCODINGS.map(|e| e.0))].1,
         zstd_level: i32::try_from(section.integer("zstd_level", 3, 1..=19)).unwrap_or(3),
         gzip_level: u32::try_from(section.integer("gzip_level", 6, 0..=9)).unwrap_or(6),
         backoff_first: section.duration("backoff_first", "1s", ["10ms", "1h"]),

@@ -56,12 +56,12 @@ fn configuration_document_says_what_takes_a_restart() {
     assert_eq!(rows("What takes a restart"), expected, "{}", expected.join("\n"));
 }
 
-/// The keys that a backend cannot set are listed with the reason, and no others are.
+/// The keys that a backend may set are listed with the reason, and no others are.
 #[test]
-fn configuration_document_says_what_is_the_hosts() {
+fn configuration_document_says_what_is_the_backends() {
     let keys = Config::keys();
-    let local =
-        keys.iter().filter_map(|key| key.local.map(|why| format!("| `{}` | {why} |", key.path())));
-    let expected = sorted(local.collect());
+    let remote =
+        keys.iter().filter_map(|key| key.remote.map(|why| format!("| `{}` | {why} |", key.path())));
+    let expected = sorted(remote.collect());
     assert_eq!(rows("What the backend may set"), expected, "{}", expected.join("\n"));
 }

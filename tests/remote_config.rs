@@ -72,11 +72,11 @@ async fn the_backends_configuration_is_in_force_until_a_better_one_comes() {
     assert!(!enabled(&after, "disk_usage") && enabled(&after, "sysstat"), "{after}");
     assert_eq!(after["config"]["remote_keys"], json!(["disk_usage.enabled"]));
 
-    let bad = store(&site, "[sysstat]\n\nenabled = false\n[backend]\nurl = \"https://x\"\n").await;
+    let bad = store(&site, "[sysstat]\n\nenabled = false\n[disk_usage]\nenabled = 7\n").await;
     let named = |config: &Value| config["refused"]["version"] == bad;
     let refused = until_status(&site, "it is refused", named);
     let error = refused["config"]["refused"]["error"].as_str().expect("an error");
-    let place = format!("configuration {bad} of the backend:5: backend.url: only the host's own");
+    let place = format!("configuration {bad} of the backend:5: disk_usage.enabled = 7: is not");
     assert!(error.starts_with(&place), "{error}");
     assert_eq!(refused["config"]["version"], good);
     assert!(enabled(&refused, "sysstat"), "nothing of it is applied");
@@ -108,6 +108,44 @@ async fn the_backends_configuration_is_in_force_until_a_better_one_comes() {
     let stored = site.stored().await;
     assert_eq!(stored.len() as u64, site.queue_number("next_seq"), "{}", done.stderr);
     assert_distinct(&stored);
+}
+
+/// An overlay that was stored when more was allowed is in force without what is forbidden now, and
+/// a value that costs too much is limited; the backend hears of both with the version.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_is_in_force_without_what_is_the_hosts() {
+    let site = Site::registered().await;
+    let token = site.served.user_token(Role::Admin).await;
+    let agent = site.run();
+    let text = "[sysstat]\nenabled = false\n[pg_log]\nline_prefix = \"%m [100] \"\n\
+                [disk_usage]\ninterval = \"100ms\"\n";
+    let version = store(&site, text).await;
+    let after = until_status(&site, "it is in force", |config| config["version"] == version);
+    assert!(!enabled(&after, "sysstat") && after["config"]["refused"].is_null(), "{after}");
+    assert_eq!(after["config"]["remote_keys"], json!(["sysstat.enabled", "disk_usage.interval"]));
+    let told = after["config"]["withheld"].as_str().expect("it is told").to_owned();
+    let (prefix, interval) = ("pg_log.line_prefix: only the host's own", "the host allows");
+    assert!(told.contains(prefix) && told.contains(interval), "{told}");
+
+    let id = after["collector_id"].as_str().expect("an id").to_owned();
+    let mut row = Value::Null;
+    for _ in 0..200 {
+        site.until_stored(site.stored().await.len() + 1).await;
+        let path = format!("/api/v1/config/{id}/versions");
+        let versions = site.served.stranger().get(&path, &token).await.json();
+        let rows = versions["data"].as_array().expect("rows").clone();
+        row = rows.into_iter().find(|row| row["version"] == version).expect("a row");
+        if row["error"].is_string() {
+            break;
+        }
+    }
+    assert_eq!(row["error"], told, "{row}");
+    // Where it is put it is refused, with the key.
+    let ask = Ask::new(Method::PUT, &format!("/api/v1/config/{id}"));
+    let reply = site.served.stranger().send(ask.bearer(&token).body(text.to_owned())).await;
+    assert_eq!(reply.status, 422, "{reply:?}");
+    assert!(reply.json().to_string().contains("pg_log.line_prefix"), "{reply:?}");
+    agent.stop();
 }
 
 /// C26, C27: the host has the last word, now and at the next start; a kept configuration that is

@@ -381,7 +381,12 @@ impl Keeper {
             tracing::warn!("needs a restart: {keys}");
         }
         let is_off = self.loaded.config.agent.remote_config == RemoteConfig::Off;
+        let withheld = self.loaded.told_withheld();
+        if let Some(keys) = &withheld {
+            tracing::warn!(keys, "the backend does not get everything that it has set");
+        }
         self.state.change(|status| {
+            status.withheld = withheld;
             status.applied_at = Some(clock::now());
             status.version = self.layers.remote.as_ref().map_or(0, |remote| remote.version);
             status.remote_keys = self.loaded.set_by(Origin::Remote);

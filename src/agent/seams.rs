@@ -95,13 +95,16 @@ impl QueueSource {
         let config = self.config.snapshot();
         let refused = config.refused.as_ref();
         let error = refused.map(|refused| &refused.error).or(config.file_error.as_ref());
+        let withheld = config.withheld.as_ref().filter(|_| error.is_none());
+        let in_part = withheld.map(|_| config.version);
+        let error = error.or(withheld);
         Some(AgentInfo {
             queue_id: status.queue_id,
             sequences: None, // said of each push by the forwarder
             replay_of: None,
             config_version: config.version,
             config_error: error.map(|error| error.chars().take(CONFIG_ERROR_MAX).collect()),
-            config_error_version: refused.map(|refused| refused.version),
+            config_error_version: refused.map(|refused| refused.version).or(in_part),
             clock_offset_ms: self.link.clock_offset_ms(),
             backlog: Backlog {
                 segments: status.segments,

@@ -398,7 +398,7 @@ mod tests {
                    enabled = false\n";
         let log = format!(
             "{off}[pg_log]\npath = {path:?}\nline_prefix = \"%m [%p] \"\ntimezone = \"UTC\"\n\
-             start_at = \"beginning\"\ninterval = \"100ms\"\n"
+             start_at = \"beginning\"\ninterval = \"100ms\"\nredact = false\n"
         );
         let (queue, thread, mut stages) = open();
         let mut read = String::new();
@@ -423,7 +423,7 @@ mod tests {
         stages.apply(&config(&format!("{off}[pg_log]\nenabled = false\n"))).await;
         let more = lines(&["first", "second", "third", "fourth", "fifth", "sixth"]);
         fs_err::write(&path, more).unwrap();
-        stages.apply(&config(&format!("{log}redact = false\n"))).await;
+        stages.apply(&config(&format!("{log}timeout = 9\n"))).await;
         until("fifth").await;
         for message in ["first", "second", "third", "fourth", "fifth"] {
             assert_eq!(read.matches(message).count(), 1, "{message}: {read}");

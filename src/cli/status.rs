@@ -189,7 +189,7 @@ fn config(screen: &Screen, agent: &AgentStatus) -> String {
         }
     };
     let refused = config.refused.iter().map(|refused| &refused.error);
-    for error in config.file_error.iter().chain(refused) {
+    for error in config.file_error.iter().chain(refused).chain(&config.withheld) {
         let error = error.trim_end().replace('\n', "\n           ");
         let _ = writeln!(text, "           {error}");
     }

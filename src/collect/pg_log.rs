@@ -1,16 +1,19 @@
 //! The PostgreSQL log in the stderr format, as entries.
 //!
-//! The position in the log is handed over with the entries ([`Collected::state`]) and moves only
-//! when the queue has them ([`Collector::committed`]): a crash in between repeats a collection
-//! and loses nothing. Statements, details and values are left out unless redaction is off.
+//! The positions in its files are handed over with the entries ([`Collected::state`]) and move
+//! only when the queue has them ([`Collector::committed`]): a crash in between repeats a collection
+//! and loses nothing. No text of a message leaves the host unless redaction is off.
 
 mod entry;
 mod follow;
+mod forms;
 mod pass;
+mod positions;
 mod prefix;
 mod redact;
 mod settings;
 mod time;
+mod words;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,6 +28,7 @@ use crate::clock;
 use entry::Reading;
 use follow::{Place, Position};
 use pass::Pass;
+use positions::Positions;
 use prefix::Prefix;
 use settings::Asked;
 
@@ -36,7 +40,8 @@ const SETTINGS_RETRY: Duration = Duration::from_secs(60);
 /// Whether text that may hold data is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Redaction {
-    /// Statements, details, contexts, parameters and values in messages stay on the host.
+    /// Of a message leaves its form, when that is known, or its class and length; of what comes
+    /// with it, nothing.
     #[default]
     On,
     /// Everything is sent as the server wrote it.
@@ -89,11 +94,11 @@ pub struct PgLogCollector {
     notices: Notices,
 }
 
-/// How far the log has been read, with the file open: it may be renamed or removed.
+/// How far the log has been read, with its newest files open: they may be renamed or removed.
 #[derive(Debug, Default)]
 struct Followed {
-    position: Option<Position>,
-    file: Option<fs_err::File>,
+    positions: Option<Positions>,
+    open: Vec<fs_err::File>,
 }
 
 /// The part of the server's answers that outlives a restart while the server is down.
@@ -107,7 +112,11 @@ struct Server {
 /// [`Collected::state`], as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
-    position: Position,
+    #[serde(default)]
+    positions: Option<Positions>,
+    /// What earlier versions kept: the position of one file.
+    #[serde(default, skip_serializing)]
+    position: Option<Position>,
     server: Option<Server>,
 }
 
@@ -137,8 +146,10 @@ impl PgLogCollector {
                 None
             }
         });
-        let (position, known) = match state {
-            Some(State { position, server }) => (Some(position), server),
+        let (positions, known) = match state {
+            Some(State { positions, position, server }) => {
+                (positions.or_else(|| position.map(Positions::of_one)), server)
+            }
             None => (None, None),
         };
         Self {
@@ -146,7 +157,7 @@ impl PgLogCollector {
             known,
             asked: None,
             unanswered: None,
-            committed: Followed { position, file: None },
+            committed: Followed { positions, open: Vec::new() },
             pending: None,
             more: false,
             notices: Notices::new(),
@@ -228,6 +239,7 @@ impl Collector for PgLogCollector {
             Err(format!("the log file {path} is gone; what was not read of it is lost"))
         });
         self.notices.ok("log file", gone);
+        self.notices.ok("log files", read.unreadable.map_or(Ok(()), Err));
         if read.untimed > 0 && reading.zone.is_none() && self.known.is_none() {
             // The position stays, so that the entries are read once the zone is known.
             return Err(CollectError::new(
@@ -242,15 +254,16 @@ impl Collector for PgLogCollector {
         } else if !read.metrics.is_empty() {
             self.notices.recovered("log times");
         }
-        let Some(position) = read.position else {
-            return Ok(Collected { metrics: read.metrics, state: None });
+        let state = State {
+            positions: read.followed.positions.clone(),
+            position: None,
+            server: self.known.clone(),
         };
-        let state = State { position: position.clone(), server: self.known.clone() };
         let state = serde_json::to_vec(&state)
             .map_err(|error| CollectError::new(format!("cannot store the position: {error}")))?;
-        self.pending = Some(Followed { position: Some(position), file: read.file });
+        self.pending = Some(read.followed);
         self.more = read.more;
-        Ok(Collected { metrics: read.metrics, state: Some(state) })
+        Ok(Collected { metrics: read.metrics, state: read.has_moved.then_some(state) })
     }
 
     fn has_more(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Config,
-    reader::{self, Change, ConfigError, Key, Origin, Text},
+    reader::{self, Change, ConfigError, Key, Origin, Text, Withheld},
 };
 
 /// The texts that a configuration is made from.
@@ -37,6 +37,8 @@ pub struct Loaded {
     pub config: Config,
     /// Every key that exists, with its value and who has set it.
     pub keys: Vec<Key>,
+    /// What the backend has set and does not get.
+    pub withheld: Vec<Withheld>,
 }
 
 impl Layers {
@@ -79,6 +81,13 @@ impl Loaded {
         self.keys.iter().filter(|key| key.origin == origin).map(Key::path).collect()
     }
 
+    /// What the backend has set and does not get, for a person; none when it gets everything.
+    pub fn told_withheld(&self) -> Option<String> {
+        let problems: Vec<_> = self.withheld.iter().map(|it| it.problem.clone()).collect();
+        let file = problems.first()?.file.clone();
+        Some(ConfigError { file, problems }.to_string())
+    }
+
     /// Keys whose value is another than in `before`.
     pub fn changed_since(&self, before: &Self) -> Vec<String> {
         let pairs = self.keys.iter().zip(&before.keys);
@@ -119,7 +128,9 @@ impl Loaded {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use proptest::prelude::*;
+
+    use super::{reader::WithheldKind, *};
 
     fn layers(own: &str, remote: Option<&str>) -> Layers {
         let remote = remote.map(|text| Remote { version: 7, text: text.to_owned() });
@@ -150,21 +161,110 @@ mod tests {
         assert!(shown.contains("[shutdown]\ndeadline = \"10s\"\n"), "{shown}");
     }
 
-    /// Every key that is the host's own, set by the backend, makes the whole refused with its name,
-    /// its line, and why; every other key is taken.
+    /// A key that is not marked as the backend's to set is left out, alone, and told with its line;
+    /// every other key is taken.
     #[test]
-    fn the_backend_cannot_set_what_is_the_hosts() {
+    fn the_backend_gets_what_is_marked_and_nothing_else() {
         for key in Config::keys() {
             let text = format!("[{}]\n\n{} = {}\n", key.section, key.name, key.default);
-            let read = layers("", Some(&text)).read();
-            let Some(why) = key.local else {
-                let loaded = read.unwrap_or_else(|error| panic!("{error}"));
-                assert_eq!(loaded.set_by(Origin::Remote), [key.path()]);
+            let loaded = layers("", Some(&text)).read().unwrap_or_else(|error| panic!("{error}"));
+            let told = loaded.told_withheld();
+            if key.remote.is_some() {
+                assert_eq!((loaded.set_by(Origin::Remote), told), (vec![key.path()], None));
                 continue;
-            };
-            let error = read.map(|_| ()).expect_err(&text).to_string();
+            }
+            assert_eq!(loaded.set_by(Origin::Remote), [""; 0]);
+            let told = told.expect("it is told");
             let place = format!("configuration 7 of the backend:3: {}: only", key.path());
-            assert!(error.starts_with(&place) && error.contains(why), "{error}");
+            assert!(told.starts_with(&place), "{told}");
+            assert_eq!(loaded.withheld[0].kind, WithheldKind::Forbidden);
+        }
+    }
+
+    /// One that was stored when more was allowed loses only what is forbidden now.
+    #[test]
+    fn an_overlay_loses_only_what_is_forbidden() {
+        let remote = "[sysstat]\ninterval = 20\n[pg_log]\nline_prefix = \"%m [100] \"\n\
+                      redact = false\nstart_at = \"beginning\"\n[backend]\nurl = \"https://x\"\n";
+        let loaded = layers("[pg_log]\nline_prefix = \"%m [%p] \"", Some(remote)).read().unwrap();
+        assert_eq!(loaded.set_by(Origin::Remote), ["sysstat.interval"]);
+        let told = loaded.told_withheld().unwrap();
+        for key in ["pg_log.line_prefix", "pg_log.redact", "pg_log.start_at", "backend.url"] {
+            assert_eq!(told.matches(&format!("{key}: only the host's own")).count(), 1, "{told}");
+        }
+        let (_, pg_log) = loaded.config.collectors.pg_log.unwrap();
+        assert_eq!(pg_log.prefix.as_deref(), Some("%m [%p] "));
+    }
+
+    /// The backend's value is limited to what `[remote]` allows, or to what the host itself has set.
+    #[test]
+    fn a_value_beyond_the_hosts_bounds_is_limited() {
+        let check = |own: &str, remote: &str, value: &str, told: &str| {
+            let loaded = layers(own, Some(remote)).read().unwrap();
+            let shown = loaded.show();
+            assert!(shown.contains(&format!("{value}  # the backend\n")), "{shown}");
+            let text = loaded.told_withheld().unwrap_or_default();
+            assert!(text.contains(told) && text.is_empty() == told.is_empty(), "{text}");
+        };
+        let fast = "[sysstat]\ninterval = 1";
+        check("", fast, "interval = \"5s\"", "sysstat.interval = 1: the host allows \"5s\"");
+        check("[remote]\ninterval_min = \"500ms\"", fast, "interval = 1", "");
+        check("[sysstat]\ninterval = \"2s\"", fast, "interval = \"2s\"", "allows \"2s\"");
+        check("", "[collector]\npush_interval = \"200ms\"", "push_interval = \"5s\"", "allows");
+        let large = "[queue]\nbytes_max = \"1TiB\"";
+        check("", large, "bytes_max = 1073741824", "queue.bytes_max = \"1TiB\": the host allows");
+        check("[queue]\nbytes_max = \"2TiB\"", large, "bytes_max = \"1TiB\"", "");
+        check("", "[queue]\nmemory_max = \"1GiB\"", "memory_max = 33554432", "the host allows");
+        check("", "[pg_stats]\ntables_max = 9999", "tables_max = 1000", "the host allows 1000");
+        let on = "[pg_log]\nenabled = true";
+        check("[pg_log]\nenabled = false", on, "enabled = false", "the host allows false");
+        check("", on, "enabled = true", "");
+        let loaded = layers("", Some(fast)).read().unwrap();
+        assert_eq!(loaded.config.collectors.sysstat.unwrap().0.interval, Duration::from_secs(5));
+    }
+
+    /// A text of the backend is what it says: nothing of the host's environment is put into it.
+    #[test]
+    fn variables_are_not_expanded_for_the_backend() {
+        let loaded = layers("", Some("[postgres]\ndatabases = [\"${HOME}\", \"$HOME\"]")).read();
+        let (_, pg_stats) = loaded.unwrap().config.collectors.pg_stats.unwrap();
+        assert_eq!(pg_stats.databases, ["${HOME}", "$HOME"]);
+    }
+
+    /// A value of `key` that is sound, and another than the host's.
+    fn other_value(key: &reader::Key, flag: bool) -> String {
+        match (key.section, key.name) {
+            ("pg_log", "line_prefix") => "\"%m [100] \"".to_owned(),
+            ("pg_log", "timezone") => "\"UTC\"".to_owned(),
+            ("pg_log", "path") => "\"/etc\"".to_owned(),
+            ("pg_log", "start_at") => "\"beginning\"".to_owned(),
+            _ if ["true", "false"].contains(&key.default.as_str()) => flag.to_string(),
+            _ => key.default.clone(),
+        }
+    }
+
+    proptest! {
+        /// Whatever the backend sets, the log is read as the host says, or not at all.
+        #[test]
+        fn what_leaves_of_a_log_never_grows(
+            picks in proptest::collection::vec((0..3_u8, proptest::bool::ANY), Config::keys().len()),
+            is_on in proptest::bool::ANY,
+        ) {
+            let mut remote = std::collections::BTreeMap::<&str, String>::new();
+            for (key, (pick, flag)) in Config::keys().iter().zip(picks) {
+                if pick == 0 {
+                    let lines = remote.entry(key.section).or_default();
+                    let _ = writeln!(lines, "{} = {}", key.name, other_value(key, flag));
+                }
+            }
+            let sections = remote.iter().map(|(section, lines)| format!("[{section}]\n{lines}"));
+            let remote: String = sections.collect();
+            let own = format!("[pg_log]\nenabled = {is_on}\npath = \"/log\"\n");
+            let alone = layers(&own, None).read().unwrap().config.collectors.pg_log;
+            let loaded = layers(&own, Some(&remote)).read().unwrap_or_else(|e| panic!("{e}"));
+            if let Some((_, pg_log)) = loaded.config.collectors.pg_log {
+                prop_assert_eq!(Some(pg_log), alone.map(|(_, pg_log)| pg_log));
+            }
         }
     }
 
@@ -172,19 +272,17 @@ mod tests {
     #[test]
     fn a_secret_is_not_told() {
         let own = "[postgres]\npassword = \"hush\"\n";
-        assert!(!refused(own, "[postgres]\npassword = \"hush\"\n").contains("hush"));
+        let both = layers(own, Some("[postgres]\npassword = \"hush-hush\"\n")).read().unwrap();
+        assert!(!both.told_withheld().unwrap().contains("hush"));
+        assert!(!both.show().contains("hush"));
         assert!(!layers(own, None).read().unwrap().show().contains("hush"));
     }
 
     /// A mistake of two keys in two texts is told with the text it is in.
     #[test]
     fn mistakes_name_their_text() {
-        let error =
-            refused("[pg_stats]\nlock_timeout = \"4s\"", "[pg_stats]\nstatement_timeout = 3");
-        assert!(
-            error.starts_with("configuration 7 of the backend:2: pg_stats.statement"),
-            "{error}"
-        );
+        let error = refused("[pg_stats]\nlock_timeout = \"4s\"", "[sysstat]\ninterval = \"soon\"");
+        assert!(error.starts_with("configuration 7 of the backend:2: sysstat.interval"), "{error}");
         let error = refused("[queue]\nbytes_max = 1", "[sysstat]\nenabled = true");
         assert!(error.starts_with("agent.toml:2: queue.bytes_max = 1"), "{error}");
         let error = refused("", "[sysstat\n");

@@ -5,8 +5,12 @@
 //! Section and key names are case sensitive.
 //!
 //! A second text may lie over the first, key by key: what the backend wants of this agent over what
-//! its host says. Keys that only the host may set are marked where they are read
-//! ([`Section::local`]); paths and secrets are such by themselves.
+//! its host says. It may set the keys that are marked so where they are read ([`Section::remote`]);
+//! any other is the host's alone, and taken out of the second text. A value that would cost more
+//! than the host allows ([`Bound`]) is limited. Both are told ([`Withheld`]), and neither is a
+//! mistake.
+
+mod bound; // what the backend may set, and how far
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +29,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+pub use self::bound::{Bound, Withheld, WithheldKind};
 use crate::units;
 
 /// A TOML document being read. Ask for every key, then call [`Document::finish`].
@@ -34,6 +39,7 @@ pub struct Document<'t> {
     layers: Vec<Layer<'t>>,
     keys: Vec<Key>,
     problems: Vec<Problem>,
+    withheld: Vec<Withheld>,
 }
 
 /// One text of a [`Document`].
@@ -68,8 +74,9 @@ pub struct Section<'a, 't> {
 /// What is special about a key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Marks {
-    local: Option<&'static str>,
+    remote: Option<&'static str>,
     change: Change,
+    bound: Option<Bound>,
 }
 
 /// Who has set a key.
@@ -106,8 +113,8 @@ pub struct Key {
     pub value: String,
     /// Who has set it.
     pub origin: Origin,
-    /// Why only the host's own file may set it; `None` when the backend may, too.
-    pub local: Option<&'static str>,
+    /// Why the backend may set it, too; `None` when only the host's own file may.
+    pub remote: Option<&'static str>,
     /// When a changed value takes effect.
     pub change: Change,
     /// The value as it was understood: `60` and `"1min"` are one.
@@ -213,7 +220,8 @@ impl<'t> Document<'t> {
         if let Some(remote) = remote {
             layers.push(Layer::parse(Origin::Remote, remote)?);
         }
-        Ok(Self { layers, keys: Vec::new(), problems: Vec::new() })
+        let (keys, problems, withheld) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { layers, keys, problems, withheld })
     }
 
     /// The section `[name]`.
@@ -283,13 +291,6 @@ impl ConfigError {
 }
 
 impl<'t> Section<'_, 't> {
-    /// Only the host's own file may set the next key, for the reason `why`.
-    #[must_use]
-    pub fn local(&mut self, why: &'static str) -> &mut Self {
-        self.next.local = Some(why);
-        self
-    }
-
     /// A change of the next key takes effect at the next start.
     #[must_use]
     pub fn at_start(&mut self) -> &mut Self {
@@ -297,10 +298,10 @@ impl<'t> Section<'_, 't> {
         self
     }
 
-    /// [`Section::local`] and [`Section::at_start`] for every key of the section.
+    /// [`Section::at_start`] for every key of the section.
     #[must_use]
-    pub fn all_local_at_start(mut self, why: &'static str) -> Self {
-        self.marks = Marks { local: Some(why), change: Change::Restart };
+    pub fn all_at_start(mut self) -> Self {
+        self.marks.change = Change::Restart;
         self
     }
 
@@ -318,7 +319,7 @@ impl<'t> Section<'_, 't> {
 
     /// A secret: its value never appears in a message, and only the host's own file may set it.
     pub fn secret(&mut self, key: &'static str) -> SecretString {
-        self.next.local = self.next.local.or(Some("is a credential"));
+        self.next.remote = None;
         let known = self.know(key, "\"\"".to_owned());
         let found = self.document.get(self.name, key);
         let secret = found.map(|(_, value)| value.get_ref().as_str().map(str::to_owned));
@@ -333,7 +334,7 @@ impl<'t> Section<'_, 't> {
 
     /// A file or directory name. Only the host's own file may set it.
     pub fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
-        self.next.local = self.next.local.or(Some("is a path on the host"));
+        self.next.remote = None;
         PathBuf::from(self.text(key, default))
     }
 
@@ -344,21 +345,31 @@ impl<'t> Section<'_, 't> {
 
     /// `true` or `false`.
     pub fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+        let bound = self.next.bound;
         let known = self.know(key, default.to_string());
-        self.read(known, "true or false", default, DeValue::as_bool)
+        let value = self.read(known, "true or false", default, DeValue::as_bool);
+        let own = self.own(key).map_or(Some(default), DeValue::as_bool);
+        if bound == Some(Bound::NotOn) && value && own == Some(false) {
+            self.limit(known, "false");
+            return false;
+        }
+        value
     }
 
     /// A whole number within `range`.
     pub fn integer(&mut self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        let bound = self.next.bound;
         let known = self.know(key, default.to_string());
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
         let take = |value: &DeValue<'_>| integer_of(value).filter(|n| range.contains(n));
-        self.read(known, &expected, default, take)
+        let value = self.read(known, &expected, default, take);
+        self.at_most(known, bound, value, default, take)
     }
 
     /// A duration such as `"30s"`; a plain integer is seconds. `default` and the ends of `range`
     /// are durations in the same notation.
     pub fn duration(&mut self, key: &'static str, default: &str, range: [&str; 2]) -> Duration {
+        let bound = self.next.bound;
         let number = default.parse::<u64>().is_ok();
         let known =
             self.know(key, if number { default.to_owned() } else { format!("{default:?}") });
@@ -369,28 +380,41 @@ impl<'t> Section<'_, 't> {
             units::show_duration(high)
         );
         let default = units::parse_duration(default).unwrap_or_default();
-        self.read(known, &expected, default, |value| {
+        let take = |value: &DeValue<'_>| {
             let read = match value.as_str() {
                 Some(text) => units::parse_duration(text),
                 None => integer_of(value).map(Duration::from_secs),
             };
             read.filter(|duration| (low..=high).contains(duration))
-        })
+        };
+        let value = self.read(known, &expected, default, take);
+        let own = self.own(key).and_then(take).unwrap_or(default);
+        match bound {
+            Some(Bound::AtLeast(least)) if value < least.min(own) => {
+                let least = least.min(own);
+                self.limit(known, &format!("{:?}", units::show_duration(least)));
+                least
+            }
+            _ => value,
+        }
     }
 
     /// A size such as `"64MiB"`; a plain integer is bytes. See [`Section::duration`].
     pub fn size(&mut self, key: &'static str, default: &str, range: [&str; 2]) -> u64 {
+        let bound = self.next.bound;
         let known = self.know(key, format!("{default:?}"));
         let [low, high] = range.map(|end| units::parse_size(end).unwrap_or_default());
         let expected = format!("a size such as \"64MiB\", from {} to {}", range[0], range[1]);
         let default = units::parse_size(default).unwrap_or_default();
-        self.read(known, &expected, default, |value| {
+        let take = |value: &DeValue<'_>| {
             let read = match value.as_str() {
                 Some(text) => units::parse_size(text),
                 None => integer_of(value),
             };
             read.filter(|size| (low..=high).contains(size))
-        })
+        };
+        let value = self.read(known, &expected, default, take);
+        self.at_most(known, bound, value, default, take)
     }
 
     /// One of `choices`, as its position; the first is the default.
@@ -440,22 +464,27 @@ impl<'t> Section<'_, 't> {
         self.problem(key, None, message, hint);
     }
 
-    /// Adds a key to the list, and refuses it to the backend where it is the host's. Returns its
-    /// place in the list.
+    /// Adds a key to the list, and takes it from the backend where it is the host's alone. Returns
+    /// its place in the list.
     fn know(&mut self, name: &'static str, default: String) -> usize {
         let next = std::mem::take(&mut self.next);
-        let local = next.local.or(self.marks.local);
+        let remote = next.remote;
         let restart = [next.change, self.marks.change].contains(&Change::Restart);
         let change = if restart { Change::Restart } else { Change::Live };
+        if remote.is_none()
+            && let Some((file, line)) = self.document.forbid(self.name, name)
+        {
+            let message = format!("{}.{name}: only the host's own file may set it", self.name);
+            let hint =
+                "leave it out; docs/CONFIGURATION.md lists what a backend may set".to_owned();
+            let problem = Problem { file, line: Some(line), message, hint };
+            self.document.withheld.push(Withheld { kind: WithheldKind::Forbidden, problem });
+        }
         let found = self.document.get(self.name, name);
         let origin = found.map_or(Origin::Default, |(layer, _)| layer.origin);
-        if let (Some(why), Origin::Remote) = (local, origin) {
-            let message = format!("only the host's own file may set it: it {why}");
-            self.problem(name, None, &message, "leave it out");
-        }
         let (value, meaning) = (default.clone(), String::new());
         let section = self.name;
-        let key = Key { section, name, default, value, origin, local, change, meaning };
+        let key = Key { section, name, default, value, origin, remote, change, meaning };
         self.document.keys.push(key);
         self.document.keys.len() - 1
     }

@@ -63,6 +63,10 @@ pub struct ConfigStatus {
     pub last_answer: Option<String>,
     /// The backend's configuration that was refused; absent once a later one is in force.
     pub refused: Option<RefusedConfig>,
+    /// What the backend has set in the configuration in force and does not get; absent when it gets
+    /// everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<String>,
     /// Why the host's file was refused when it was read last; absent when it was not.
     pub file_error: Option<String>,
     /// Keys that have changed since the start and take effect at the next one.

@@ -16,7 +16,10 @@ use super::request::{Id, Params, paginated};
 use super::{Shared, body};
 use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
 use crate::clock;
-use crate::config::{Config, reader::Text};
+use crate::config::{
+    Config,
+    reader::{Text, WithheldKind},
+};
 
 /// What a collector is given until somebody writes a configuration for it: every section, no key,
 /// so that the host's own file stays in force.
@@ -121,20 +124,25 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
 fn check(text: &str) -> Result<(), ApiError> {
     let own = Text { file: Path::new(""), text: "" };
     let remote = Text { file: Path::new("configuration"), text };
-    let Err(err) = Config::read_layers(own, Some(remote)) else { return Ok(()) };
-    let problems: Vec<Value> = err
-        .problems
+    let problems = match Config::read_layers(own, Some(remote)) {
+        // How far a value may go is each host's to say; a key of the host's alone is a mistake.
+        Ok(loaded) => {
+            let withheld = loaded.withheld.into_iter();
+            let forbidden = withheld.filter(|it| it.kind == WithheldKind::Forbidden);
+            forbidden.map(|it| it.problem).collect()
+        }
+        Err(error) => error.problems,
+    };
+    let Some(first) = problems.first() else { return Ok(()) };
+    let listed: Vec<Value> = problems
         .iter()
         .map(|problem| {
             json!({"line": problem.line, "message": problem.message, "hint": problem.hint})
         })
         .collect();
-    let first = err.problems.first();
-    let why = first.map_or("", |problem| problem.message.as_str());
-    let message = format!("the configuration would not load: {why}");
+    let message = format!("the configuration would not load: {}", first.message);
     let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_invalid", message);
-    let line = first.and_then(|problem| problem.line);
-    Err(error.with_details(json!({"line": line, "problems": problems})))
+    Err(error.with_details(json!({"line": first.line, "problems": listed})))
 }
 
 fn audit(id: Uuid, actor: String) -> Audit {

@@ -2,12 +2,14 @@
 //!
 //! An entry is a line with a level, the lines after it that begin with a tab, and the lines with
 //! `DETAIL`, `HINT` and so on of the same process. Anything else in the file (what a library or
-//! an archive command printed) is no entry and is counted as skipped.
+//! an archive command printed) is no entry and is counted as skipped, with the lines after it that
+//! begin with a tab: whose they are is not known.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::prefix::{Prefix, Said};
+use super::words::{self, Part, Word};
 use super::{Redaction, redact, time};
 use crate::metric::Time;
 use crate::metric::pg_log::Entry;
@@ -17,11 +19,8 @@ const TEXT_BYTES_MAX: usize = 32 * 1024;
 /// The most lines of one entry; the rest is cut.
 const LINES_MAX: usize = 500;
 
-/// Levels of entries, as the server writes them under English messages.
-const LEVELS: [&str; 13] = [
-    "LOG", "ERROR", "WARNING", "FATAL", "PANIC", "NOTICE", "INFO", "DEBUG", "DEBUG1", "DEBUG2",
-    "DEBUG3", "DEBUG4", "DEBUG5",
-];
+/// The longest name that is kept of a prefix: a role has 63 bytes, a host 253.
+const NAME_CHARACTERS_MAX: usize = 256;
 
 /// How the lines of one server are read.
 #[derive(Debug, Clone)]
@@ -56,6 +55,7 @@ pub(super) struct Placed {
 pub(super) struct Stitcher<'a> {
     reading: &'a Reading,
     open: Option<Open>,
+    tail: Tail,
     /// Complete entries, in the order of the file.
     pub(super) done: Vec<Placed>,
     /// Lines that carry the prefix and a level.
@@ -66,16 +66,13 @@ pub(super) struct Stitcher<'a> {
     pub(super) untimed: u64,
 }
 
-/// What a line goes on with.
+/// Whose the lines that begin with a tab are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Message,
-    Detail,
-    Hint,
-    Context,
-    Statement,
-    /// `QUERY`, `LOCATION`, `BACKTRACE`: of no use to the backend.
-    Other,
+enum Tail {
+    /// The open entry's.
+    Open,
+    /// Not the open entry's, or not known.
+    Foreign,
 }
 
 #[derive(Debug)]
@@ -92,11 +89,14 @@ struct Open {
     part: Part,
     /// `log_error_verbosity = verbose`: the message begins with SQLSTATE.
     verbose: bool,
+    /// Text came that is kept in no case.
+    has_more: bool,
 }
 
 impl<'a> Stitcher<'a> {
     pub(super) fn new(reading: &'a Reading) -> Self {
-        Self { reading, open: None, done: Vec::new(), matched: 0, foreign: 0, untimed: 0 }
+        let (open, tail, done) = (None, Tail::Foreign, Vec::new());
+        Self { reading, open, tail, done, matched: 0, foreign: 0, untimed: 0 }
     }
 
     /// Where the entry begins that further lines may belong to.
@@ -108,27 +108,31 @@ impl<'a> Stitcher<'a> {
     pub(super) fn push(&mut self, line: Line<'_>) {
         if let Some(text) = line.text.strip_prefix('\t') {
             // Without an entry it is the tail of one whose head was read before.
-            if let Some(open) = &mut self.open {
+            if let (Some(open), Tail::Open) = (&mut self.open, self.tail) {
                 open.continue_with(text, &line);
             }
             return;
         }
+        self.tail = Tail::Foreign;
         let split = self.reading.prefix.split(line.text);
-        let Some((said, (word, text))) = split.and_then(|(said, rest)| Some((said, level(rest)?)))
+        let Some((said, (word, text))) =
+            split.and_then(|(said, rest)| Some((said, words::read(rest)?)))
         else {
             self.foreign += 1;
             return;
         };
         self.matched += 1;
-        match part(word) {
-            Part::Message => {
+        match word {
+            Word::Level(level) => {
                 self.finish();
-                self.open = Some(Open::new(self.reading, &said, word, text, &line));
+                self.open = Some(Open::new(self.reading, &said, level, text, &line));
+                self.tail = Tail::Open;
             }
-            part => {
+            Word::Part(part) => {
                 // Otherwise its entry was given up, or is another process's.
                 if let Some(open) = self.open.as_mut().filter(|open| open.is_of(&said)) {
                     open.begin(part, text, &line);
+                    self.tail = Tail::Open;
                 }
             }
         }
@@ -146,7 +150,8 @@ impl<'a> Stitcher<'a> {
 
 impl Open {
     fn new(reading: &Reading, said: &Said<'_>, level: &str, text: &str, line: &Line<'_>) -> Self {
-        let own = |text: Option<&str>| text.map(ToOwned::to_owned);
+        let own = |text: Option<&str>| text.map(plain).filter(|text| !text.is_empty());
+        let state = said.sqlstate.and_then(redact::sqlstate);
         let at = if said.is_epoch {
             said.time.and_then(time::epoch)
         } else {
@@ -161,7 +166,7 @@ impl Open {
             application: own(said.application),
             client: own(said.client),
             // Success is no condition.
-            sqlstate: own(said.sqlstate.filter(|state| *state != "00000")),
+            sqlstate: own(state.filter(|state| *state != "00000")),
             session_id: own(said.session_id),
             line: said.line.and_then(|line| line.parse().ok()),
             truncated: line.cut,
@@ -179,6 +184,7 @@ impl Open {
             hint: String::new(),
             part: Part::Message,
             verbose: false,
+            has_more: false,
         };
         open.append(text);
         open
@@ -191,8 +197,7 @@ impl Open {
 
     fn begin(&mut self, part: Part, text: &str, line: &Line<'_>) {
         self.part = part;
-        // LOCATION comes with verbose messages only: `LOCATION:  exec_simple_query, postgres.c:1`.
-        self.verbose |= part == Part::Other && text.contains(".c:");
+        self.verbose |= part == Part::Location;
         self.end = line.end;
         self.entry.truncated |= line.cut;
         self.append(text);
@@ -216,7 +221,10 @@ impl Open {
             Part::Hint => &mut self.hint,
             Part::Context => &mut self.context,
             Part::Statement => &mut self.statement,
-            Part::Other => return,
+            Part::Location | Part::Other => {
+                self.has_more |= !text.is_empty();
+                return;
+            }
         };
         if !field.is_empty() {
             field.push('\n');
@@ -231,28 +239,29 @@ impl Open {
     }
 
     /// The entry; none when its time is not known.
-    fn close(mut self, redaction: Redaction) -> Option<Placed> {
+    fn close(self, redaction: Redaction) -> Option<Placed> {
         self.at?;
         let mut entry = self.entry;
         if self.verbose
             && let Some((state, message)) = entry.message.split_once(": ")
-            && state.len() == 5
+            && let Some(state) = redact::sqlstate(state)
         {
             entry.sqlstate = Some(state.to_owned()).filter(|state| state != "00000");
             entry.message = message.to_owned();
         }
-        entry.duration_ms = duration(&entry.message);
+        entry.duration_ms = redact::duration(&entry.message);
         let filled = |text: String| Some(text).filter(|text| !text.is_empty());
-        entry.hint = filled(std::mem::take(&mut self.hint));
         match redaction {
             Redaction::On => {
-                let (message, redacted) = redact::message(&entry.message);
-                entry.message = message;
-                let left_out = [&self.detail, &self.context, &self.statement];
-                entry.redacted = redacted || left_out.iter().any(|text| !text.is_empty());
+                let told = redact::message(&entry.message, entry.sqlstate.as_deref());
+                entry.message = told.text;
+                let left_out = [&self.detail, &self.hint, &self.context, &self.statement];
+                let has_more = left_out.iter().any(|text| !text.is_empty());
+                entry.redacted = told.is_less || has_more || self.has_more;
             }
             Redaction::Off => {
                 entry.detail = filled(self.detail);
+                entry.hint = filled(self.hint);
                 entry.context = filled(self.context);
                 entry.statement = filled(self.statement);
             }
@@ -261,27 +270,9 @@ impl Open {
     }
 }
 
-/// `LEVEL:  text`.
-fn level(rest: &str) -> Option<(&str, &str)> {
-    let (word, text) = rest.split_once(":  ")?;
-    (LEVELS.contains(&word) || part(word) != Part::Message).then_some((word, text))
-}
-
-fn part(word: &str) -> Part {
-    match word {
-        "DETAIL" => Part::Detail,
-        "HINT" => Part::Hint,
-        "CONTEXT" => Part::Context,
-        "STATEMENT" => Part::Statement,
-        "QUERY" | "LOCATION" | "BACKTRACE" => Part::Other,
-        _ => Part::Message,
-    }
-}
-
-/// `duration: 1.234 ms`, alone or before a statement.
-fn duration(message: &str) -> Option<f64> {
-    let (millis, _) = message.strip_prefix("duration: ")?.split_once(" ms")?;
-    millis.parse().ok().filter(|millis: &f64| millis.is_finite() && *millis >= 0.0)
+/// A name of the prefix: without control characters, and no longer than one can be.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(NAME_CHARACTERS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -319,13 +310,13 @@ mod tests {
 
     const LOG: &str = "\
 \ttail of an entry that began before
-2024-05-01 10:00:00.000 CEST [1] LOG:  starting PostgreSQL
+2024-05-01 10:00:00.000 CEST [1] LOG:  shutting down
 2024-05-01 10:00:01.000 CEST [2] ERROR:  duplicate key value violates unique constraint \"k\"
 2024-05-01 10:00:01.000 CEST [2] DETAIL:  Key (a)=(secret) already exists.
 2024-05-01 10:00:01.000 CEST [2] STATEMENT:  INSERT INTO t
 \t    VALUES ('secret')
 sh: 1: archive: not found
-2024-05-01 10:00:02.000 CEST [3] LOG:  duration: 12.5 ms  statement: SELECT
+2024-05-01 10:00:02.000 CEST [3] LOG:  duration: 12.500 ms  statement: SELECT
 \t  'secret'
 2024-05-01 10:00:03.000 CEST [4] ERROR:  column \"x\" does not exist at character 8
 2024-05-01 10:00:03.000 CEST [4] HINT:  Perhaps you meant \"y\".
@@ -344,22 +335,22 @@ sh: 1: archive: not found
             entry
         };
         let constraint = "duplicate key value violates unique constraint \"k\"";
+        let told = "duplicate key value violates unique constraint \"?\"";
         let column = "column \"x\" does not exist at character 8";
-        let hint = json!({"hint": "Perhaps you meant \"y\"."});
         check(
             &reading("%m [%p] ", Redaction::On),
             LOG,
             &[
-                entry(0, 1, "LOG", "starting PostgreSQL", json!({})),
-                entry(1, 2, "ERROR", constraint, json!({"redacted": true})),
+                entry(0, 1, "LOG", "shutting down", json!({})),
+                entry(1, 2, "ERROR", told, json!({"redacted": true})),
                 entry(
                     2,
                     3,
                     "LOG",
-                    "duration: 12.5 ms  statement:",
+                    "duration: ? ms  statement",
                     json!({"duration_ms": 12.5, "redacted": true}),
                 ),
-                entry(3, 4, "ERROR", column, hint.clone()),
+                entry(3, 4, "ERROR", "column \"?\" does not exist", json!({"redacted": true})),
             ],
             1,
         );
@@ -367,7 +358,7 @@ sh: 1: archive: not found
             &reading("%m [%p] ", Redaction::Off),
             LOG,
             &[
-                entry(0, 1, "LOG", "starting PostgreSQL", json!({})),
+                entry(0, 1, "LOG", "shutting down", json!({})),
                 entry(
                     1,
                     2,
@@ -382,10 +373,10 @@ sh: 1: archive: not found
                     2,
                     3,
                     "LOG",
-                    "duration: 12.5 ms  statement: SELECT\n  'secret'",
+                    "duration: 12.500 ms  statement: SELECT\n  'secret'",
                     json!({"duration_ms": 12.5}),
                 ),
-                entry(3, 4, "ERROR", column, hint),
+                entry(3, 4, "ERROR", column, json!({"hint": "Perhaps you meant \"y\"."})),
             ],
             1,
         );
@@ -403,15 +394,16 @@ sh: 1: archive: not found
             &[
                 json!({
                     "timestamp": "2024-05-01T10:00:00.000Z", "level": "ERROR", "pid": 1,
-                    "sqlstate": "42P01", "message": "relation \"x\" does not exist",
+                    "sqlstate": "42P01", "message": "relation \"?\" does not exist",
+                    "redacted": true,
                 }),
                 json!({
                     "timestamp": "2024-05-01T10:00:00.000Z", "level": "LOG", "pid": 1,
-                    "message": "ready",
+                    "message": "(text of 5 characters)", "redacted": true,
                 }),
                 json!({
                     "timestamp": "2024-05-01T10:00:00.000Z", "level": "LOG", "pid": 1,
-                    "message": "12345: said without a location",
+                    "message": "(text of 30 characters)", "redacted": true,
                 }),
             ],
             0,
@@ -420,7 +412,7 @@ sh: 1: archive: not found
 
     #[test]
     fn long_entries_are_cut_and_say_so() {
-        let reading = reading("%m [%p] ", Redaction::On);
+        let reading = reading("%m [%p] ", Redaction::Off);
         let head = "2024-05-01 10:00:00.000 UTC [1] LOG:  ";
         let cut = |log: String| {
             let mut stitcher = Stitcher::new(&reading);

@@ -1,9 +1,10 @@
-//! Which file to read, from where, and what comes after it.
+//! The files of a log, and up to where one of them has been read.
 //!
-//! A file is known by device, inode and a checksum of its first bytes, so that one that was
-//! renamed is found again and one that was written anew under the same name is read from its
-//! start. What was rotated away is read to its end before the next file.
+//! A file is known by device, inode and the checksums of its first bytes and of those before the
+//! position, so that one that was renamed is found again and one that was written anew under the
+//! same name is read from its start.
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -13,8 +14,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// How much of a file its checksum covers.
-const FINGERPRINT_BYTES: usize = 256;
+/// How much of a file's beginning its checksum covers.
+pub(super) const HEAD_BYTES: usize = 256;
+/// How much before a position its checksum covers: a few lines with their times.
+pub(super) const TAIL_BYTES: u64 = 1_024;
+pub(super) const NANOSECONDS_PER_SECOND: i128 = 1_000_000_000;
 /// The longest line that is kept; the rest of it is cut.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Names with these endings are no logs in the stderr format.
@@ -23,44 +27,51 @@ const OTHER_FORMATS: [&str; 8] = [".csv", ".json", ".gz", ".bz2", ".xz", ".zst",
 /// Where the log is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Place {
-    /// One file; what it was renamed to is finished, nothing else is read.
+    /// One file; what it was renamed or copied to is finished, nothing else is read.
     File(PathBuf),
-    /// Every log in a directory, in the order they were last written.
+    /// Every log in a directory.
     Directory(PathBuf),
+}
+
+/// A file, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
 }
 
 /// Up to where a file has been read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Position {
     pub(super) path: PathBuf,
-    pub(super) device: u64,
-    pub(super) inode: u64,
+    device: u64,
+    inode: u64,
     pub(super) offset: u64,
     fingerprint: u32,
-    fingerprint_bytes: usize,
+    pub(super) fingerprint_bytes: usize,
+    /// The checksum of what lies before `offset`; absent from states of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tail: Option<u32>,
     /// When the file was last written, as far as is known, nanoseconds since 1970.
-    modified: i128,
+    pub(super) modified: i128,
+    /// How long it was then.
+    #[serde(default)]
+    pub(super) size: u64,
+    /// The file that this one is a copy of: what they share is read there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) copy_of: Option<FileId>,
 }
 
 /// A log on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) path: PathBuf,
-    device: u64,
-    inode: u64,
+    pub(super) id: FileId,
     pub(super) size: u64,
     /// Nanoseconds since 1970.
-    modified: i128,
-}
-
-/// What the search for a known position found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known {
-    /// The same file, long enough.
-    Same,
-    /// The name or the inode is there, the content is another's.
-    Rewritten,
-    Gone,
+    pub(super) modified: i128,
+    /// When it was made, renamed or written last, nanoseconds since 1970.
+    pub(super) changed: i128,
 }
 
 /// One line's end.
@@ -75,27 +86,31 @@ pub(super) enum LineEnd {
 }
 
 impl Place {
-    /// The logs there, the last written one at the end.
+    /// The logs there, each once, the last written one at the end. Beside one file, those whose
+    /// names begin with its name: it may have been renamed or copied there.
     pub(super) fn candidates(&self) -> io::Result<Vec<Candidate>> {
         let mut found = match self {
-            Self::File(path) => vec![Candidate::of(path)?],
+            Self::File(path) => {
+                let mut found = vec![Candidate::of(path)?];
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let parent = path.parent().unwrap_or(Path::new("."));
+                found.extend(list(parent, |sibling| sibling.starts_with(&name))?);
+                found
+            }
             Self::Directory(directory) => list(directory, |_| true)?,
         };
+        let mut seen = BTreeSet::new();
+        found.retain(|candidate| seen.insert(candidate.id));
         found.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(found)
     }
 
-    /// The file of `position`, wherever it was renamed to.
-    pub(super) fn find(&self, position: &Position) -> io::Result<Option<Candidate>> {
-        let siblings = match self {
-            Self::Directory(directory) => list(directory, |_| true)?,
-            Self::File(path) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let parent = path.parent().unwrap_or(Path::new("."));
-                list(parent, |sibling| sibling.starts_with(&name))?
-            }
-        };
-        Ok(siblings.into_iter().find(|candidate| candidate.is(position)))
+    /// Whether a file that is not known yet is one to read.
+    pub(super) fn takes(&self, path: &Path) -> bool {
+        match self {
+            Self::File(own) => own == path,
+            Self::Directory(_) => true,
+        }
     }
 }
 
@@ -104,42 +119,22 @@ impl Candidate {
         Ok(Self::from_metadata(path, &fs_err::metadata(path)?))
     }
 
+    /// An open file, whose name may be gone.
+    pub(super) fn open(file: &fs_err::File) -> io::Result<Self> {
+        Ok(Self::from_metadata(file.path(), &file.metadata()?))
+    }
+
     fn from_metadata(path: &Path, metadata: &Metadata) -> Self {
+        let time = |seconds, nanoseconds| {
+            i128::from(seconds) * NANOSECONDS_PER_SECOND + i128::from(nanoseconds)
+        };
         Self {
             path: path.to_owned(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
+            id: FileId { device: metadata.dev(), inode: metadata.ino() },
             size: metadata.len(),
-            modified: i128::from(metadata.mtime()) * 1_000_000_000
-                + i128::from(metadata.mtime_nsec()),
+            modified: time(metadata.mtime(), metadata.mtime_nsec()),
+            changed: time(metadata.ctime(), metadata.ctime_nsec()),
         }
-    }
-
-    /// Whether this is the position's file.
-    pub(super) fn is(&self, position: &Position) -> bool {
-        (self.device, self.inode) == (position.device, position.inode)
-    }
-
-    /// Whether the file was written to after the position's.
-    pub(super) fn is_after(&self, position: &Position) -> bool {
-        self.modified > position.modified && !self.is(position)
-    }
-}
-
-impl Position {
-    /// The position `offset` in an open file.
-    pub(super) fn at(file: &fs_err::File, path: &Path, offset: u64) -> io::Result<Self> {
-        let candidate = Candidate::from_metadata(path, &file.metadata()?);
-        let (fingerprint, fingerprint_bytes) = fingerprint(file, FINGERPRINT_BYTES)?;
-        Ok(Self {
-            path: candidate.path,
-            device: candidate.device,
-            inode: candidate.inode,
-            offset,
-            fingerprint,
-            fingerprint_bytes,
-            modified: candidate.modified,
-        })
     }
 
     /// How long the file had not been written to at `now`; 0 when that was later.
@@ -147,14 +142,76 @@ impl Position {
         let idle = now.as_nanosecond().saturating_sub(self.modified);
         Duration::from_nanos(u64::try_from(idle).unwrap_or(0))
     }
+}
 
-    /// Whether `file`, which has the position's inode, is still what it was.
-    pub(super) fn check(&self, file: &fs_err::File) -> io::Result<Known> {
-        let (fingerprint, bytes) = fingerprint(file, self.fingerprint_bytes)?;
-        let same = file.metadata()?.len() >= self.offset
-            && (fingerprint, bytes) == (self.fingerprint, self.fingerprint_bytes);
-        Ok(if same { Known::Same } else { Known::Rewritten })
+impl Position {
+    /// The position `offset` in an open file that began with `head` when it was opened. If it does
+    /// not any more, this is a position in what it was.
+    pub(super) fn at(file: &fs_err::File, head: &[u8], offset: u64) -> io::Result<Self> {
+        let Candidate { path, id, size, modified, .. } = Candidate::open(file)?;
+        let now = read_at(file, 0, HEAD_BYTES)?;
+        let head = if now.starts_with(head) { &now } else { head };
+        Ok(Self {
+            path,
+            device: id.device,
+            inode: id.inode,
+            offset,
+            fingerprint: crc32c::crc32c(head),
+            fingerprint_bytes: head.len(),
+            tail: Some(crc32c::crc32c(&before(file, offset)?)),
+            modified,
+            size,
+            copy_of: None,
+        })
     }
+
+    pub(super) fn id(&self) -> FileId {
+        FileId { device: self.device, inode: self.inode }
+    }
+
+    /// Whether `file` begins as the position's file did.
+    pub(super) fn begins(&self, file: &fs_err::File) -> io::Result<bool> {
+        let head = read_at(file, 0, self.fingerprint_bytes)?;
+        let found = (crc32c::crc32c(&head), head.len());
+        Ok(found == (self.fingerprint, self.fingerprint_bytes))
+    }
+
+    /// Whether `file` holds what was read: it is the position's file, or a copy of it.
+    pub(super) fn holds(&self, file: &fs_err::File) -> io::Result<bool> {
+        if file.metadata()?.len() < self.offset || !self.begins(file)? {
+            return Ok(false);
+        }
+        let Some(tail) = self.tail else { return Ok(true) };
+        Ok(crc32c::crc32c(&before(file, self.offset)?) == tail)
+    }
+
+    /// Whether the same of the same file is read as at `other`.
+    pub(super) fn is_where(&self, other: &Self) -> bool {
+        let place = |it: &Self| (it.id(), it.offset, it.copy_of);
+        place(self) == place(other)
+    }
+}
+
+/// What lies right before `offset`.
+fn before(file: &fs_err::File, offset: u64) -> io::Result<Vec<u8>> {
+    let bytes = offset.min(TAIL_BYTES);
+    read_at(file, offset - bytes, usize::try_from(bytes).unwrap_or(0))
+}
+
+/// At most `bytes` from `offset` on; fewer at the end.
+pub(super) fn read_at(file: &fs_err::File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let mut filled = 0;
+    while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match file.file().read_at(room, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
 }
 
 /// A file from `offset` on.
@@ -209,19 +266,4 @@ fn list(directory: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Candi
         }
     }
     Ok(found)
-}
-
-/// The checksum of the first bytes, at most `bytes`, and how many there are.
-fn fingerprint(file: &fs_err::File, bytes: usize) -> io::Result<(u32, usize)> {
-    let mut buffer = Vec::with_capacity(bytes);
-    let mut chunk = [0; FINGERPRINT_BYTES];
-    while buffer.len() < bytes {
-        let wanted = (bytes - buffer.len()).min(chunk.len());
-        let read = file.file().read_at(&mut chunk[..wanted], buffer.len() as u64)?;
-        if read == 0 {
-            break;
-        }
-        buffer.extend_from_slice(&chunk[..read]);
-    }
-    Ok((crc32c::crc32c(&buffer), buffer.len()))
 }

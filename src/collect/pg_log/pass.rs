@@ -9,18 +9,23 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::entry::{Line, Placed, Reading, Stitcher};
-use super::follow::{self, Candidate, Known, LineEnd, Place, Position};
-use super::{Followed, PgLogConfig, StartAt};
+use super::follow::{self, Candidate, LineEnd, Place, Position};
+use super::positions::{NameState, Positions, Source, Sources};
+use super::{Followed, PgLogConfig};
 use crate::collect::{CollectError, document};
 use crate::metric::Time;
 use crate::metric::pg_log::{Entry, PgLog};
 
 /// An entry that is written to no more for this long is complete.
 const IDLE_COMPLETE: Duration = Duration::from_secs(2);
+/// A last line without a newline is complete when the file is written to no more for this long.
+const IDLE_ENDED: Duration = Duration::from_secs(600);
+/// The most files that are kept open: what is written to a file that was removed is read.
+const OPEN_MAX: usize = 8;
 /// After this many bytes other tasks of the thread get their turn.
 const YIELD_BYTES: u64 = 256 << 10;
 /// So many lines without a single prefix mean that the prefix is another.
-const FOREIGN_LINES_MAX: u64 = 50;
+const FOREIGN_LINES_MAX: u64 = 51;
 /// A metric's JSON without its entries.
 const METRIC_OVERHEAD_BYTES: usize = 2_048;
 
@@ -36,30 +41,31 @@ pub(super) struct Pass<'a> {
 #[derive(Default)]
 pub(super) struct Read {
     pub(super) metrics: Vec<Value>,
-    /// Where the next pass begins; absent when nothing has moved.
-    pub(super) position: Option<Position>,
-    pub(super) file: Option<fs_err::File>,
+    /// Where the next pass begins.
+    pub(super) followed: Followed,
+    /// That is elsewhere than where this one began.
+    pub(super) has_moved: bool,
     pub(super) untimed: u64,
-    /// The file that was followed, when it is not there any more.
+    /// The file that was written last, when it is not there any more.
     pub(super) gone: Option<PathBuf>,
+    /// Why one of several files could not be read.
+    pub(super) unreadable: Option<String>,
     /// It stopped at the limit.
     pub(super) more: bool,
+    /// Lines with the prefix and a level, and without.
+    matched: u64,
+    foreign: u64,
 }
 
-/// A file to read, from where, and whether another comes after it.
-struct Segment {
-    file: fs_err::File,
-    offset: u64,
-    follows: Follows,
-}
-
+/// Whether more may be written to a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Follows {
-    Nothing,
-    AnotherFile,
+enum Writing {
+    GoesOn,
+    /// It has no name any more, and another file is written to.
+    Ended,
 }
 
-/// How reading a segment ended.
+/// How reading a file ended.
 struct Ended {
     /// Up to where it is done with.
     offset: u64,
@@ -77,127 +83,118 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) async fn run(&self, committed: &Followed) -> Result<Read, CollectError> {
-        let first_time = committed.position.is_none();
+        let before = committed.positions.as_ref();
+        let sources = match before {
+            Some(positions) => positions.sources(self.place, &committed.open, self.now),
+            None => Positions::first(self.place, self.config.start_at),
+        };
+        let mut sources = sources.map_err(|error| unreadable(&error))?;
         let mut read = Read::default();
-        let segments = self.segments(committed, &mut read).map_err(|error| unreadable(&error))?;
-        let mut budget = self.config.read_bytes_max;
-        for segment in segments {
-            let path = segment.file.path().to_owned();
-            let ended = self.segment(&segment, budget, &mut read).await?;
-            budget = budget.saturating_sub(ended.offset - segment.offset);
-            let position = Position::at(&segment.file, &path, ended.offset);
-            let position = position.map_err(|error| unreadable(&error))?;
-            let moved = committed.position.as_ref().is_none_or(|before| {
-                (before.device, before.inode, before.offset)
-                    != (position.device, position.inode, position.offset)
-            });
-            if moved {
-                read.position = Some(position);
-                read.file = Some(segment.file);
+        if let Some(error) = sources.unreadable.take().map(|error| unreadable(&error)) {
+            if sources.read.is_empty() && sources.settled.is_empty() {
+                return Err(error);
             }
-            if ended.more {
-                read.more = true;
-                break;
-            }
+            read.unreadable = Some(error.to_string());
         }
-        if first_time
-            && read.metrics.is_empty()
-            && let Some(position) = &read.position
-        {
+        let lost = before.and_then(|before| before.lost(&sources));
+        read.gone = lost.map(|position| position.path.clone());
+        let positions = self.sources(&mut sources, &mut read).await?;
+        if let (None, true, Some(newest)) = (before, read.metrics.is_empty(), positions.last()) {
             // An empty metric carries the position into the queue, so that a restart goes on here.
-            let empty = Span { path: &position.path, from: position.offset, to: position.offset };
-            let metric = self.metric(&empty, Vec::new(), 0)?;
+            let at = newest.offset;
+            let metric = self.metric(&Span { path: &newest.path, from: at, to: at }, vec![], 0)?;
             read.metrics.push(metric);
         }
+        let positions = Positions::after(before, &sources, positions, self.now);
+        read.has_moved = before.is_none_or(|before| !positions.is_where(before));
+        let open = sources.read.into_iter().rev().take(OPEN_MAX).map(|source| source.file);
+        read.followed = Followed { positions: Some(positions), open: open.collect() };
         Ok(read)
     }
 
-    /// The files to read now, in their order.
-    fn segments(&self, committed: &Followed, read: &mut Read) -> io::Result<Vec<Segment>> {
-        let candidates = self.place.candidates()?;
-        let Some(position) = &committed.position else {
-            return self.first(&candidates);
-        };
-        let mut segments = Vec::new();
-        let mut start_over = None;
-        let found = self.place.find(position)?;
-        // An open file is read to its end even when its name is gone.
-        let file = match (&found, &committed.file) {
-            (Some(candidate), _) => Some(fs_err::File::open(&candidate.path)?),
-            (None, Some(file)) => Some(file.try_clone()?),
-            (None, None) => None,
-        };
-        let known = file.as_ref().map_or(Ok(Known::Gone), |file| position.check(file))?;
-        match (known, file) {
-            (Known::Same, Some(file)) => {
-                let offset = position.offset;
-                segments.push(Segment { file, offset, follows: Follows::Nothing });
+    /// Reads the files, the one written last at the end, and returns up to where. Those that are
+    /// done with are taken out of `sources`.
+    async fn sources(
+        &self,
+        sources: &mut Sources,
+        read: &mut Read,
+    ) -> Result<Vec<Position>, CollectError> {
+        let newest = sources.read.iter().filter(|it| it.name == NameState::Named);
+        let newest = newest.map(|source| source.candidate.modified).max();
+        let mut positions = std::mem::take(&mut sources.settled);
+        let mut budget = self.config.read_bytes_max;
+        let (mut copies, mut kept) = (Vec::new(), Vec::new());
+        for source in std::mem::take(&mut sources.read) {
+            if source.copy_of.is_some() {
+                copies.push(source);
+                continue;
             }
-            (Known::Rewritten, Some(file)) => {
-                start_over = found.map(|candidate| candidate.path);
-                segments.push(Segment { file, offset: 0, follows: Follows::Nothing });
+            let is_removed = source.name == NameState::Removed;
+            let writing = match newest {
+                Some(newest) if is_removed && newest > source.candidate.modified => Writing::Ended,
+                _ => Writing::GoesOn,
+            };
+            let ended = if budget == 0 {
+                let offset = source.offset;
+                Ended { offset, more: offset < source.candidate.size }
+            } else {
+                self.source(&source, writing, budget, read).await?
+            };
+            budget = budget.saturating_sub(ended.offset.saturating_sub(source.offset));
+            read.more |= ended.more;
+            let position = source.position(ended.offset).map_err(|error| unreadable(&error))?;
+            if writing == Writing::GoesOn || ended.more {
+                positions.push(position);
+                kept.push(source);
+            } else {
+                sources.ended.push(position);
             }
-            _ => read.gone = Some(position.path.clone()),
         }
-        let next = candidates.iter().filter(|c| self.comes_after(c, position, known));
-        for candidate in next.filter(|c| start_over.as_ref() != Some(&c.path)) {
-            if let Some(last) = segments.last_mut() {
-                last.follows = Follows::AnotherFile;
-            }
-            let file = fs_err::File::open(&candidate.path)?;
-            segments.push(Segment { file, offset: 0, follows: Follows::Nothing });
+        for copy in copies {
+            // What is not done with in the other file may have to be read here.
+            let mut others = positions.iter().chain(&sources.ended);
+            let twin = others.find(|position| Some(position.id()) == copy.copy_of);
+            let offset = twin.map_or(0, |twin| twin.offset).min(copy.offset);
+            positions.push(copy.position(offset).map_err(|error| unreadable(&error))?);
         }
-        Ok(segments)
-    }
-
-    fn comes_after(&self, candidate: &Candidate, position: &Position, known: Known) -> bool {
-        match self.place {
-            // The one name is always the newest log, whatever its time.
-            Place::File(_) => !candidate.is(position) || known == Known::Gone,
-            Place::Directory(_) => candidate.is_after(position),
+        if let (0, FOREIGN_LINES_MAX.., Some(newest)) = (read.matched, read.foreign, kept.last()) {
+            return Err(CollectError::new(format!(
+                "{}: no line begins with log_line_prefix and a level that is known; \
+                 hint: name the prefix in pg_log.line_prefix",
+                newest.file.path().display()
+            )));
         }
-    }
-
-    fn first(&self, candidates: &[Candidate]) -> io::Result<Vec<Segment>> {
-        let Some(newest) = candidates.last() else { return Ok(Vec::new()) };
-        let offset = match self.config.start_at {
-            StartAt::End => newest.size,
-            StartAt::Beginning => 0,
-        };
-        let file = fs_err::File::open(&newest.path)?;
-        Ok(vec![Segment { file, offset, follows: Follows::Nothing }])
+        sources.read = kept;
+        Ok(positions)
     }
 
     /// Reads one file and adds its metrics.
-    async fn segment(
+    async fn source(
         &self,
-        segment: &Segment,
+        source: &Source,
+        writing: Writing,
         budget: u64,
         read: &mut Read,
     ) -> Result<Ended, CollectError> {
-        let path = segment.file.path();
+        let path = source.file.path();
         let mut stitcher = Stitcher::new(self.reading);
-        let (at, more) =
-            self.lines(segment, budget, &mut stitcher).await.map_err(|error| unreadable(&error))?;
-        let idle = Position::at(&segment.file, path, at)
-            .map_err(|error| unreadable(&error))?
-            .idle(self.now);
-        let complete = segment.follows == Follows::AnotherFile || (idle >= IDLE_COMPLETE && !more);
+        let (at, more) = self
+            .lines(source, writing, budget, &mut stitcher)
+            .await
+            .map_err(|error| unreadable(&error))?;
+        let idle = Candidate::open(&source.file).map_err(|error| unreadable(&error))?;
+        let is_idle = idle.idle(self.now) >= IDLE_COMPLETE;
+        let complete = !more && (is_idle || writing == Writing::Ended);
         // One entry that is longer than the limit would otherwise hold its own place for ever.
-        let stuck = more && stitcher.open_at() == Some(segment.offset);
+        let stuck = more && stitcher.open_at() == Some(source.offset);
         if complete || stuck {
             stitcher.finish();
         }
-        if stitcher.matched == 0 && stitcher.foreign > FOREIGN_LINES_MAX {
-            return Err(CollectError::new(format!(
-                "{}: no line begins with log_line_prefix and an English level; \
-                 hint: name the prefix in pg_log.line_prefix; lc_messages must be English or C",
-                path.display()
-            )));
-        }
         let offset = stitcher.open_at().unwrap_or(at);
         read.untimed += stitcher.untimed;
-        let span = Span { path, from: segment.offset, to: offset };
+        read.matched += stitcher.matched;
+        read.foreign += stitcher.foreign;
+        let span = Span { path, from: source.offset, to: offset };
         self.metrics(&span, std::mem::take(&mut stitcher.done), read)?;
         Ok(Ended { offset, more })
     }
@@ -205,16 +202,18 @@ impl<'a> Pass<'a> {
     /// Feeds lines up to the end or the budget; returns where it stopped and whether by budget.
     async fn lines(
         &self,
-        segment: &Segment,
+        source: &Source,
+        writing: Writing,
         budget: u64,
         stitcher: &mut Stitcher<'_>,
     ) -> io::Result<(u64, bool)> {
-        let mut reader = follow::reader(&segment.file, segment.offset)?;
-        let mut at = segment.offset;
+        let mut reader = follow::reader(&source.file, source.offset)?;
+        let mut at = source.offset;
         let mut yield_at = at + YIELD_BYTES;
         let mut bytes = Vec::new();
+        let is_ended = writing == Writing::Ended || source.candidate.idle(self.now) >= IDLE_ENDED;
         loop {
-            if at - segment.offset >= budget {
+            if at - source.offset >= budget {
                 return Ok((at, true));
             }
             if at >= yield_at {
@@ -223,10 +222,7 @@ impl<'a> Pass<'a> {
             }
             let (length, cut) = match follow::read_line(&mut reader, &mut bytes)? {
                 LineEnd::Newline { bytes, cut } => (bytes, cut),
-                // A file that another one follows gets no newline any more.
-                LineEnd::Partial { bytes, cut } if segment.follows == Follows::AnotherFile => {
-                    (bytes, cut)
-                }
+                LineEnd::Partial { bytes, cut } if is_ended => (bytes, cut),
                 LineEnd::Partial { .. } | LineEnd::Eof => return Ok((at, false)),
             };
             let text = String::from_utf8_lossy(&bytes);

@@ -2,6 +2,8 @@
 //!
 //! Source: "Error Reporting and Logging" of the PostgreSQL manual, 10 to 18.
 
+use super::words;
+
 /// A compiled `log_line_prefix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Prefix {
@@ -101,6 +103,8 @@ impl Prefix {
         for (at, token) in self.tokens.iter().enumerate() {
             let matched = match token {
                 Token::Literal(text) => rest.strip_prefix(text.as_str()),
+                // A background process: its text is not to be taken for names.
+                Token::Quit if words::read(rest).is_some() => return Some((said, rest)),
                 Token::Quit => {
                     before_quit = Some((said.clone(), rest));
                     Some(rest)
@@ -173,17 +177,19 @@ fn take<'a>(
     Some((&line[..length], &line[end..]))
 }
 
-/// Names may hold anything: they end where the prefix goes on.
+/// Names may hold anything: they end where the prefix goes on. What holds `:  ` is no name: the
+/// line has another prefix, and the text begins before.
 fn text_length(line: &str, width: usize, next: Option<&Token>) -> Option<usize> {
-    match next {
+    let length = match next {
         Some(Token::Literal(literal)) => {
             // Within its width a field may hold the literal as padding.
             let from = line.char_indices().nth(width).map_or(line.len(), |(at, _)| at);
-            line.get(from..)?.find(literal.as_str()).map(|at| from + at)
+            line.get(from..)?.find(literal.as_str()).map(|at| from + at)?
         }
         // Two escapes in a row, or the level right after: names with blanks would be ambiguous.
-        _ => Some(run(line, |c| !c.is_whitespace() && c != ':')),
-    }
+        _ => run(line, |c| !c.is_whitespace() && c != ':'),
+    };
+    Some(length).filter(|length| !line[..*length].contains(":  "))
 }
 
 /// `2024-05-01 10:00:00.123 CEST`: date, time and zone.
