@@ -9,6 +9,7 @@ mod api; // the HTTP endpoints
 mod auth; // tokens, passwords, sealed secrets
 mod config; // the backend's own TOML
 mod keys; // the files in its data directory
+mod network; // who is one counterpart, by its address
 mod page; // what a browser on this host is shown
 mod pki; // the certificate authority
 mod serve; // TLS and connections

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
@@ -21,6 +22,8 @@ pub(in crate::backend) struct Peer {
     pub(in crate::backend) address: IpAddr,
     /// What the connection itself proves.
     pub(in crate::backend) channel: Channel,
+    /// The end of its certificate, which a connection, and a resumed session, may outlive.
+    pub(in crate::backend) certificate_ends: Option<Timestamp>,
 }
 
 /// What a connection proves about the other end.
@@ -159,6 +162,11 @@ async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, ApiError>
 }
 
 fn check_certificate(peer: &Peer, registered: &Credentials) -> Result<Shown, ApiError> {
+    // The handshake has looked at its end, but that may be long ago.
+    if peer.certificate_ends.is_some_and(|end| end <= clock::now()) {
+        let message = "the client certificate has expired";
+        return Err(ApiError::forbidden("certificate_expired", message));
+    }
     match &peer.channel {
         Channel::Plain => Ok(Shown::Registered),
         Channel::Mutual(shown) if registered.thumbprint.as_deref() == Some(shown) => {

@@ -39,7 +39,7 @@ pub(super) async fn login(
 ) -> Result<Response, ApiError> {
     admitted(&shared.logins, peer.address)?;
     shared.logins.note(peer.address, clock::monotonic());
-    let LoginRequest { username, password } = body::json(&headers, body).await?;
+    let LoginRequest { username, password } = body::tiny_json(&headers, body).await?;
     let account = shared.store.account(&username).await?;
     let hash = account.as_ref().map(|account| account.password_hash.clone());
     let good = shared.passwords.verify(hash, SecretString::from(password)).await;
@@ -64,7 +64,7 @@ pub(super) async fn refresh(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let RefreshRequest { refresh_token } = body::json(&headers, body).await?;
+    let RefreshRequest { refresh_token } = body::tiny_json(&headers, body).await?;
     let now = clock::now();
     let Some(Subject::UserRefresh { session, id }) =
         shared.keys.tokens.verify(&refresh_token, now, Expiry::Checked)
