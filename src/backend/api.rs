@@ -16,7 +16,7 @@ mod servers;
 mod sessions;
 
 use std::any::Any;
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,9 +31,10 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::auth::{Attempts, PasswordError, Passwords};
+use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
 use super::keys::Keys;
+use super::network::Network;
 use super::store::{Store, StoreError};
 use crate::clock;
 
@@ -53,8 +54,10 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) store: Arc<dyn Store>,
     passwords: Passwords,
-    logins: Attempts,
-    registrations: Attempts,
+    logins: Attempts<Network>,
+    accounts: Attempts<String>,
+    familiar: Familiar,
+    registrations: Attempts<Network>,
     pushes: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
@@ -69,6 +72,8 @@ impl Shared {
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
+            accounts: Attempts::new(config.limits.attempts_per_minute),
+            familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             store_failed: AtomicBool::new(false),
@@ -182,9 +187,12 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     ApiError::internal().into_response()
 }
 
-/// Waits for what an address may try next.
-fn admitted(attempts: &Attempts, address: IpAddr) -> Result<(), ApiError> {
-    match attempts.blocked(address, clock::monotonic()) {
+/// 429 with the time to wait when `key` has no attempts left.
+fn admitted<K>(attempts: &Attempts<K>, key: impl Into<K>) -> Result<(), ApiError>
+where
+    K: Clone + Eq + Hash,
+{
+    match attempts.blocked(key, clock::monotonic()) {
         Some(wait) => Err(ApiError::too_many(wait)),
         None => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! Who may do what: tokens, passwords, sealed secrets, and how often one may try.
 
 mod attempts;
+mod familiar;
 mod password;
 mod seal;
 mod token;
@@ -11,6 +12,7 @@ use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 pub(super) use attempts::Attempts;
+pub(super) use familiar::Familiar;
 pub(super) use password::{PasswordError, Passwords};
 pub(super) use seal::Sealer;
 pub(super) use token::{Expiry, Subject, TokenKey, UserToken, key_id, verify_collector};
