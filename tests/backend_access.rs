@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pganalytics::backend::store::{Audit, Renewal};
+use http::Method;
+use pganalytics::backend::store::{Audit, Renewal, Role};
 use pganalytics::clock;
 use rcgen::ExtendedKeyUsagePurpose::{self, ClientAuth, CodeSigning, ServerAuth};
 use rcgen::{CertificateParams, Issuer, KeyPair};
@@ -10,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 
-use crate::support::backend::Served;
+use crate::support::backend::{Ask, Served};
 use crate::support::until_async;
 
 /// The registered certificate's end counts at each request, not only in the handshake: a
@@ -82,4 +83,47 @@ async fn a_certificate_without_the_clients_usage_proves_nothing() {
     assert!(push_with(vec![CodeSigning]).await.is_err(), "the handshake refuses it");
     let good = push_with(vec![ServerAuth, ClientAuth]).await.expect("an answer");
     assert_eq!(good.status, 200, "{good:?}");
+}
+
+/// A client that tries again at once when it is refused is told to wait; a good token is never
+/// held back, from the same address and the same collector.
+#[tokio::test]
+async fn a_storm_of_refusals_is_told_to_wait() {
+    let served = Served::start().await;
+    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let bad = format!("{}A", host.token);
+    let mut open = host.client.connect().await.expect("connect");
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        let reply = host.ask(json!([])).bearer(&bad).over(&mut open).await.expect("an answer");
+        if reply.status == 429 {
+            let wait = reply.header("retry-after").parse::<u64>().expect("a number");
+            assert!((1..=60).contains(&wait), "{wait}");
+        }
+        answers.push(reply.status);
+    }
+    assert!(answers.starts_with(&[401; 30]), "{answers:?}");
+    assert!(answers[30..].iter().all(|status| *status == 429), "{answers:?}");
+    assert_eq!(host.push(json!([])).await.status, 200);
+    assert_eq!(other.push(json!([])).await.status, 200);
+    // Another collector behind the same address is told what is wrong with its token.
+    let bad = format!("{}A", other.token);
+    let reply = other.client.send(other.ask(json!([])).bearer(&bad)).await;
+    assert_eq!(reply.refused(401), "unauthorized");
+}
+
+/// `PUT` without a body is a client's mistake, not a configuration.
+#[tokio::test]
+async fn an_empty_configuration_is_refused() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let admin = served.user_token(Role::Admin).await;
+    let path = format!("/api/v1/config/{}", host.id);
+    let put = |body: &'static str| Ask::new(Method::PUT, &path).bearer(&admin).body(body);
+    for body in ["", " \n\t\n"] {
+        assert_eq!(served.stranger().send(put(body)).await.refused(400), "bad_request");
+    }
+    assert_eq!(served.stranger().send(put("# nothing")).await.status, 200);
+    let kept = host.client.get(&path, &host.token).await;
+    assert_eq!((kept.header("x-config-version"), &kept.body[..]), ("1", &b"# nothing"[..]));
 }

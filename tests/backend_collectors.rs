@@ -282,6 +282,25 @@ async fn only_tls_1_3_is_spoken() {
     assert!(old.contains("alert protocol version"), "{old}");
 }
 
+/// A host cannot mint itself a token for years, whatever it is used for.
+#[tokio::test]
+async fn a_minted_token_has_an_end() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let check = async |life: i64, status: u16| {
+        let mut claims = claims(&host.id);
+        claims["exp"] = json!(claims["iat"].as_i64().expect("a number").saturating_add(life));
+        let token = minted(&host, &claims);
+        assert_eq!(push_with(&host.client, &host, &token).await.status, status, "{life}");
+        let renew = Ask::post("/api/v1/collectors/refresh-token").bearer(&token);
+        assert_eq!(host.client.send(renew).await.status, status, "{life}");
+    };
+    check(3600, 200).await;
+    check(7200, 200).await;
+    check(7201, 401).await;
+    check(i64::MAX, 401).await;
+}
+
 /// C12: a new token each time, that ends later; an old one is enough when the certificate is
 /// there, so that a host that was cut off for a month gets in again.
 #[tokio::test]

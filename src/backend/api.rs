@@ -9,6 +9,7 @@ mod collectors;
 mod configs;
 mod drain;
 mod error;
+mod notices;
 mod push;
 mod renewals;
 mod request;
@@ -38,6 +39,9 @@ use super::network::Network;
 use super::store::{Store, StoreError};
 use crate::clock;
 
+use access::Refusals;
+use notices::Notices;
+
 pub(super) use access::{Channel, Peer};
 pub(super) use collectors::{Status, status_of};
 pub(super) use error::{ApiError, ok};
@@ -58,6 +62,8 @@ pub(super) struct Shared {
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
+    refusals: Refusals,
+    notices: Notices,
     pushes: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
@@ -75,6 +81,8 @@ impl Shared {
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
+            refusals: Refusals::default(),
+            notices: Notices::default(),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),

@@ -15,7 +15,9 @@ pub(super) use attempts::Attempts;
 pub(super) use familiar::Familiar;
 pub(super) use password::{PasswordError, Passwords};
 pub(super) use seal::Sealer;
-pub(super) use token::{Expiry, Subject, TokenKey, UserToken, key_id, verify_collector};
+pub(super) use token::{
+    Expiry, Refusal, Subject, TokenKey, UserToken, claimed_collector, key_id, verify_collector,
+};
 
 /// Random bytes of the operating system.
 pub(super) fn random<const N: usize>() -> [u8; N] {

@@ -80,7 +80,7 @@ pub(super) async fn refresh(
 ) -> Result<Response, ApiError> {
     let RefreshRequest { refresh_token } = body::tiny_json(&headers, body).await?;
     let now = clock::now();
-    let Some(Subject::UserRefresh { session, id }) =
+    let Ok(Subject::UserRefresh { session, id }) =
         shared.keys.tokens.verify(&refresh_token, now, Expiry::Checked)
     else {
         return Err(ApiError::unauthorized());
@@ -101,9 +101,10 @@ pub(super) async fn refresh(
 /// POST `/auth/logout`.
 pub(super) async fn logout(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (_, session) = access::session(&shared, &headers).await?;
+    let (_, session) = access::session(&shared, &headers, &peer).await?;
     shared.store.end_session(session, clock::now()).await?;
     Ok(ok(&json!({"message": "logged out"})))
 }
