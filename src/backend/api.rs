@@ -9,6 +9,7 @@ mod collectors;
 mod configs;
 mod drain;
 mod error;
+mod health;
 mod notices;
 mod push;
 mod renewals;
@@ -20,7 +21,7 @@ use std::any::Any;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
@@ -40,6 +41,7 @@ use super::store::{Store, StoreError};
 use crate::clock;
 
 use access::Refusals;
+use health::Health;
 use notices::Notices;
 
 pub(super) use access::{Channel, Peer};
@@ -49,9 +51,6 @@ pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
-/// How long the health endpoint waits for the store.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
-
 /// What all requests share.
 pub(super) struct Shared {
     pub(super) config: BackendConfig,
@@ -64,6 +63,7 @@ pub(super) struct Shared {
     registrations: Attempts<Network>,
     refusals: Refusals,
     notices: Notices,
+    health: Health,
     pushes: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
@@ -83,6 +83,7 @@ impl Shared {
             registrations: Attempts::new(config.limits.attempts_per_minute),
             refusals: Refusals::default(),
             notices: Notices::default(),
+            health: Health::default(),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
@@ -94,6 +95,7 @@ impl Shared {
 
     /// Logs when pushes begin or cease to fail, not each of them.
     fn note_store(&self, failure: Option<&StoreError>) {
+        self.health.note(failure);
         let failed_before = self.store_failed.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) if !failed_before => {
@@ -109,7 +111,7 @@ impl Shared {
 /// All endpoints.
 pub(super) fn router(shared: &Arc<Shared>) -> Router {
     let v1 = Router::new()
-        .route("/health", get(health))
+        .route("/health", get(health::health))
         .route("/auth/login", post(sessions::login))
         .route("/auth/refresh", post(sessions::refresh))
         .route("/auth/logout", post(sessions::logout))
@@ -141,26 +143,6 @@ pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Route
         .layer(from_fn_with_state(Arc::clone(shared), drain::drain))
         .layer(middleware::from_fn(note))
         .layer(CatchPanicLayer::custom(panicked))
-}
-
-async fn health(State(shared): State<Arc<Shared>>) -> Response {
-    let ready = tokio::time::timeout(HEALTH_PATIENCE, shared.store.ready()).await;
-    let database_ok = matches!(ready, Ok(Ok(())));
-    let (status, word) = if database_ok {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "error")
-    };
-    let body = json!({
-        "status": word,
-        "version": env!("CARGO_PKG_VERSION"),
-        "timestamp": clock::rfc3339(clock::now()),
-        "uptime": clock::monotonic().saturating_duration_since(shared.started).as_secs(),
-        "database_ok": database_ok,
-        // Metrics are kept in the same database.
-        "timescale_ok": database_ok,
-    });
-    error::json(status, &body)
 }
 
 async fn version() -> Response {
