@@ -28,7 +28,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -51,6 +51,16 @@ pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
+/// What a browser is told with every answer: nothing of it runs, is framed, or is guessed at.
+const SHIELDS: [(HeaderName, &str); 6] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
+
 /// What all requests share.
 pub(super) struct Shared {
     pub(super) config: BackendConfig,
@@ -143,6 +153,15 @@ pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Route
         .layer(from_fn_with_state(Arc::clone(shared), drain::drain))
         .layer(middleware::from_fn(note))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::map_response(shielded))
+}
+
+/// Adds what every answer says to a browser, unless the answer says it itself.
+pub(super) async fn shielded(mut response: Response) -> Response {
+    for (name, value) in &SHIELDS {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 async fn version() -> Response {
