@@ -11,6 +11,7 @@ mod config; // the backend's own TOML
 mod enrolment; // secrets and collectors, by hand
 mod keys; // the files in its data directory
 mod names; // what may be a name
+mod network; // who is one counterpart, by its address
 mod page; // what a browser on this host is shown
 mod pki; // the certificate authority
 mod serve; // TLS and connections

@@ -6,10 +6,12 @@
 //! absent means "not known" and is never replaced by 0.
 
 pub mod agent_health;
+pub mod agent_limits;
 mod compat;
 pub mod disk_usage;
 pub mod envelope;
 pub mod error_body;
+mod keys;
 pub mod pg_log;
 pub mod pg_stats;
 mod quick;
@@ -24,7 +26,8 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-pub use compat::split_compat;
+pub use compat::{split_bytes, split_compat};
+pub use keys::names_a_key_twice;
 pub use quick::Sound;
 pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
 

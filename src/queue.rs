@@ -29,9 +29,9 @@
 //!   number) where it was written first, and of the numbers of its records; a block belongs to its
 //!   batch since then. No process gives a segment a number that an earlier one may have used
 //!   without leaving a trace, nor one that a clone of it with the same memory gives. A retry, a
-//!   restart, a merge or a replay sends the same records under the same id, and never fewer of them:
-//!   what can be read of a damaged copy, or of a window that is still written, and what thinning
-//!   leaves, has another id, and the backend knows its records by their numbers.
+//!   restart, a merge or a replay sends the same records under the same id, and never fewer of
+//!   them: what can be read of a damaged copy, or of a window that is still written, and what
+//!   thinning leaves, has another id, and the backend knows its records by their numbers.
 //! - **Q5 Sequence numbers count records**, from 0, over restarts. The ledger holds every number
 //!   that was not delivered, with the reason, until the backend knows it.
 //! - **Q6 Bounded.** Segments, delivered ones that are kept included, take at most `bytes_max` and

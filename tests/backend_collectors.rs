@@ -176,6 +176,28 @@ async fn a_host_comes_back_with_its_certificate() {
     assert!(audits[0].actor.ends_with("with its certificate"), "{audits:?}");
 }
 
+/// A certificate whose end has passed opens nothing but the registration, which it still decides.
+#[tokio::test]
+async fn a_host_comes_back_after_its_certificates_end() {
+    let served = Served::start_with(|config| {
+        config.lifetimes.client_certificate = Duration::from_secs(1);
+    })
+    .await;
+    let first = served.register("db1").await;
+    until_async("the certificate ends", Duration::from_secs(30), || async {
+        first.push(json!([])).await.status == 403
+    })
+    .await;
+    assert_eq!(first.push(json!([])).await.refused(403), "certificate_expired");
+    let renew = Ask::post("/api/v1/collectors/renew-certificate").bearer(&first.token);
+    let renew = renew.json(&json!({"csr": key_and_request().1}));
+    assert_eq!(first.client.send(renew).await.refused(403), "certificate_expired");
+    let body = json!({"name": "db1", "hostname": "db1.example.com"});
+    let ask = Ask::post("/api/v1/collectors/register").json(&body);
+    let answer = first.client.send(ask).await.json();
+    assert_eq!(answer["collector_id"], first.id.as_str());
+}
+
 /// C47: the secret of a release brings one collector back, once, and no other.
 #[tokio::test]
 async fn a_released_collector_comes_back_once() {
@@ -398,6 +420,25 @@ async fn only_tls_1_3_is_spoken() {
     assert!(subjects.contains("s:CN=pgAnalytics backend authority\n"), "{new}");
     assert!(old.contains("Cipher is (NONE)"), "{old}");
     assert!(old.contains("alert protocol version"), "{old}");
+}
+
+/// A host cannot mint itself a token for years, whatever it is used for.
+#[tokio::test]
+async fn a_minted_token_has_an_end() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let check = async |life: i64, status: u16| {
+        let mut claims = claims(&host.id);
+        claims["exp"] = json!(claims["iat"].as_i64().expect("a number").saturating_add(life));
+        let token = minted(&host, &claims);
+        assert_eq!(push_with(&host.client, &host, &token).await.status, status, "{life}");
+        let renew = Ask::post("/api/v1/collectors/refresh-token").bearer(&token);
+        assert_eq!(host.client.send(renew).await.status, status, "{life}");
+    };
+    check(3600, 200).await;
+    check(7200, 200).await;
+    check(7201, 401).await;
+    check(i64::MAX, 401).await;
 }
 
 /// C12: a new token each time, that ends later; an old one is enough when the certificate is

@@ -30,6 +30,35 @@ async fn the_page_needs_nothing_from_elsewhere() {
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
 }
 
+/// What a browser needs to be told, with every answer of the page and of the API.
+#[tokio::test]
+async fn every_answer_is_shielded() {
+    let served = Served::start().await;
+    let foreign = Ask::new(Method::GET, "/").header("host", "evil.example.com");
+    let answers = [
+        page(&served).get("/", "x").await,
+        page(&served).get("/data/overview", "x").await,
+        page(&served).get("/nowhere", "x").await,
+        page(&served).send(foreign).await,
+        served.stranger().get("/api/v1/collectors", "x").await,
+        served.stranger().get("/version", "x").await,
+    ];
+    for answer in answers {
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+        ] {
+            assert_eq!(answer.header(name), value, "{name}: {answer:?}");
+        }
+        let policy = answer.header("content-security-policy");
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
+    }
+}
+
 /// A page of another site that points its own name here is turned away.
 #[tokio::test]
 async fn only_loopback_names_are_answered() {

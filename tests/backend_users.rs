@@ -146,6 +146,38 @@ async fn logins_are_limited() {
     assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|wait| wait <= 60));
 }
 
+/// Neither an address nor an attacked account locks the others out; a good login costs nothing.
+#[tokio::test]
+async fn a_guesser_locks_out_nobody_else() {
+    let served = Served::start_with(|config| config.limits.attempts_per_minute = 3).await;
+    for name in ["ann", "bob", "cat"] {
+        served.add_user(name, Role::User).await;
+    }
+    let login = async |from: &str, name: &str, password: &str| {
+        let from = from.parse().expect("an address");
+        let body = json!({"username": name, "password": password});
+        let client = served.stranger().from(from);
+        client.send(Ask::post("/api/v1/auth/login").json(&body)).await.status
+    };
+    for _ in 0..4 {
+        assert_eq!(login("127.0.0.1", "ann", PASSWORD).await, 200);
+    }
+    // From three addresses at one account: the account is closed to strangers.
+    for from in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+        assert_eq!(login(from, "ann", "wrong password").await, 401);
+    }
+    assert_eq!(login("127.0.0.5", "ann", "wrong password").await, 429);
+    assert_eq!(login("127.0.0.5", "bob", PASSWORD).await, 200);
+    // Where its owner was before, it is open.
+    assert_eq!(login("127.0.0.1", "ann", PASSWORD).await, 200);
+    // From one address at many accounts: the address is closed, the accounts are not.
+    for name in ["bob", "cat", "nobody"] {
+        assert_eq!(login("127.0.0.9", name, "wrong password").await, 401);
+    }
+    assert_eq!(login("127.0.0.9", "cat", PASSWORD).await, 429);
+    assert_eq!(login("127.0.0.10", "cat", PASSWORD).await, 200);
+}
+
 /// Users are added by hand, once, with a password that is worth the name.
 #[tokio::test]
 async fn users_are_added_by_hand() {

@@ -7,7 +7,11 @@
 
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
+mod backend_access; // who is refused, for how long, and how often that is said
 mod backend_collectors; // registration, tokens, certificates, configurations
+mod backend_health; // health: whether it can store
+mod backend_hostile; // clients that hold what others need
+mod backend_limits; // what an agent says of itself, and documents over a limit
 mod backend_migration; // stores of earlier versions, and files that are no store
 mod backend_outage; // the database away: 503, and nothing lost
 mod backend_page; // the page on loopback, and who may see it

@@ -9,6 +9,8 @@ mod collectors;
 mod configs;
 mod drain;
 mod error;
+mod health;
+mod notices;
 mod push;
 mod register;
 mod renewals;
@@ -17,26 +19,31 @@ mod servers;
 mod sessions;
 
 use std::any::Any;
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::auth::{Attempts, PasswordError, Passwords};
+use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
 use super::keys::Keys;
+use super::network::Network;
 use super::store::{Store, StoreError};
 use crate::clock;
+
+use access::Refusals;
+use health::Health;
+use notices::Notices;
 
 pub(super) use access::{Channel, Peer};
 pub(super) use collectors::{Status, status_of};
@@ -45,8 +52,15 @@ pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
-/// How long the health endpoint waits for the store.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+/// What a browser is told with every answer: nothing of it runs, is framed, or is guessed at.
+const SHIELDS: [(HeaderName, &str); 6] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
 
 /// What all requests share.
 pub(super) struct Shared {
@@ -54,8 +68,13 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) store: Arc<dyn Store>,
     passwords: Passwords,
-    logins: Attempts,
-    registrations: Attempts,
+    logins: Attempts<Network>,
+    accounts: Attempts<String>,
+    familiar: Familiar,
+    registrations: Attempts<Network>,
+    refusals: Refusals,
+    notices: Notices,
+    health: Health,
     pushes: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
@@ -70,7 +89,12 @@ impl Shared {
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
+            accounts: Attempts::new(config.limits.attempts_per_minute),
+            familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
+            refusals: Refusals::default(),
+            notices: Notices::default(),
+            health: Health::default(),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
@@ -82,6 +106,7 @@ impl Shared {
 
     /// Logs when pushes begin or cease to fail, not each of them.
     fn note_store(&self, failure: Option<&StoreError>) {
+        self.health.note(failure);
         let failed_before = self.store_failed.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) if !failed_before => {
@@ -97,7 +122,7 @@ impl Shared {
 /// All endpoints.
 pub(super) fn router(shared: &Arc<Shared>) -> Router {
     let v1 = Router::new()
-        .route("/health", get(health))
+        .route("/health", get(health::health))
         .route("/auth/login", post(sessions::login))
         .route("/auth/refresh", post(sessions::refresh))
         .route("/auth/logout", post(sessions::logout))
@@ -133,26 +158,15 @@ pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Route
         .layer(from_fn_with_state(Arc::clone(shared), drain::drain))
         .layer(middleware::from_fn(note))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::map_response(shielded))
 }
 
-async fn health(State(shared): State<Arc<Shared>>) -> Response {
-    let ready = tokio::time::timeout(HEALTH_PATIENCE, shared.store.ready()).await;
-    let database_ok = matches!(ready, Ok(Ok(())));
-    let (status, word) = if database_ok {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "error")
-    };
-    let body = json!({
-        "status": word,
-        "version": env!("CARGO_PKG_VERSION"),
-        "timestamp": clock::rfc3339(clock::now()),
-        "uptime": clock::monotonic().saturating_duration_since(shared.started).as_secs(),
-        "database_ok": database_ok,
-        // Metrics are kept in the same database.
-        "timescale_ok": database_ok,
-    });
-    error::json(status, &body)
+/// Adds what every answer says to a browser, unless the answer says it itself.
+pub(super) async fn shielded(mut response: Response) -> Response {
+    for (name, value) in &SHIELDS {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 async fn version() -> Response {
@@ -187,9 +201,12 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     ApiError::internal().into_response()
 }
 
-/// Waits for what an address may try next.
-fn admitted(attempts: &Attempts, address: IpAddr) -> Result<(), ApiError> {
-    match attempts.blocked(address, clock::monotonic()) {
+/// 429 with the time to wait when `key` has no attempts left.
+fn admitted<K>(attempts: &Attempts<K>, key: impl Into<K>) -> Result<(), ApiError>
+where
+    K: Clone + Eq + Hash,
+{
+    match attempts.blocked(key, clock::monotonic()) {
         Some(wait) => Err(ApiError::too_many(wait)),
         None => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! Who may do what: tokens, passwords, sealed secrets, and how often one may try.
 
 mod attempts;
+mod familiar;
 mod password;
 mod seal;
 mod token;
@@ -10,9 +11,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 pub(super) use attempts::Attempts;
+pub(super) use familiar::Familiar;
 pub(super) use password::{PasswordError, Passwords};
 pub(super) use seal::Sealer;
-pub(super) use token::{Expiry, Subject, TokenKey, UserToken, key_id, verify_collector};
+pub(super) use token::{
+    Expiry, Refusal, Subject, TokenKey, UserToken, claimed_collector, key_id, verify_collector,
+};
 
 /// Random bytes of the operating system.
 pub(super) fn random<const N: usize>() -> [u8; N] {

@@ -38,21 +38,33 @@ pub struct Limits {
     pub body_bytes_max: u64,
     /// A request's body after decompression, bytes.
     pub inflated_bytes_max: u64,
-    /// Open connections of one listener; more wait in the kernel's queue.
+    /// The most text that is stored of one metric, bytes.
+    pub document_bytes_max: u64,
+    /// Open connections of one listener.
     pub connections_max: usize,
+    /// How many of these may be without a verified client certificate.
+    pub connections_unverified_max: usize,
+    /// How many of those may come from one address, or one /64 of IPv6.
+    pub connections_per_address_max: usize,
+    /// Connections with one client certificate.
+    pub connections_per_certificate_max: usize,
     /// Pushes worked on at a time; more wait for a moment and are then sent away with 429.
     pub pushes_at_once_max: usize,
     /// Other hosts that one collector may bring with replays.
     pub hosts_per_collector: u32,
-    /// Logins and wrong registration secrets from one address in a minute.
+    /// In a minute: failed logins of one address, and to one account, and wrong registration
+    /// secrets of one address.
     pub attempts_per_minute: u32,
     /// For the TLS handshake.
     pub handshake_timeout: Duration,
-    /// For a request's head, from the moment the connection is free for it: also the time after
-    /// which an idle HTTP/1.1 connection is closed.
+    /// From the handshake to the head of the first request.
+    pub head_timeout: Duration,
+    /// From the end of a request to the head of the next: an idle connection is closed after it.
     pub idle_timeout: Duration,
     /// From a request's head to its answer.
     pub request_timeout: Duration,
+    /// For the peer to read an answer, or 32 KiB of it.
+    pub write_timeout: Duration,
 }
 
 /// How long things stay good.
@@ -124,19 +136,37 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
     Limits {
         body_bytes_max: section.size("body_bytes_max", "16MiB", ["1KiB", "1GiB"]),
         inflated_bytes_max: section.size("inflated_bytes_max", "64MiB", ["1KiB", "1GiB"]),
+        document_bytes_max: section.size("document_bytes_max", "4MiB", ["1KiB", "64MiB"]),
         connections_max: whole(section.integer("connections_max", 1024, 1..=65_536)),
+        connections_unverified_max: whole(section.integer(
+            "connections_unverified_max",
+            256,
+            1..=65_536,
+        )),
+        connections_per_address_max: whole(section.integer(
+            "connections_per_address_max",
+            64,
+            1..=65_536,
+        )),
+        connections_per_certificate_max: whole(section.integer(
+            "connections_per_certificate_max",
+            32,
+            1..=65_536,
+        )),
         pushes_at_once_max: whole(section.integer("pushes_at_once_max", 8, 1..=1024)),
         hosts_per_collector: small(section.integer("hosts_per_collector", 16, 0..=10_000)),
         attempts_per_minute: small(section.integer("attempts_per_minute", 10, 1..=10_000)),
         handshake_timeout: section.duration("handshake_timeout", "10s", ["100ms", "5min"]),
+        head_timeout: section.duration("head_timeout", "10s", ["100ms", "5min"]),
         idle_timeout: section.duration("idle_timeout", "90s", ["100ms", "1h"]),
         request_timeout: section.duration("request_timeout", "30s", ["100ms", "1h"]),
+        write_timeout: section.duration("write_timeout", "30s", ["100ms", "5min"]),
     }
 }
 
 fn lifetimes(section: &mut Section<'_, '_>) -> Lifetimes {
     Lifetimes {
-        collector_token: section.duration("collector_token", "30min", ["1s", "7d"]),
+        collector_token: section.duration("collector_token", "30min", ["1s", "2h"]),
         access_token: section.duration("access_token", "15min", ["1s", "1d"]),
         refresh_token: section.duration("refresh_token", "24h", ["1s", "90d"]),
         client_certificate: section.duration("client_certificate", "365d", ["1s", "3650d"]),

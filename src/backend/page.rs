@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use base64::Engine as _;
@@ -90,7 +90,10 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/", get(html))
         .route("/data/overview", get(overview))
         .route("/data/servers/{id}", get(host));
-    api::finish(router, shared).layer(from_fn(local_only)).with_state(Arc::clone(shared))
+    api::finish(router, shared)
+        .layer(from_fn(local_only))
+        .layer(map_response(api::shielded))
+        .with_state(Arc::clone(shared))
 }
 
 /// The page in one piece, and the policy that lets nothing else run in it.
@@ -119,7 +122,6 @@ impl Document {
         headers.insert(header::CONTENT_TYPE, html);
         headers.insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         response
     }
 }

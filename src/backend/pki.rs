@@ -44,6 +44,15 @@ pub(super) struct Issued {
     pub(super) expires_at: Timestamp,
 }
 
+/// What a client's certificate proves.
+#[derive(Debug, Clone)]
+pub(super) struct ClientCertificate {
+    /// SHA-256 of the certificate, lower-case hex.
+    pub(super) thumbprint: String,
+    /// Its end.
+    pub(super) ends: Timestamp,
+}
+
 /// Why a certificate was not made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PkiError {
@@ -145,6 +154,17 @@ impl Authority {
         let issued = self.certify_client(&csr, name, now, life)?;
         Ok(Issued { private_key: Some(key.serialize_pem()), ..issued })
     }
+}
+
+/// Reads a client's certificate; `None` unless its usage is to be a client.
+pub(super) fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let usage = certificate.extended_key_usage().ok()??;
+    if !usage.value.client_auth {
+        return None;
+    }
+    let ends = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+    Some(ClientCertificate { thumbprint: thumbprint(der), ends })
 }
 
 /// Whether a server certificate must be made anew: other names, or its end is near.

@@ -1,11 +1,21 @@
 //! Accepts connections and serves a router on them.
+//!
+//! What a peer can cost is bounded before anything is known of it: [`places`] says how many
+//! connections there are, [`progress`] how long each may take for what it does, and [`socket`]
+//! stops to read a peer that does not read.
+
+mod late;
+mod places;
+mod progress;
+mod socket;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -18,7 +28,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use secrecy::ExposeSecret as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
@@ -28,15 +38,25 @@ use super::api::{Channel, Peer};
 use super::config::Limits;
 use super::keys::Keys;
 use super::pki;
+use late::Late;
+use places::{Bounds, Place, Places};
+use progress::Patience;
+use socket::Socket;
 
 /// After an accept failed, as it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Requests in the works at the end have so long to finish.
 const GRACE: Duration = Duration::from_secs(5);
-/// HTTP/2: streams of a connection at a time, and how its peer is found to be gone.
-const STREAMS_MAX: u32 = 32;
+/// HTTP/2: how a connection's peer is found to be gone.
 const PING_EVERY: Duration = Duration::from_secs(30);
-const HEADERS_BYTES_MAX: u32 = 64 << 10;
+/// HTTP/2: streams of a connection at a time. A peer without a certificate has no batches to send.
+const STREAMS_MAX: u32 = 32;
+const STREAMS_UNVERIFIED_MAX: u32 = 8;
+/// HTTP/2: what a peer may send before it is read, bytes: held for each connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Longest head of a request, bytes. Tokens are the largest part, and have a few hundred.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
 
 /// One port and what is served there.
 pub(super) struct Listener {
@@ -50,7 +70,7 @@ pub(super) struct Listener {
 struct Connection {
     tls: Option<TlsAcceptor>,
     router: Router,
-    limits: Limits,
+    patience: Patience,
 }
 
 impl Listener {
@@ -79,28 +99,32 @@ impl Listener {
 
     async fn serve(self, mut stop: watch::Receiver<bool>) {
         let graceful = GracefulShutdown::new();
-        let places = Arc::new(Semaphore::new(self.limits.connections_max));
-        let connection = Connection { tls: self.tls, router: self.router, limits: self.limits };
+        let bounds = match &self.tls {
+            Some(_) => Bounds::of(&self.limits),
+            None => Bounds::local(&self.limits),
+        };
+        let (places, patience) = (Places::new(bounds), Patience::from(&self.limits));
+        let connection = Connection { tls: self.tls, router: self.router, patience };
         let mut connections = JoinSet::new();
         loop {
-            let (place, accepted) = tokio::select! {
-                accepted = accept(&self.tcp, &places) => accepted,
+            let accepted = tokio::select! {
+                accepted = self.tcp.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
                 _ = stop.wait_for(|stop| *stop) => break,
             };
-            match accepted {
-                Ok((stream, address)) => {
-                    let (connection, watcher) = (connection.clone(), graceful.watcher());
-                    connections.spawn(async move {
-                        connection.serve(stream, address, watcher).await;
-                        drop(place);
-                    });
-                }
+            let (stream, address) = match accepted {
+                Ok((stream, address)) => (stream, address.ip().to_canonical()),
                 Err(err) => {
-                    tracing::warn!(%err, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    note_failure(&err).await;
+                    continue;
                 }
-            }
+            };
+            let place = tokio::select! {
+                place = places.take(address) => place,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            let (connection, watcher) = (connection.clone(), graceful.watcher());
+            connections.spawn(connection.serve(stream, address, place, watcher));
         }
         drop(self.tcp);
         // Handshakes that are not through yet hold no request: they end with the set.
@@ -108,71 +132,101 @@ impl Listener {
     }
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
-
-/// Takes a place first: connections over the limit wait in the kernel.
-async fn accept(
-    tcp: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (Option<Place>, io::Result<(TcpStream, SocketAddr)>) {
-    let place = Arc::clone(places).acquire_owned().await.ok();
-    (place, tcp.accept().await)
+async fn note_failure(err: &io::Error) {
+    tracing::warn!(%err, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, address: SocketAddr, watcher: Watcher) {
+    /// Serves until the peer has enough, takes too long, or must make room.
+    async fn serve(self, stream: TcpStream, address: IpAddr, place: Place, watcher: Watcher) {
         let _ = stream.set_nodelay(true);
-        let address = address.ip().to_canonical();
+        let patience = self.patience;
+        let socket = Socket::new(stream, Arc::clone(place.progress()));
+        tokio::select! {
+            () = self.talk(socket, address, &place, watcher) => {}
+            overdue = place.progress().watch(&patience) => {
+                tracing::debug!(%address, reason = %overdue, "connection closed");
+            }
+            () = place.taken_away() => {
+                tracing::debug!(%address, reason = "others need its place", "connection closed");
+            }
+        }
+    }
+
+    async fn talk(self, socket: Socket, address: IpAddr, place: &Place, watcher: Watcher) {
         let Some(acceptor) = &self.tls else {
-            let peer = Peer { address, channel: Channel::Plain };
-            return self.talk(TokioIo::new(stream), Protocol::Http1, peer, watcher).await;
+            let peer = Peer { address, channel: Channel::Plain, certificate_ends: None };
+            place.progress().greeted();
+            return self.answer(TokioIo::new(socket), Protocol::Http1, peer, place, watcher).await;
         };
-        let handshake = acceptor.accept(stream);
-        match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
-            Ok(Ok(stream)) => {
+        match acceptor.accept(socket).await {
+            Ok(stream) => {
                 let session = stream.get_ref().1;
-                let channel = channel_of(session.peer_certificates());
+                let peer = peer_of(address, session.peer_certificates());
                 let protocol = match session.alpn_protocol() {
                     Some(b"h2") => Protocol::Http2,
                     _ => Protocol::Http1,
                 };
-                let peer = Peer { address, channel };
-                self.talk(TokioIo::new(stream), protocol, peer, watcher).await;
+                if let Channel::Mutual(thumbprint) = &peer.channel {
+                    place.verified(thumbprint);
+                }
+                place.progress().greeted();
+                self.answer(TokioIo::new(stream), protocol, peer, place, watcher).await;
             }
-            Ok(Err(err)) => tracing::debug!(%address, %err, "TLS handshake failed"),
-            Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+            Err(err) => tracing::debug!(%address, %err, "TLS handshake failed"),
         }
     }
 
-    async fn talk<I>(self, io: I, protocol: Protocol, peer: Peer, watcher: Watcher)
+    async fn answer<I>(self, io: I, protocol: Protocol, peer: Peer, place: &Place, watcher: Watcher)
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.idle_timeout)
-            .max_buf_size(HEADERS_BYTES_MAX as usize);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEADERS_BYTES_MAX);
-        let builder = match protocol {
-            Protocol::Http1 => builder.http1_only(),
-            Protocol::Http2 => builder.http2_only(),
-        };
+        let builder = http(protocol, &peer, &self.patience);
         let (router, from) = (self.router, peer.clone());
+        let progress = Arc::clone(place.progress());
         let service = service_fn(move |mut request: Request<Incoming>| {
+            let (work, progress) = (progress.begin(), Arc::clone(&progress));
             request.extensions_mut().insert(from.clone());
-            router.clone().call(request)
+            let mut router = router.clone();
+            async move {
+                // Who does not read its answers is given no more of them.
+                progress.writable().await;
+                let response = router.call(request).await?;
+                Ok::<_, std::convert::Infallible>(
+                    response.map(|body: Body| work.until_the_end_of(body)),
+                )
+            }
         });
         let connection = builder.serve_connection(io, service);
         if let Err(err) = watcher.watch(connection).await {
             tracing::debug!(address = %peer.address, %err, "connection ended");
         }
+    }
+}
+
+fn http(protocol: Protocol, peer: &Peer, patience: &Patience) -> auto::Builder<TokioExecutor> {
+    let streams_max = match peer.channel {
+        Channel::Mutual(_) => STREAMS_MAX,
+        Channel::Plain | Channel::Tls => STREAMS_UNVERIFIED_MAX,
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience.idle)
+        .max_buf_size(HEADERS_BYTES_MAX as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(streams_max)
+        .max_header_list_size(HEADERS_BYTES_MAX);
+    match protocol {
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
     }
 }
 
@@ -182,11 +236,19 @@ enum Protocol {
     Http2,
 }
 
-fn channel_of(certificates: Option<&[CertificateDer<'_>]>) -> Channel {
-    match certificates.and_then(<[_]>::first) {
-        Some(certificate) => Channel::Mutual(pki::thumbprint(certificate).into()),
-        None => Channel::Tls,
-    }
+fn peer_of(address: IpAddr, certificates: Option<&[CertificateDer<'_>]>) -> Peer {
+    let shown = certificates.and_then(<[_]>::first);
+    let (channel, certificate_ends) = match shown.map(|shown| pki::client_certificate(shown)) {
+        Some(Some(certificate)) => {
+            (Channel::Mutual(certificate.thumbprint.into()), Some(certificate.ends))
+        }
+        Some(None) => {
+            tracing::debug!(%address, "shows a certificate that is not a client's");
+            (Channel::Tls, None)
+        }
+        None => (Channel::Tls, None),
+    };
+    Peer { address, channel, certificate_ends }
 }
 
 /// TLS 1.3 only. A client certificate is asked for, and must be of the backend's authority when
@@ -214,7 +276,7 @@ pub(super) fn tls(keys: &Keys) -> Result<TlsAcceptor, BackendError> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|err| unusable("TLS configuration", &err))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(Late(verifier)))
         .with_single_cert(chain, key)
         .map_err(|err| unusable("server certificate", &err))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

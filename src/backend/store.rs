@@ -69,7 +69,7 @@ pub enum StoreError {
 /// What the backend needs of a database. Every call is one transaction.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Answers when the database does.
+    /// Writes, durably: what can only be read is not ready. Leaves nothing behind.
     async fn ready(&self) -> Result<(), StoreError>;
     /// The keys that the store's secrets are sealed with; `None` before [`Store::bind_keys`].
     async fn bound_keys(&self) -> Result<Option<String>, StoreError>;

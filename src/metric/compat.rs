@@ -15,6 +15,18 @@ pub fn split_compat(metric: Value) -> Vec<Value> {
     }
 }
 
+/// About how many bytes [`split_compat`] makes of `metric`, whose text has `bytes`: what stands
+/// beside the databases goes to each of them.
+pub fn split_bytes(metric: &Value, bytes: usize) -> usize {
+    let Some(members) = metric.as_object().filter(|members| is_nested(members)) else {
+        return bytes;
+    };
+    let databases = members.get("databases").and_then(Value::as_array).map_or(0, Vec::len);
+    let beside = members.iter().filter(|(key, _)| *key != "databases");
+    let shared: usize = beside.map(|(key, value)| key.len() + value.to_string().len() + 4).sum();
+    databases.saturating_mul(shared).saturating_add(bytes)
+}
+
 fn is_nested(members: &Map<String, Value>) -> bool {
     let nests = |database: &Value| ["tables", "indexes"].iter().any(|key| has(database, key));
     members.get("type").and_then(Value::as_str) == Some("pg_stats")

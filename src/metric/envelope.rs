@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::agent_limits::{self, Cut};
 use super::{Invalid, sequences::Sequences, shape};
 use crate::clock;
 
@@ -29,6 +30,8 @@ pub struct PushRequest {
     pub metrics: Vec<Value>,
     /// Absent from collectors that are not this agent.
     pub agent: Option<AgentInfo>,
+    /// What was left out of `agent`.
+    pub cut: Cut,
 }
 
 /// What stands before the metrics; the metrics are joined to it without decoding them.
@@ -108,7 +111,7 @@ pub struct LostRange {
     pub to: u64,
     /// How many of them were records.
     pub records: u64,
-    /// `evict`, `corrupt`, ...
+    /// One of [`agent_limits::LOST_REASONS`].
     pub reason: String,
     /// When it was found.
     pub at: Timestamp,
@@ -195,11 +198,14 @@ impl PushRequest {
             Some(other) => return Err(wrong_kind("metrics", "an array", &other)),
         };
         check_count(members.get("metrics_count"), metrics.len())?;
-        let agent = match members.remove("agent") {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(AgentInfo::read(value, metrics.len())?),
+        let (agent, cut) = match members.remove("agent") {
+            None | Some(Value::Null) => (None, Cut::default()),
+            Some(mut value) => {
+                let cut = value.as_object_mut().map(agent_limits::bound).unwrap_or_default();
+                (Some(AgentInfo::read(value, metrics.len())?), cut)
+            }
         };
-        Ok(Self { collector_id, hostname, timestamp, version, metrics, agent })
+        Ok(Self { collector_id, hostname, timestamp, version, metrics, agent, cut })
     }
 }
 

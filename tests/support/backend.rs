@@ -1,11 +1,12 @@
 //! A backend in the test's own process, and hosts that talk to it as any HTTP client would.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::Timestamp;
 use pganalytics::backend::store::{MetricQuery, Page, Role, StoredMetric};
@@ -16,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 /// Why there is no answer.
@@ -47,6 +48,7 @@ pub struct Host {
 #[derive(Clone)]
 pub struct Client {
     address: SocketAddr,
+    from: Option<IpAddr>,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -240,12 +242,36 @@ impl Client {
                 builder.with_client_auth_cert(chain, key).expect("a pair")
             }
         };
-        Self { address, tls: Some(Arc::new(config)) }
+        Self { address, from: None, tls: Some(Arc::new(config)) }
     }
 
     /// Without TLS.
     pub fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: None }
+        Self { address, from: None, tls: None }
+    }
+
+    /// The same client at another of this host's addresses.
+    pub fn from(&self, address: IpAddr) -> Self {
+        Self { from: Some(address), ..self.clone() }
+    }
+
+    /// A connection for several requests over HTTP/1.1.
+    pub async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
+        let stream = self.open().await?;
+        let tls = self.tls.as_ref().expect("a connection is kept with TLS");
+        let name = ServerName::from(self.address.ip());
+        let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn open(&self) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(from) = self.from {
+            socket.bind(SocketAddr::from((from, 0)))?;
+        }
+        socket.connect(self.address).await
     }
 
     /// The same client, ready for HTTP/2.
@@ -265,7 +291,7 @@ impl Client {
 
     /// An error when the connection fails before the answer.
     pub async fn try_send(&self, ask: Ask) -> Result<Reply, Failure> {
-        let stream = TcpStream::connect(self.address).await?;
+        let stream = self.open().await?;
         let Some(tls) = &self.tls else { return ask.http1(TokioIo::new(stream)).await };
         let name = ServerName::from(self.address.ip());
         let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?;
@@ -319,8 +345,16 @@ impl Ask {
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
+        let (mut sender, connection) = http1::handshake(io).await?;
         tokio::spawn(connection);
+        self.over(&mut sender).await
+    }
+
+    /// Over a connection that is open.
+    pub async fn over(
+        self,
+        sender: &mut http1::SendRequest<Full<Bytes>>,
+    ) -> Result<Reply, Failure> {
         let mut request = self.request();
         *request.uri_mut() = request.uri().path_and_query().expect("a path").as_str().parse()?;
         Reply::read(sender.send_request(request).await?).await

@@ -5,14 +5,22 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
-use super::Shared;
 use super::error::ApiError;
-use crate::backend::auth::{Expiry, Subject, key_id, verify_collector};
-use crate::backend::store::{Audit, Credentials, Role, User};
+use super::{Shared, admitted};
+use crate::backend::auth::{
+    Attempts, Expiry, Refusal, Subject, claimed_collector, key_id, verify_collector,
+};
+use crate::backend::network::Network;
+use crate::backend::store::{Audit, Credentials, Role, StoreError, User};
 use crate::clock;
+
+/// 401s in a minute to one peer, and to all that one address says it is; then 429.
+const REFUSALS_PER_MINUTE: u32 = 30;
+const REFUSALS_OF_ADDRESS_PER_MINUTE: u32 = 600;
 
 /// The other end of a connection.
 #[derive(Debug, Clone)]
@@ -21,6 +29,22 @@ pub(in crate::backend) struct Peer {
     pub(in crate::backend) address: IpAddr,
     /// What the connection itself proves.
     pub(in crate::backend) channel: Channel,
+    /// The end of its certificate, which a connection, and a resumed session, may outlive.
+    pub(in crate::backend) certificate_ends: Option<Timestamp>,
+}
+
+/// How often requests without a good token were refused. One with a good token is never counted,
+/// and never held back.
+pub(super) struct Refusals {
+    peers: Attempts<(Network, Option<Uuid>)>,
+    addresses: Attempts<Network>,
+}
+
+/// Why nobody is let in.
+enum Denial {
+    /// 401, with what the log says.
+    Unauthorized(&'static str),
+    Other(ApiError),
 }
 
 /// What a connection proves about the other end.
@@ -49,6 +73,33 @@ enum Shown {
     Registered,
     /// A renewed one, for the first time.
     Next,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self {
+            peers: Attempts::new(REFUSALS_PER_MINUTE),
+            addresses: Attempts::new(REFUSALS_OF_ADDRESS_PER_MINUTE),
+        }
+    }
+}
+
+impl From<ApiError> for Denial {
+    fn from(error: ApiError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<StoreError> for Denial {
+    fn from(error: StoreError) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl From<Refusal> for Denial {
+    fn from(refusal: Refusal) -> Self {
+        Self::Unauthorized(refusal.name())
+    }
 }
 
 /// Either side of the configuration endpoint.
@@ -87,9 +138,10 @@ pub(in crate::backend) async fn collector_renewing(
 pub(in crate::backend) async fn user(
     shared: &Shared,
     headers: &HeaderMap,
+    peer: &Peer,
     least: Role,
 ) -> Result<User, ApiError> {
-    let (user, _) = session(shared, headers).await?;
+    let (user, _) = session(shared, headers, peer).await?;
     check_role(user, least)
 }
 
@@ -97,15 +149,21 @@ pub(in crate::backend) async fn user(
 pub(in crate::backend) async fn session(
     shared: &Shared,
     headers: &HeaderMap,
+    peer: &Peer,
 ) -> Result<(User, Uuid), ApiError> {
+    let found = find_session(shared, headers).await;
+    found.map_err(|denial| refused(shared, headers, peer, denial))
+}
+
+async fn find_session(shared: &Shared, headers: &HeaderMap) -> Result<(User, Uuid), Denial> {
     let now = clock::now();
-    let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-    let Some(Subject::UserAccess(session)) = shared.keys.tokens.verify(token, now, Expiry::Checked)
+    let token = bearer(headers).ok_or(NO_TOKEN)?;
+    let Subject::UserAccess(session) = shared.keys.tokens.verify(token, now, Expiry::Checked)?
     else {
-        return Err(ApiError::unauthorized());
+        return Err(Denial::Unauthorized("the token is not a user's access token"));
     };
     let user = shared.store.session_user(session, now).await?;
-    Ok((user.ok_or_else(ApiError::unauthorized)?, session))
+    Ok((user.ok_or(Denial::Unauthorized("the session has ended"))?, session))
 }
 
 /// Lets a collector or a user in.
@@ -114,10 +172,10 @@ pub(in crate::backend) async fn reader(
     headers: &HeaderMap,
     peer: &Peer,
 ) -> Result<Reader, ApiError> {
-    let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-    let own = shared.keys.tokens.verify(token, clock::now(), Expiry::Checked);
-    if matches!(own, Some(Subject::UserAccess(_))) {
-        return user(shared, headers, Role::Viewer).await.map(|_| Reader::User);
+    let own = bearer(headers)
+        .map(|token| shared.keys.tokens.verify(token, clock::now(), Expiry::Checked));
+    if matches!(own, Some(Ok(Subject::UserAccess(_)))) {
+        return user(shared, headers, peer, Role::Viewer).await.map(|_| Reader::User);
     }
     collector(shared, headers, peer).await.map(Reader::Collector)
 }
@@ -128,54 +186,106 @@ async fn collector_with(
     peer: &Peer,
     expiry: Expiry,
 ) -> Result<Caller, ApiError> {
-    let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-    let now = clock::now();
-    let (id, credentials) = match key_id(token) {
-        Some(key_id) => {
-            let id: Uuid = key_id.parse().map_err(|_| ApiError::unauthorized())?;
-            let credentials = credentials(shared, id).await?;
-            let Some(secret) = shared.keys.sealer.open(id, &credentials.sealed_secret) else {
-                tracing::error!(collector = %id, "the collector's secret cannot be unsealed");
-                return Err(ApiError::internal());
-            };
-            if !verify_collector(token, id, secret.expose_secret(), now, expiry) {
-                return Err(ApiError::unauthorized());
-            }
-            (id, credentials)
-        }
-        None => match shared.keys.tokens.verify(token, now, expiry) {
-            Some(Subject::Collector(id)) => (id, credentials(shared, id).await?),
-            _ => return Err(ApiError::unauthorized()),
-        },
-    };
-    if check_certificate(peer, &credentials)? == Shown::Next {
+    let found = find_collector(shared, headers, expiry).await;
+    let (id, credentials) = found.map_err(|denial| refused(shared, headers, peer, denial))?;
+    let shown = check_certificate(peer, &credentials).map_err(|(slug, message)| {
+        note_refusal(shared, id, peer, message);
+        ApiError::forbidden(slug, message)
+    })?;
+    if shown == Shown::Next {
         replace_certificate(shared, id, peer, &credentials).await?;
     }
     Ok(Caller { id, hostname: credentials.hostname })
 }
 
-async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, ApiError> {
-    shared.store.credentials(id).await?.ok_or_else(ApiError::unauthorized)
+async fn find_collector(
+    shared: &Shared,
+    headers: &HeaderMap,
+    expiry: Expiry,
+) -> Result<(Uuid, Credentials), Denial> {
+    let token = bearer(headers).ok_or(NO_TOKEN)?;
+    let now = clock::now();
+    let Some(key_id) = key_id(token) else {
+        let Subject::Collector(id) = shared.keys.tokens.verify(token, now, expiry)? else {
+            return Err(Denial::Unauthorized("the token is not a collector's"));
+        };
+        return Ok((id, credentials(shared, id).await?));
+    };
+    let id: Uuid = key_id.parse().map_err(|_| Refusal::Forged)?;
+    let credentials = credentials(shared, id).await?;
+    let Some(secret) = shared.keys.sealer.open(id, &credentials.sealed_secret) else {
+        tracing::error!(collector = %id, "the collector's secret cannot be unsealed");
+        return Err(ApiError::internal().into());
+    };
+    verify_collector(token, id, secret.expose_secret(), now, expiry)?;
+    Ok((id, credentials))
 }
 
-fn check_certificate(peer: &Peer, registered: &Credentials) -> Result<Shown, ApiError> {
-    match &peer.channel {
-        Channel::Plain => Ok(Shown::Registered),
-        Channel::Mutual(shown) if registered.thumbprint.as_deref() == Some(shown) => {
-            Ok(Shown::Registered)
-        }
-        Channel::Mutual(shown) if registered.next_thumbprint.as_deref() == Some(shown) => {
-            Ok(Shown::Next)
-        }
-        Channel::Mutual(_) => Err(ApiError::forbidden(
-            "certificate_mismatch",
-            "the client certificate is not the one this collector registered",
-        )),
-        Channel::Tls => Err(ApiError::forbidden(
-            "certificate_required",
-            "this endpoint needs the client certificate of the collector",
-        )),
+async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, Denial> {
+    let found = shared.store.credentials(id).await;
+    if found.is_err() {
+        // A push that comes no further than here is not stored either.
+        shared.note_store(found.as_ref().err());
     }
+    found?.ok_or(Denial::Unauthorized("the collector is not registered, or not any more"))
+}
+
+const NO_TOKEN: Denial = Denial::Unauthorized("there is no token");
+
+/// 401; 429 to a peer that goes on all the same, as a client does that tries again at once.
+fn refused(shared: &Shared, headers: &HeaderMap, peer: &Peer, denial: Denial) -> ApiError {
+    let why = match denial {
+        Denial::Other(error) => return error,
+        Denial::Unauthorized(why) => why,
+    };
+    let claimed = bearer(headers).and_then(claimed_collector);
+    if let Some(id) = claimed {
+        note_refusal(shared, id, peer, why);
+    }
+    let (refusals, now) = (&shared.refusals, clock::monotonic());
+    let network = Network::from(peer.address);
+    let key = (network, claimed);
+    let admitted = admitted(&refusals.peers, key).and(admitted(&refusals.addresses, network));
+    if let Err(too_many) = admitted {
+        return too_many;
+    }
+    refusals.peers.note(key, now);
+    refusals.addresses.note(network, now);
+    ApiError::unauthorized()
+}
+
+/// Once for a collector and a reason: a refused host comes again and again.
+fn note_refusal(shared: &Shared, id: Uuid, peer: &Peer, why: &'static str) {
+    if shared.notices.is_first(id, why) {
+        tracing::warn!(collector = %id, from = %peer.address, why, "a collector was refused");
+    }
+}
+
+/// The slug and the message of a 403 where the certificate is not the collector's.
+fn check_certificate(
+    peer: &Peer,
+    registered: &Credentials,
+) -> Result<Shown, (&'static str, &'static str)> {
+    let shown = match &peer.channel {
+        Channel::Plain => return Ok(Shown::Registered),
+        Channel::Tls => {
+            let message = "this endpoint needs the client certificate of the collector";
+            return Err(("certificate_required", message));
+        }
+        Channel::Mutual(shown) => Some(&**shown),
+    };
+    // The handshake has looked at its end, but that may be long ago.
+    if peer.certificate_ends.is_some_and(|end| end <= clock::now()) {
+        return Err(("certificate_expired", "the client certificate has expired"));
+    }
+    if registered.thumbprint.as_deref() == shown {
+        return Ok(Shown::Registered);
+    }
+    if registered.next_thumbprint.as_deref() == shown {
+        return Ok(Shown::Next);
+    }
+    let message = "the client certificate is not the one this collector registered";
+    Err(("certificate_mismatch", message))
 }
 
 /// The host has its renewed certificate and uses it: the old one is dead.

@@ -11,6 +11,10 @@ use crate::encoding::{self, InflateError};
 
 /// Bodies other than pushes.
 const SMALL: Sizes = Sizes { received_max: 256 << 10, inflated_max: 256 << 10 };
+/// Bodies of anyone: a user name and a password, or a token.
+const TINY: Sizes = Sizes { received_max: 16 << 10, inflated_max: 16 << 10 };
+/// The most memory that is taken for a body on its announcement alone.
+const RESERVED_MAX: usize = 1 << 20;
 
 /// Limits of a body, bytes.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +35,9 @@ pub(in crate::backend) async fn read(
     if declared > limit {
         return Err(ApiError::too_large(limit));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(declared).unwrap_or(0));
+    // What is announced is not here yet.
+    let expected = usize::try_from(declared).unwrap_or(0).min(RESERVED_MAX);
+    let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::bad_request("the body ended early"))?;
         let Some(data) = frame.data_ref() else { continue };
@@ -65,21 +71,36 @@ pub(in crate::backend) async fn json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, ApiError> {
-    let bytes = small(headers, body).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|err| ApiError::bad_request(format!("the body is not as expected: {err}")))
+    parse(&small(headers, body).await?)
+}
+
+/// A JSON body from anyone.
+pub(in crate::backend) async fn tiny_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
+    parse(&sized(headers, body, TINY).await?)
 }
 
 /// A small body of any kind.
 pub(in crate::backend) async fn small(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let bytes = read(headers, body, SMALL.received_max).await?;
-    inflate(label(headers), bytes, SMALL.inflated_max)
+    sized(headers, body, SMALL).await
 }
 
 /// The `Content-Encoding`.
 pub(in crate::backend) fn label(headers: &HeaderMap) -> Option<&str> {
     // A label that is no text is no known label.
     headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"))
+}
+
+async fn sized(headers: &HeaderMap, body: Body, sizes: Sizes) -> Result<Bytes, ApiError> {
+    let bytes = read(headers, body, sizes.received_max).await?;
+    inflate(label(headers), bytes, sizes.inflated_max)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|err| ApiError::bad_request(format!("the body is not as expected: {err}")))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

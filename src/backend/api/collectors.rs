@@ -94,10 +94,11 @@ pub(super) async fn refresh_token(
 /// GET `/collectors`.
 pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let (page, now) = (params.page()?, clock::now());
     let listing = shared.store.collectors(page, now).await?;
     Ok(ok(&paginated(listing, page, |collector| view(collector, now))))
@@ -106,10 +107,11 @@ pub(super) async fn list(
 /// GET `/collectors/{id}`.
 pub(super) async fn one(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let now = clock::now();
     let found = shared.store.collector(id.of("the collector")?, now).await?;
     let collector = found.ok_or_else(|| ApiError::not_found("the collector"))?;
@@ -119,10 +121,11 @@ pub(super) async fn one(
 /// DELETE `/collectors/{id}`: its tokens and its certificate are dead.
 pub(super) async fn delete(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
 ) -> Result<Response, ApiError> {
-    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
     let audit = Audit {
         at: clock::now(),
@@ -139,11 +142,12 @@ pub(super) async fn delete(
 /// PATCH `/collectors/{id}`: another name. The old one stays reserved.
 pub(super) async fn patch(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
     let request: PatchRequest = body::json(&headers, body).await?;
     let now = clock::now();
@@ -168,10 +172,11 @@ pub(super) async fn patch(
 /// POST `/collectors/{id}/release`: a secret with which a host comes back as this collector.
 pub(super) async fn release(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
 ) -> Result<Response, ApiError> {
-    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let (id, now): (Uuid, _) = (id.of("the collector")?, clock::now());
     let found = shared.store.collector(id, now).await?;
     let collector = found.ok_or_else(|| ApiError::not_found("the collector"))?;

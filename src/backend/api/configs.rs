@@ -53,17 +53,23 @@ pub(super) async fn get(
 /// PUT `/config/{id}`.
 pub(super) async fn put(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let user = access::user(&shared, &headers, Role::Admin).await?;
+    let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
     let text = body::small(&headers, body).await?;
     let text = String::from_utf8(text.into())
         .map_err(|_| ApiError::bad_request("a configuration is UTF-8 text"))?;
     check(&text)?;
     known(&shared, id).await?;
+    // A client that sends no body has made a mistake: this is not the configuration it means.
+    if text.trim().is_empty() {
+        let message = "the body is empty; a configuration that changes nothing is a comment";
+        return Err(ApiError::bad_request(message));
+    }
     let audit = audit(id, user.username);
     let version = shared.store.next_config(NewConfig { collector_id: id, text, audit }).await?;
     Ok(ok(&json!({
@@ -77,11 +83,12 @@ pub(super) async fn put(
 /// GET `/config/{id}/versions`.
 pub(super) async fn versions(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
     params: Params,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let page = params.page()?;
     let id: Uuid = id.of("the collector")?;
     known(&shared, id).await?;

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::SemaphorePermit;
@@ -20,6 +20,7 @@ use super::{Shared, body};
 use crate::backend::names;
 use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, StoreError};
 use crate::clock;
+use crate::metric::agent_limits::Cut;
 use crate::metric::envelope::{AgentInfo, PushRequest, PushResponse, Rejected};
 use crate::metric::{self, Invalid, MetricType};
 
@@ -30,13 +31,32 @@ const TURN_RETRY: Duration = Duration::from_secs(2);
 const BATCH_ID_MAX: usize = 128;
 /// A row is found by the start of its database's name, characters; the document has it all.
 const DATABASE_MAX: usize = 255;
-/// The most that is kept of an agent's word on a configuration, characters.
-const CONFIG_ERROR_MAX: usize = 4_000;
+/// A document that is split makes at most so many times its bytes, and what a small one needs.
+const SPLIT_FACTOR: usize = 4;
+const SPLIT_FLOOR: usize = 64 << 10;
 
 /// A push whose envelope is good.
 struct Checked {
     push: Push,
     rejected: Vec<Rejected>,
+    cut: Cut,
+}
+
+/// What a metric is held against, beside its shape.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// Its time is not after this one.
+    latest: Timestamp,
+    document_bytes_max: usize,
+}
+
+/// What is kept of an agent's word on itself.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    agent: &'a AgentInfo,
+    #[serde(skip_serializing_if = "Cut::is_empty")]
+    cut: Cut,
 }
 
 /// The metrics' own JSON text, beside what [`PushRequest`] reads of it.
@@ -64,9 +84,11 @@ pub(super) async fn push(
     let _turn = turn(&shared).await?;
     let (inflated_max, brought_max) = (limits.inflated_bytes_max, limits.hosts_per_collector);
     let (id, now) = (caller.id, clock::now());
+    let document_bytes_max = usize::try_from(limits.document_bytes_max).unwrap_or(usize::MAX);
+    let bounds = Bounds { latest: now, document_bytes_max };
     let work = move || {
         let body = body::inflate(label.as_deref(), received, inflated_max)?;
-        let checked = check(&body, &caller, batch_id, now)?;
+        let checked = check(&body, &caller, batch_id, bounds)?;
         Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
     };
     let checked: Result<Checked, ApiError> =
@@ -75,6 +97,10 @@ pub(super) async fn push(
             ApiError::internal()
         })?;
     let checked = checked?;
+    if !checked.cut.is_empty() && shared.notices.is_first(id, "cut") {
+        let hint = "what it says of itself is over the limits; its metrics are stored";
+        tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
+    }
     let mut rejected = checked.rejected;
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(outcome.as_ref().err());
@@ -117,8 +143,9 @@ fn check(
     body: &[u8],
     caller: &Caller,
     batch_id: Option<String>,
-    now: Timestamp,
+    bounds: Bounds,
 ) -> Result<Checked, ApiError> {
+    let now = bounds.latest;
     let request = PushRequest::parse(body).map_err(|invalid| envelope_refused(&invalid))?;
     let collector_id = caller.id;
     if request.collector_id.parse() != Ok(collector_id) {
@@ -133,26 +160,24 @@ fn check(
         // A collector speaks for its own host, whatever the envelope calls it.
         caller.hostname.clone()
     };
-    // A body with `metrics` twice has no text to pair with the values: those are written again.
-    let raw = serde_json::from_slice::<Raw<'_>>(body).ok().map(|raw| raw.metrics);
-    let raw = raw.filter(|raw| raw.len() == request.metrics.len()).unwrap_or_default();
-    let mut agent = request.agent;
-    let latest = latest(now, agent.as_ref());
+    let raw = serde_json::from_slice::<Raw<'_>>(body)
+        .map_err(|_| envelope_refused(&Invalid::new("metrics", "the key stands twice")))?;
+    let (mut agent, cut) = (request.agent, request.cut);
+    let bounds = Bounds { latest: latest(now, agent.as_ref()), ..bounds };
     let sequences = agent.as_mut().and_then(|agent| agent.sequences.take());
     let records = sequences.as_ref().map(|of| of.numbers().map(|number| (of.queue_id, number)));
     let mut records = records.into_iter().flatten();
     let mut metrics = Vec::with_capacity(request.metrics.len());
     let mut rejected = Vec::new();
-    for (index, value) in request.metrics.into_iter().enumerate() {
-        let text = raw.get(index).map(|raw| raw.get());
-        if let Err(invalid) = add(value, text, records.next(), latest, &mut metrics) {
+    for (index, (value, text)) in request.metrics.into_iter().zip(raw.metrics).enumerate() {
+        if let Err(invalid) = add(value, text.get(), records.next(), bounds, &mut metrics) {
             let Invalid { path, message } = invalid;
             rejected.push(Rejected { index, path, message });
         }
     }
     let config = agent.as_ref().map(config_outcome).unwrap_or_default();
     let numbered_by = sequences.as_ref().map(|sequences| sequences.queue_id);
-    let said = agent.map(|agent| said_by_agent(agent, numbered_by));
+    let said = agent.map(|agent| said_by_agent(agent, numbered_by, cut));
     let (report, lost) = said.unwrap_or_default();
     // Kept for the answer to the same batch, when the first answer is lost.
     let is_kept = batch_id.is_some() && !rejected.is_empty();
@@ -170,11 +195,11 @@ fn check(
         config,
         lost,
     };
-    Ok(Checked { push, rejected })
+    Ok(Checked { push, rejected, cut })
 }
 
 /// The time that metrics are measured by: they keep their host's, and a host whose clock is ahead
-/// says so.
+/// says so. An offset that no clock has was cut already.
 fn latest(now: Timestamp, agent: Option<&AgentInfo>) -> Timestamp {
     let offset = agent.map_or(0, |agent| agent.clock_offset_ms);
     let host = now.saturating_sub(SignedDuration::from_millis(offset)).unwrap_or(now);
@@ -184,24 +209,32 @@ fn latest(now: Timestamp, agent: Option<&AgentInfo>) -> Timestamp {
 /// Adds the rows of one metric: one, or one for each database of an older collector's document.
 fn add(
     value: Value,
-    text: Option<&str>,
+    text: &str,
     record: Option<(Uuid, u64)>,
-    now: Timestamp,
+    bounds: Bounds,
     rows: &mut Vec<MetricRow>,
 ) -> Result<(), Invalid> {
     let row = |value: &Value, document| {
-        let row = row(value, document, now)?;
+        let row = row(value, document, bounds)?;
         Ok(match record {
             Some((queue_id, number)) => row.of_record(queue_id, number),
             None => row,
         })
     };
+    check_size(text, bounds)?;
+    if metric::names_a_key_twice(text, &value) {
+        return Err(Invalid::new("", "a key stands twice in one object"));
+    }
     let nested = value.get("database").is_none_or(Value::is_null)
         && value.get("databases").is_some_and(Value::is_array);
     if !nested {
-        let document = text.map_or_else(|| value.to_string(), str::to_owned);
-        rows.push(row(&value, document)?);
+        rows.push(row(&value, text.to_owned())?);
         return Ok(());
+    }
+    let most = text.len().saturating_mul(SPLIT_FACTOR).max(SPLIT_FLOOR);
+    if metric::split_bytes(&value, text.len()) > most {
+        let message = format!("split by its databases it would be more than {most} bytes");
+        return Err(Invalid::new("databases", message));
     }
     let parts = metric::split_compat(value);
     let split: Result<Vec<MetricRow>, Invalid> =
@@ -210,8 +243,9 @@ fn add(
     Ok(())
 }
 
-fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Invalid> {
-    let kind: MetricType = metric::validate(value, now)?;
+fn row(value: &Value, document: String, bounds: Bounds) -> Result<MetricRow, Invalid> {
+    check_size(&document, bounds)?;
+    let kind: MetricType = metric::validate(value, bounds.latest)?;
     let text = |key| value.get(key).and_then(Value::as_str);
     let at = text("timestamp").and_then(|at| at.parse().ok());
     let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
@@ -219,12 +253,19 @@ fn row(value: &Value, document: String, now: Timestamp) -> Result<MetricRow, Inv
     Ok(MetricRow::new(kind.to_string(), database, at, document))
 }
 
+fn check_size(document: &str, bounds: Bounds) -> Result<(), Invalid> {
+    let (bytes, most) = (document.len(), bounds.document_bytes_max);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Invalid::new("", format!("a document of {bytes} bytes, the limit is {most}")))
+}
+
 /// What the agent says of the configurations that it was given.
 fn config_outcome(agent: &AgentInfo) -> ConfigOutcome {
-    let kept = |error: &String| error.chars().take(CONFIG_ERROR_MAX).collect();
     ConfigOutcome {
         applied: Some(agent.config_version).filter(|version| *version > 0),
-        refused: agent.config_error_version.zip(agent.config_error.as_ref().map(kept)),
+        refused: agent.config_error_version.zip(agent.config_error.clone()),
     }
 }
 
@@ -233,6 +274,7 @@ fn config_outcome(agent: &AgentInfo) -> ConfigOutcome {
 fn said_by_agent(
     mut agent: AgentInfo,
     numbered_by: Option<Uuid>,
+    cut: Cut,
 ) -> (Option<String>, Vec<LostRows>) {
     let queue_id = agent.queue_id;
     // No agent is older, and databases differ in how far back they go.
@@ -252,7 +294,7 @@ fn said_by_agent(
         .collect();
     let is_own = agent.replay_of.is_none();
     let is_report = is_own && numbered_by.is_none_or(|numbered_by| numbered_by == queue_id);
-    let report = is_report.then(|| serde_json::to_string(&agent).ok());
+    let report = is_report.then(|| serde_json::to_string(&Report { agent: &agent, cut }).ok());
     (report.flatten(), lost)
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Shared;
-use super::access;
+use super::access::{self, Peer};
 use super::error::{ApiError, ok};
 use super::request::{Id, Params, paginated};
 use crate::backend::store::{LostRows, MetricQuery, Role, Server, StoreError};
@@ -36,10 +36,11 @@ struct Found {
 /// GET `/servers`.
 pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let page = params.page()?;
     let listing = shared.store.servers(page).await?;
     Ok(ok(&paginated(listing, page, |server| server)))
@@ -48,21 +49,23 @@ pub(super) async fn list(
 /// GET `/servers/{id}`.
 pub(super) async fn one(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     Ok(ok(&known(&shared, &id).await?))
 }
 
 /// GET `/servers/{id}/metrics`: the last hour unless the request says otherwise.
 pub(super) async fn metrics(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     id: Id,
     params: Params,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, Role::Viewer).await?;
+    access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let server = known(&shared, &id).await?;
     let server_id = server.id;
     let end = params.time("end_time")?.unwrap_or_else(clock::now);

@@ -16,8 +16,12 @@ use super::access::{self, Peer};
 use super::error::{ApiError, ok};
 use super::{Shared, admitted, body};
 use crate::backend::auth::{Expiry, Subject, UserToken};
+use crate::backend::network::Network;
 use crate::backend::store::{Audit, Rotate, Rotation, Session, User};
 use crate::clock;
+
+/// Longest user name, characters.
+const USERNAME_MAX: usize = 128;
 
 #[derive(Deserialize)]
 struct LoginRequest {
@@ -37,9 +41,16 @@ pub(super) async fn login(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    admitted(&shared.logins, peer.address)?;
-    shared.logins.note(peer.address, clock::monotonic());
-    let LoginRequest { username, password } = body::json(&headers, body).await?;
+    let network = Network::from(peer.address);
+    admitted(&shared.logins, network)?;
+    shared.logins.note(network, clock::monotonic());
+    let LoginRequest { username, password } = body::tiny_json(&headers, body).await?;
+    let name: String = username.chars().take(USERNAME_MAX).collect();
+    // Where the owner was before is not closed by those who guess from elsewhere.
+    if !shared.familiar.knows(&name, network) {
+        admitted(&shared.accounts, name.as_str())?;
+    }
+    shared.accounts.note(name.as_str(), clock::monotonic());
     let account = shared.store.account(&username).await?;
     let hash = account.as_ref().map(|account| account.password_hash.clone());
     let good = shared.passwords.verify(hash, SecretString::from(password)).await;
@@ -50,6 +61,9 @@ pub(super) async fn login(
         let message = "the user name or the password is wrong";
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "bad_credentials", message));
     };
+    shared.logins.forgive(network);
+    shared.accounts.forgive(name.as_str());
+    shared.familiar.note(name, network, clock::monotonic());
     let (id, refresh_id) = (Uuid::new_v4(), Uuid::new_v4());
     let expires_at = refresh_end(&shared, now);
     let session = Session { id, user_id: user.id, refresh_id, at: now, expires_at };
@@ -64,9 +78,9 @@ pub(super) async fn refresh(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let RefreshRequest { refresh_token } = body::json(&headers, body).await?;
+    let RefreshRequest { refresh_token } = body::tiny_json(&headers, body).await?;
     let now = clock::now();
-    let Some(Subject::UserRefresh { session, id }) =
+    let Ok(Subject::UserRefresh { session, id }) =
         shared.keys.tokens.verify(&refresh_token, now, Expiry::Checked)
     else {
         return Err(ApiError::unauthorized());
@@ -87,9 +101,10 @@ pub(super) async fn refresh(
 /// POST `/auth/logout`.
 pub(super) async fn logout(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (_, session) = access::session(&shared, &headers).await?;
+    let (_, session) = access::session(&shared, &headers, &peer).await?;
     shared.store.end_session(session, clock::now()).await?;
     Ok(ok(&json!({"message": "logged out"})))
 }
@@ -122,6 +137,6 @@ fn failed_login(at: Timestamp, peer: &Peer, username: &str) -> Audit {
         at,
         actor: peer.address.to_string(),
         action: "user.login_failed".to_owned(),
-        subject: username.chars().filter(|c| !c.is_control()).take(128).collect(),
+        subject: username.chars().filter(|c| !c.is_control()).take(USERNAME_MAX).collect(),
     }
 }

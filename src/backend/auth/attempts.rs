@@ -1,18 +1,19 @@
-//! How often one address may try a password or the registration secret.
+//! How often one address, or one account, may try.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Mutex;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// Past windows are swept when so many addresses are remembered.
-const ADDRESSES_MAX: usize = 10_000;
+/// So many are remembered. When there are more, the one that tried least is forgotten: whoever is
+/// blocked stays so.
+const KEPT_MAX: usize = 10_000;
 
-/// Attempts of each address in its current minute.
-pub(in crate::backend) struct Attempts {
+/// Attempts of each `K` in its current minute.
+pub(in crate::backend) struct Attempts<K> {
     per_window: u32,
-    by_address: Mutex<HashMap<IpAddr, Window>>,
+    by_key: Mutex<HashMap<K, Window>>,
 }
 
 struct Window {
@@ -20,35 +21,49 @@ struct Window {
     attempts: u32,
 }
 
-impl Attempts {
+impl<K: Clone + Eq + Hash> Attempts<K> {
     /// At most `per_minute` attempts.
     pub(in crate::backend) fn new(per_minute: u32) -> Self {
-        Self { per_window: per_minute, by_address: Mutex::default() }
+        Self { per_window: per_minute, by_key: Mutex::default() }
     }
 
-    /// How long `address` must wait for its next attempt; `None` when it need not.
-    pub(in crate::backend) fn blocked(&self, address: IpAddr, now: Instant) -> Option<Duration> {
-        let by_address = self.lock();
-        let window = by_address.get(&address.to_canonical())?;
+    /// How long `key` must wait for its next attempt; `None` when it need not.
+    pub(in crate::backend) fn blocked(&self, key: impl Into<K>, now: Instant) -> Option<Duration> {
+        let by_key = self.lock();
+        let window = by_key.get(&key.into())?;
         if window.attempts < self.per_window { None } else { window.left(now) }
     }
 
     /// Counts an attempt.
-    pub(in crate::backend) fn note(&self, address: IpAddr, now: Instant) {
-        let mut by_address = self.lock();
-        if by_address.len() >= ADDRESSES_MAX {
-            by_address.retain(|_, window| window.left(now).is_some());
+    pub(in crate::backend) fn note(&self, key: impl Into<K>, now: Instant) {
+        let key = key.into();
+        let mut by_key = self.lock();
+        if by_key.len() >= KEPT_MAX && !by_key.contains_key(&key) {
+            by_key.retain(|_, window| window.left(now).is_some());
+        }
+        if by_key.len() >= KEPT_MAX && !by_key.contains_key(&key) {
+            let least = by_key.iter().min_by_key(|(_, window)| (window.attempts, window.began));
+            if let Some(least) = least.map(|(key, _)| key.clone()) {
+                by_key.remove(&least);
+            }
         }
         let fresh = Window { began: now, attempts: 0 };
-        let window = by_address.entry(address.to_canonical()).or_insert(fresh);
+        let window = by_key.entry(key).or_insert(fresh);
         if window.left(now).is_none() {
             *window = Window { began: now, attempts: 0 };
         }
-        window.attempts += 1;
+        window.attempts = window.attempts.saturating_add(1);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Window>> {
-        self.by_address.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Takes an attempt back: it was a good one.
+    pub(in crate::backend) fn forgive(&self, key: impl Into<K>) {
+        if let Some(window) = self.lock().get_mut(&key.into()) {
+            window.attempts = window.attempts.saturating_sub(1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Window>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,23 +78,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_its_attempts_each_minute() {
-        let attempts = Attempts::new(2);
+    fn a_key_has_its_attempts_each_minute() {
+        let attempts = Attempts::<u8>::new(2);
         let start = crate::clock::monotonic();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let check = |address, seconds, left: Option<u64>| {
-            let blocked = attempts.blocked(address, after(seconds));
-            assert_eq!(blocked, left.map(Duration::from_secs), "{address} after {seconds} s");
+        let check = |key: u8, seconds, left: Option<u64>| {
+            let blocked = attempts.blocked(key, after(seconds));
+            assert_eq!(blocked, left.map(Duration::from_secs), "{key} after {seconds} s");
         };
-        check(one, 0, None);
-        attempts.note(one, after(0));
-        check(one, 1, None);
-        attempts.note(one, after(1));
-        check(one, 10, Some(50));
-        check(other, 10, None);
-        check(one, 60, None);
-        attempts.note(one, after(60));
-        check(one, 61, None);
+        check(1, 0, None);
+        attempts.note(1, after(0));
+        check(1, 1, None);
+        attempts.note(1, after(1));
+        check(1, 10, Some(50));
+        check(2, 10, None);
+        attempts.forgive(1);
+        check(1, 11, None);
+        attempts.note(1, after(11));
+        check(1, 12, Some(48));
+        check(1, 60, None);
+        attempts.note(1, after(60));
+        check(1, 61, None);
+    }
+
+    /// However many come, the table has its bound, and who is blocked stays blocked.
+    #[test]
+    fn many_keys_neither_fill_the_memory_nor_free_a_blocked_one() {
+        let attempts = Attempts::<u32>::new(2);
+        let now = crate::clock::monotonic();
+        for _ in 0..2 {
+            attempts.note(0_u32, now);
+        }
+        for key in 1..12_000_u32 {
+            attempts.note(key, now);
+        }
+        assert_eq!(attempts.lock().len(), KEPT_MAX);
+        assert_eq!(attempts.blocked(0_u32, now), Some(WINDOW));
+        attempts.note(20_000_u32, now + WINDOW);
+        assert_eq!(attempts.lock().len(), 1);
     }
 }

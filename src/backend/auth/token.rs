@@ -13,6 +13,9 @@ use crate::backend::store::User;
 
 /// How far the clocks of two hosts may differ, seconds.
 const LEEWAY: i64 = 60;
+/// The longest life of a collector's token, seconds: one that a host minted for years would
+/// outlive whatever is done about the host.
+const COLLECTOR_LIFE_MAX: i64 = 2 * 60 * 60;
 
 /// The backend's own key.
 pub(in crate::backend) struct TokenKey {
@@ -61,6 +64,34 @@ pub(in crate::backend) enum Expiry {
     Checked,
     /// Not: something else proves who is asking.
     Ignored,
+}
+
+/// Why a token is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) enum Refusal {
+    /// No token of the right form, or of another key.
+    Forged,
+    /// It has not begun.
+    Early,
+    /// It has ended.
+    Expired,
+    /// A collector's token that lives longer than one may.
+    TooLong,
+    /// Its claims do not agree with each other.
+    Claims,
+}
+
+impl Refusal {
+    /// The word in the log.
+    pub(in crate::backend) fn name(self) -> &'static str {
+        match self {
+            Self::Forged => "the token is not signed by the backend or the collector",
+            Self::Early => "the token has not begun",
+            Self::Expired => "the token has expired",
+            Self::TooLong => "the token lives longer than two hours",
+            Self::Claims => "the token's claims do not agree",
+        }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -149,13 +180,13 @@ impl TokenKey {
         )
     }
 
-    /// Whom a token of this key stands for; `None` for a bad, early or expired one.
+    /// Whom a token of this key stands for.
     pub(in crate::backend) fn verify(
         &self,
         token: &str,
         now: Timestamp,
         expiry: Expiry,
-    ) -> Option<Subject> {
+    ) -> Result<Subject, Refusal> {
         subject(&read(token, &self.decoding, now, expiry)?)
     }
 
@@ -174,6 +205,19 @@ pub(in crate::backend) fn key_id(token: &str) -> Option<String> {
     decode_header(token).ok()?.kid
 }
 
+/// The collector that a token says it is of, whether or not it is.
+pub(in crate::backend) fn claimed_collector(token: &str) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct Outside {
+        collector_id: Option<Uuid>,
+    }
+    if let Some(id) = key_id(token) {
+        return id.parse().ok();
+    }
+    let claims = super::decode(token.split('.').nth(1)?)?;
+    serde_json::from_slice::<Outside>(&claims).ok()?.collector_id
+}
+
 /// Whether collector `id` minted this token with its own secret.
 pub(in crate::backend) fn verify_collector(
     token: &str,
@@ -181,39 +225,56 @@ pub(in crate::backend) fn verify_collector(
     secret: &[u8],
     now: Timestamp,
     expiry: Expiry,
-) -> bool {
-    read(token, &DecodingKey::from_secret(secret), now, expiry)
-        .and_then(|claims| subject(&claims))
-        .is_some_and(|subject| subject == Subject::Collector(id))
+) -> Result<(), Refusal> {
+    match subject(&read(token, &DecodingKey::from_secret(secret), now, expiry)?)? {
+        Subject::Collector(found) if found == id => Ok(()),
+        _ => Err(Refusal::Claims),
+    }
 }
 
-fn read(token: &str, key: &DecodingKey, now: Timestamp, expiry: Expiry) -> Option<Claims> {
+fn read(token: &str, key: &DecodingKey, now: Timestamp, expiry: Expiry) -> Result<Claims, Refusal> {
     let mut validation = Validation::new(Algorithm::HS256);
     // Times are checked below, against `now`.
     validation.validate_exp = false;
     validation.validate_aud = false;
     validation.required_spec_claims.clear();
-    let claims = decode::<Claims>(token, key, &validation).ok()?.claims;
+    let decoded = decode::<Claims>(token, key, &validation);
+    let claims = decoded.map_err(|_| Refusal::Forged)?.claims;
     let now = now.as_second();
-    let begun = claims.nbf.max(claims.iat) <= now.saturating_add(LEEWAY);
-    let ended = claims.exp.saturating_add(LEEWAY) <= now && expiry == Expiry::Checked;
-    (begun && !ended).then_some(claims)
+    if claims.nbf.max(claims.iat) > now.saturating_add(LEEWAY) {
+        return Err(Refusal::Early);
+    }
+    if claims.exp.saturating_add(LEEWAY) <= now && expiry == Expiry::Checked {
+        return Err(Refusal::Expired);
+    }
+    Ok(claims)
 }
 
 /// A subject needs all of its claims to agree.
-fn subject(claims: &Claims) -> Option<Subject> {
+fn subject(claims: &Claims) -> Result<Subject, Refusal> {
     if let Some(id) = claims.collector_id {
         let is_collector = claims.sub == format!("collector:{id}") && claims.r#type == "access";
-        return (is_collector && claims.user_id.is_none()).then_some(Subject::Collector(id));
+        if !is_collector || claims.user_id.is_some() {
+            return Err(Refusal::Claims);
+        }
+        if claims.exp.saturating_sub(claims.iat) > COLLECTOR_LIFE_MAX {
+            return Err(Refusal::TooLong);
+        }
+        return Ok(Subject::Collector(id));
     }
-    let (session, user) = (claims.sid?, claims.user_id?);
+    let (Some(session), Some(user)) = (claims.sid, claims.user_id) else {
+        return Err(Refusal::Claims);
+    };
     if claims.sub != format!("user:{user}") {
-        return None;
+        return Err(Refusal::Claims);
     }
     match claims.r#type.as_str() {
-        "access" => Some(Subject::UserAccess(session)),
-        "refresh" => Some(Subject::UserRefresh { session, id: claims.jti.parse().ok()? }),
-        _ => None,
+        "access" => Ok(Subject::UserAccess(session)),
+        "refresh" => {
+            let id = claims.jti.parse().map_err(|_| Refusal::Claims)?;
+            Ok(Subject::UserRefresh { session, id })
+        }
+        _ => Err(Refusal::Claims),
     }
 }
 

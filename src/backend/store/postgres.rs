@@ -113,7 +113,8 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn ready(&self) -> Result<(), StoreError> {
-        self.client().await?.execute("SELECT 1", &[]).await?;
+        let write = "UPDATE keys SET fingerprint = fingerprint";
+        self.client().await?.execute(write, &[]).await?;
         Ok(())
     }
 

@@ -43,18 +43,19 @@ fn a_token_has_three_parts_and_is_never_the_same() {
 fn a_token_is_good_for_its_life_and_sixty_seconds() {
     let key = TokenKey::new(&[1; 32]);
     let minted = key.mint_collector(id(), "db1", now(), HALF_HOUR);
-    let check = |seconds: i64, good: bool| {
+    let good = Ok(Subject::Collector(id()));
+    let check = |seconds: i64, expected: Result<Subject, Refusal>| {
         let at = now() + seconds.seconds();
         let read = key.verify(&minted.token, at, Expiry::Checked);
-        assert_eq!(read, good.then_some(Subject::Collector(id())), "after {seconds} s");
+        assert_eq!(read, expected, "after {seconds} s");
     };
-    check(-61, false);
-    check(-60, true);
-    check(0, true);
-    check(1859, true);
-    check(1860, false);
+    check(-61, Err(Refusal::Early));
+    check(-60, good);
+    check(0, good);
+    check(1859, good);
+    check(1860, Err(Refusal::Expired));
     let late = key.verify(&minted.token, now() + 1000.hours(), Expiry::Ignored);
-    assert_eq!(late, Some(Subject::Collector(id())));
+    assert_eq!(late, good);
 }
 
 /// C11: what another key signed, what is no token, and what was changed.
@@ -79,7 +80,8 @@ fn only_this_keys_own_tokens_pass() {
         format!("{good}="),
     ];
     for token in bad {
-        assert_eq!(key.verify(&token, now(), Expiry::Checked), None, "{token}");
+        let refused = Err(Refusal::Forged);
+        assert_eq!(key.verify(&token, now(), Expiry::Checked), refused, "{token}");
     }
 }
 
@@ -90,11 +92,13 @@ fn every_token_stands_for_its_own_subject() {
     let session = Uuid::from_u128(9);
     let mint = |kind| key.mint_user(&user(), session, kind, now(), HALF_HOUR).token;
     let check = |token: &str, expected| {
-        assert_eq!(key.verify(token, now(), Expiry::Checked), Some(expected));
+        assert_eq!(key.verify(token, now(), Expiry::Checked), Ok(expected));
     };
     check(&mint(UserToken::Access), Subject::UserAccess(session));
     check(&mint(UserToken::Refresh(id())), Subject::UserRefresh { session, id: id() });
-    assert!(!verify_collector(&mint(UserToken::Access), id(), &[1; 32], now(), Expiry::Checked));
+    let access = mint(UserToken::Access);
+    let as_collector = verify_collector(&access, id(), &[1; 32], now(), Expiry::Checked);
+    assert_eq!(as_collector, Err(Refusal::Claims));
 }
 
 /// A subject whose claims disagree is nobody.
@@ -109,13 +113,13 @@ fn claims_that_disagree_are_refused() {
         ..Claims::default()
     };
     let verify = |claims| key.verify(&mint(claims), now(), Expiry::Checked);
-    assert_eq!(verify(collector()), Some(Subject::Collector(id())));
+    assert_eq!(verify(collector()), Ok(Subject::Collector(id())));
     let other = Some(Uuid::from_u128(8));
-    assert_eq!(verify(Claims { collector_id: other, ..collector() }), None);
-    assert_eq!(verify(Claims { sub: "user:3".into(), ..collector() }), None);
-    assert_eq!(verify(Claims { r#type: "refresh".into(), ..collector() }), None);
-    assert_eq!(verify(Claims { user_id: Some(3), ..collector() }), None);
-    assert_eq!(verify(Claims { collector_id: None, ..collector() }), None);
+    assert_eq!(verify(Claims { collector_id: other, ..collector() }), Err(Refusal::Claims));
+    assert_eq!(verify(Claims { sub: "user:3".into(), ..collector() }), Err(Refusal::Claims));
+    assert_eq!(verify(Claims { r#type: "refresh".into(), ..collector() }), Err(Refusal::Claims));
+    assert_eq!(verify(Claims { user_id: Some(3), ..collector() }), Err(Refusal::Claims));
+    assert_eq!(verify(Claims { collector_id: None, ..collector() }), Err(Refusal::Claims));
 }
 
 /// A collector's own secret makes tokens for that collector only.
@@ -124,8 +128,42 @@ fn a_collectors_secret_is_good_for_itself() {
     let own = TokenKey::new(&[5; 32]);
     let token = own.mint_collector(id(), "db1", now(), HALF_HOUR).token;
     let verify = |id, secret: &[u8]| verify_collector(&token, id, secret, now(), Expiry::Checked);
-    assert!(verify(id(), &[5; 32]));
-    assert!(!verify(id(), &[6; 32]));
-    assert!(!verify(Uuid::from_u128(8), &[5; 32]));
-    assert_eq!(key_id(&token), None);
+    assert_eq!(verify(id(), &[5; 32]), Ok(()));
+    assert_eq!(verify(id(), &[6; 32]), Err(Refusal::Forged));
+    assert_eq!(verify(Uuid::from_u128(8), &[5; 32]), Err(Refusal::Claims));
+    assert_eq!((key_id(&token), claimed_collector(&token)), (None, Some(id())));
+    for odd in ["", "a.b.c", "a.e30.c"] {
+        assert_eq!(claimed_collector(odd), None, "{odd}");
+    }
+}
+
+/// Whatever its end says: a collector's token of more than two hours is refused, also by the one
+/// endpoint that takes expired ones.
+#[test]
+fn a_collectors_token_lives_two_hours_at_most() {
+    let key = TokenKey::new(&[5; 32]);
+    let check = |iat: i64, exp: i64, expected: Result<(), Refusal>| {
+        let claims = Claims {
+            sub: format!("collector:{}", id()),
+            r#type: "access".into(),
+            collector_id: Some(id()),
+            iat,
+            nbf: iat,
+            exp,
+            ..Claims::default()
+        };
+        let token = encode(&Header::new(Algorithm::HS256), &claims, &key.encoding).expect("it");
+        for expiry in [Expiry::Checked, Expiry::Ignored] {
+            let read = verify_collector(&token, id(), &[5; 32], now(), expiry);
+            assert_eq!(read, expected, "{iat} to {exp}");
+        }
+    };
+    let second = now().as_second();
+    check(second, second + 3600, Ok(()));
+    check(second, second + 7200, Ok(()));
+    check(second, second + 7201, Err(Refusal::TooLong));
+    check(second, i64::MAX, Err(Refusal::TooLong));
+    check(i64::MIN, second + 60, Err(Refusal::TooLong));
+    check(second + 60, second + 7260, Ok(()));
+    check(second + 61, second + 70, Err(Refusal::Early));
 }

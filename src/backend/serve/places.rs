@@ -1,0 +1,294 @@
+//! Who has a connection: a bounded number of places, most of them for peers with a certificate.
+//!
+//! A new connection is never shut out by ones that prove nothing: it takes the place of the one
+//! that is worth least. Peers without a verified certificate have a part of the places, each
+//! address a part of those. A verified one counts for its certificate instead of its address, so
+//! that any number of hosts may stand behind one address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::super::config::Limits;
+use super::super::network::Network;
+use super::progress::{Progress, Worth};
+use crate::clock;
+
+/// How many connections there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// In all.
+    total: usize,
+    /// Without a verified certificate.
+    unverified: usize,
+    /// Without a verified certificate, of one address.
+    per_address: usize,
+    /// With one certificate.
+    per_certificate: usize,
+}
+
+/// The places of one listener.
+pub(super) struct Places {
+    bounds: Bounds,
+    table: Mutex<Table>,
+    freed: Notify,
+}
+
+/// A connection's place, given back when it is dropped.
+pub(super) struct Place {
+    number: u64,
+    places: Arc<Places>,
+    progress: Arc<Progress>,
+    taken_away: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By age, oldest first.
+    holders: BTreeMap<u64, Holder>,
+    next: u64,
+}
+
+struct Holder {
+    owner: Owner,
+    progress: Arc<Progress>,
+    taken_away: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Address(Network),
+    Certificate(Arc<str>),
+}
+
+impl Bounds {
+    /// Of a listener where a certificate can be shown.
+    pub(super) fn of(limits: &Limits) -> Self {
+        Self {
+            total: limits.connections_max,
+            unverified: limits.connections_unverified_max.min(limits.connections_max),
+            per_address: limits.connections_per_address_max,
+            per_certificate: limits.connections_per_certificate_max,
+        }
+    }
+
+    /// Of a listener on loopback, where all peers have one address and none has a certificate.
+    pub(super) fn local(limits: &Limits) -> Self {
+        let total = limits.connections_max;
+        Self { total, unverified: total, per_address: total, per_certificate: total }
+    }
+}
+
+impl Places {
+    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self { bounds, table: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// A place for a new connection. Waits only while every place is held by a verified peer with
+    /// a request in the works.
+    pub(super) async fn take(self: &Arc<Self>, address: IpAddr) -> Place {
+        loop {
+            if let Some(place) = self.try_take(address.into(), clock::monotonic()) {
+                return place;
+            }
+            self.freed.notified().await;
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, network: Network, now: Instant) -> Option<Place> {
+        let mut table = self.lock();
+        if !table.make_room(network, &self.bounds, now) {
+            return None;
+        }
+        let progress = Arc::new(Progress::new(now));
+        let taken_away = Arc::new(Notify::new());
+        let number = table.next;
+        table.next += 1;
+        let holder = Holder {
+            owner: Owner::Address(network),
+            progress: Arc::clone(&progress),
+            taken_away: Arc::clone(&taken_away),
+        };
+        table.holders.insert(number, holder);
+        drop(table);
+        Some(Place { number, places: Arc::clone(self), progress, taken_away })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// The connection's state.
+    pub(super) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// The peer has shown a good certificate.
+    pub(super) fn verified(&self, thumbprint: &Arc<str>) {
+        let mut table = self.places.lock();
+        let owner = Owner::Certificate(Arc::clone(thumbprint));
+        if table.count(&owner) >= self.places.bounds.per_certificate {
+            table.take_away(clock::monotonic(), |holder| holder.owner == owner);
+        }
+        // Absent when the place was taken away meanwhile.
+        if let Some(holder) = table.holders.get_mut(&self.number) {
+            holder.owner = owner;
+        }
+    }
+
+    /// Ends when another connection needs the place.
+    pub(super) async fn taken_away(&self) {
+        self.taken_away.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().holders.remove(&self.number);
+        self.places.freed.notify_one();
+    }
+}
+
+impl Table {
+    /// Makes room for one more of `network`; `false` when there is none to be made.
+    fn make_room(&mut self, network: Network, bounds: &Bounds, now: Instant) -> bool {
+        let own = Owner::Address(network);
+        if self.count(&own) >= bounds.per_address {
+            return self.take_away(now, |holder| holder.owner == own);
+        }
+        let unverified = self.holders.values().filter(|holder| !holder.is_verified()).count();
+        let is_full = self.holders.len() >= bounds.total;
+        if unverified < bounds.unverified && !is_full {
+            return true;
+        }
+        if let Some(most) = self.largest_address() {
+            return self.take_away(now, |holder| holder.owner == most);
+        }
+        // All places are held by verified peers: one that asks for nothing can come again.
+        self.take_away(now, |holder| holder.progress.worth(now) < Worth::Busy)
+    }
+
+    fn count(&self, owner: &Owner) -> usize {
+        self.holders.values().filter(|holder| holder.owner == *owner).count()
+    }
+
+    /// The address with the most connections that have no certificate.
+    fn largest_address(&self) -> Option<Owner> {
+        let mut counts: HashMap<&Owner, usize> = HashMap::new();
+        for holder in self.holders.values().filter(|holder| !holder.is_verified()) {
+            *counts.entry(&holder.owner).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(owner, _)| owner.clone())
+    }
+
+    /// Ends the connection that is worth least, the oldest of those, among the ones `of`.
+    fn take_away(&mut self, now: Instant, of: impl Fn(&Holder) -> bool) -> bool {
+        let candidates = self.holders.iter().filter(|(_, holder)| of(holder));
+        let worth = |holder: &Holder| holder.progress.worth(now);
+        let least = candidates.min_by_key(|(number, holder)| (worth(holder), **number));
+        let Some(number) = least.map(|(number, _)| *number) else { return false };
+        if let Some(holder) = self.holders.remove(&number) {
+            holder.taken_away.notify_one();
+        }
+        true
+    }
+}
+
+impl Holder {
+    fn is_verified(&self) -> bool {
+        matches!(self.owner, Owner::Certificate(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    /// A place for a peer of `10.0.0.last`; whoever came before is not new any more.
+    fn later(places: &Arc<Places>, last: u8) -> Option<Place> {
+        let count = u32::try_from(places.lock().next).expect("small");
+        places.try_take(address(last), clock::monotonic() + Duration::from_secs(2) * count)
+    }
+
+    const BOUNDS: Bounds = Bounds { total: 6, unverified: 4, per_address: 2, per_certificate: 2 };
+
+    fn address(last: u8) -> Network {
+        IpAddr::from([10, 0, 0, last]).into()
+    }
+
+    fn is_away(place: &Place) -> bool {
+        place.taken_away().now_or_never().is_some()
+    }
+
+    fn verified(places: &Arc<Places>, last: u8, certificate: &str) -> Place {
+        let place = later(places, last).expect("a place");
+        place.progress().note_read();
+        place.verified(&certificate.into());
+        place
+    }
+
+    /// An address over its part loses its own connections, silent ones before others.
+    #[test]
+    fn an_address_hinders_only_itself() {
+        let places = Places::new(BOUNDS);
+        let take = |last| later(&places, last).expect("a place");
+        let (spoke, silent, other) = (take(1), take(1), take(2));
+        spoke.progress().note_read();
+        let third = take(1);
+        assert!(!is_away(&spoke) && is_away(&silent) && !is_away(&other) && !is_away(&third));
+        let fourth = take(1);
+        assert!(!is_away(&spoke) && is_away(&third) && !is_away(&fourth));
+    }
+
+    /// The places of all unverified peers are full: the address with the most gives one.
+    #[test]
+    fn the_largest_address_makes_room() {
+        let places = Places::new(BOUNDS);
+        let take = |last| later(&places, last).expect("a place");
+        let (one, other) = (take(1), take(2));
+        let many = [take(3), take(3)];
+        let fifth = take(4);
+        assert!(is_away(&many[0]) && !is_away(&many[1]));
+        assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
+    }
+
+    /// Verified peers have the other places to themselves, however many come from one address.
+    #[test]
+    fn a_certificate_frees_the_place_of_its_address() {
+        let places = Places::new(BOUNDS);
+        let hosts: Vec<_> = (0..5).map(|n| verified(&places, 1, &format!("host-{n}"))).collect();
+        let strangers = [later(&places, 1), later(&places, 2)];
+        assert!(hosts.iter().all(|host| !is_away(host)));
+        assert!(is_away(strangers[0].as_ref().expect("it had one")));
+        let sixth = verified(&places, 1, "host-5");
+        assert!(hosts.iter().chain([&sixth]).all(|host| !is_away(host)));
+        // All places are held by hosts: the one that is idle for longest comes again.
+        let work: Vec<_> = hosts.iter().skip(1).map(|host| host.progress().begin()).collect();
+        let seventh = later(&places, 9).expect("a place");
+        assert!(is_away(&hosts[0]));
+        drop(seventh);
+        let _busy = sixth.progress().begin();
+        let eighth = verified(&places, 9, "host-8");
+        let _busy = eighth.progress().begin();
+        assert!(later(&places, 9).is_none(), "everybody is busy");
+        drop(work);
+    }
+
+    #[test]
+    fn a_certificate_has_its_part() {
+        let places = Places::new(BOUNDS);
+        let one = verified(&places, 1, "a");
+        let two = verified(&places, 2, "a");
+        let other = verified(&places, 3, "b");
+        let three = verified(&places, 4, "a");
+        assert!(is_away(&one) && !is_away(&two) && !is_away(&other) && !is_away(&three));
+    }
+}

@@ -1,0 +1,216 @@
+//! Clients without a certificate that hold what others need: connections, time, memory.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use http::Method;
+use pganalytics::clock;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::support::backend::{Ask, Client, Served};
+use crate::support::hostile::{ATTACKS, Attack, Target};
+use crate::support::process::{Process, agent};
+use crate::support::{directory, until, until_async};
+
+/// What a host waits for an answer at most; an agent waits 30 s.
+const PATIENCE: Duration = Duration::from_secs(20);
+const MEMORY_MAX_KIB: u64 = 256 << 10;
+
+fn address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 1, u8::try_from(n % 250 + 1).expect("small"))
+}
+
+fn own_address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 2, u8::try_from(n + 1).expect("small"))
+}
+
+/// Whatever a connection does, it ends: no phase of either protocol is without a limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_hostile_connection_ends() {
+    let short = Duration::from_millis(500);
+    let served = Served::start_with(|config| {
+        let limits = &mut config.limits;
+        limits.handshake_timeout = Duration::from_secs(5);
+        (limits.head_timeout, limits.idle_timeout) = (short, short);
+        (limits.request_timeout, limits.write_timeout) = (short, short);
+    })
+    .await;
+    let running = served.running();
+    let target = Target::new(running.address(), running.ca_certificate());
+    let mut attackers = JoinSet::new();
+    for attack in ATTACKS {
+        let target = target.clone();
+        attackers.spawn(async move {
+            let ended = target.attack(attack, Ipv4Addr::LOCALHOST);
+            (attack, tokio::time::timeout(Duration::from_secs(20), ended).await.is_ok())
+        });
+    }
+    let ended = attackers.join_all().await;
+    assert!(ended.iter().all(|(_, ended)| *ended), "{ended:?}");
+    assert_eq!(served.stranger().get("/version", "x").await.status, 200);
+}
+
+/// An address that takes all it can get takes it from itself: others, and hosts with a
+/// certificate behind the same address, are served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_shut_nobody_out() {
+    let served = Served::start_with(|config| {
+        config.limits.connections_max = 24;
+        config.limits.connections_unverified_max = 16;
+        config.limits.connections_per_address_max = 8;
+        config.limits.handshake_timeout = Duration::from_secs(60);
+    })
+    .await;
+    let host = served.register("db1").await;
+    let running = served.running();
+    let target = Target::new(running.address(), running.ca_certificate());
+    let mut attackers = JoinSet::new();
+    for n in 0..120 {
+        let target = target.clone();
+        // Most from the address that the host is behind, the others from many.
+        let from = if n % 3 == 0 { address(n) } else { Ipv4Addr::LOCALHOST };
+        attackers.spawn(async move { target.attack(Attack::Silent, from).await });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..5 {
+        let push = tokio::time::timeout(PATIENCE, host.push(json!([])));
+        assert_eq!(push.await.expect("in time").status, 200);
+        let user = served.stranger();
+        let version = tokio::time::timeout(PATIENCE, user.get("/version", "x"));
+        assert_eq!(version.await.expect("in time").status, 200);
+    }
+    attackers.abort_all();
+}
+
+/// A backend as it is run.
+struct Spawned {
+    process: Process,
+    target: Target,
+    authority: String,
+    secret: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Spawned {
+    fn start() -> Self {
+        let directory = directory();
+        let (file, data) = (directory.path().join("backend.toml"), directory.path().join("data"));
+        let text = format!(
+            "[backend]\nlisten = \"127.0.0.1:0\"\npage_listen = \"off\"\ndata_dir = \"{}\"\n\
+             [limits]\nconnections_max = 300\n",
+            data.display()
+        );
+        std::fs::write(&file, text).expect("write");
+        let arguments = ["backend", "--config", file.to_str().expect("UTF-8")];
+        let process = Process::start(agent(arguments), directory.path());
+        let mut address = None;
+        until("the backend serves", Duration::from_secs(20), || {
+            let text = process.stdout();
+            let url = text.split_once("https://").and_then(|(_, rest)| rest.lines().next());
+            address = url.and_then(|url| url.trim().parse().ok());
+            address.is_some()
+        });
+        let key = |name| std::fs::read_to_string(data.join("keys").join(name)).expect("a key");
+        let authority = key("ca.crt");
+        let target = Target::new(address.expect("it serves"), &authority);
+        let secret = key("registration-secret").trim().to_owned();
+        Self { process, target, authority, secret, _directory: directory }
+    }
+
+    /// A registered host: a client with its certificate, and an empty push.
+    async fn register(&self, name: &str) -> (Client, Ask) {
+        let stranger = Client::new(self.target.address, &self.authority, None);
+        let body = json!({"name": name, "hostname": name});
+        let ask = Ask::post("/api/v1/collectors/register").json(&body);
+        let reply = stranger.send(ask.header("x-registration-secret", &self.secret)).await.json();
+        let text = |key: &str| reply[key].as_str().expect(key).to_owned();
+        let (certificate, key) = (text("certificate"), text("private_key"));
+        let own = Some((certificate.as_str(), key.as_str()));
+        let envelope = json!({
+            "collector_id": text("collector_id"), "hostname": name, "version": "1.0.0",
+            "timestamp": "2026-01-01T00:00:00Z", "metrics": [],
+        });
+        let push = Ask::post("/api/v1/metrics/push").json(&envelope).bearer(&text("token"));
+        (Client::new(self.target.address, &self.authority, own), push)
+    }
+
+    /// Waits, some seconds at most, until it has nearly as many connections as it takes.
+    async fn until_full(&self) {
+        let files = format!("/proc/{}/fd", self.process.id());
+        for _ in 0..50 {
+            if std::fs::read_dir(&files).expect("it runs").count() >= 250 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    /// The most memory that it ever had, KiB.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+/// With as many strangers as there may be by default: hosts beside each attack are served in time,
+/// and the backend's memory has a bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_are_served_beside_every_attack() {
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let mut hosts = Vec::new();
+    for (n, name) in ["one", "two", "three"].into_iter().enumerate() {
+        let (client, push) = backend.register(name).await;
+        hosts.push((client.from(own_address(n).into()), push));
+    }
+    let neighbour = backend.register("four").await;
+    let mut measured = Vec::new();
+    for attack in ATTACKS {
+        let mut attackers = JoinSet::new();
+        // What 40,000 requests cost their sender would slow down everybody on this machine.
+        let many = if attack == Attack::Pipelined { 100 } else { 320 };
+        for n in 0..many {
+            let target = backend.target.clone();
+            let from = if n % 2 == 0 { Ipv4Addr::LOCALHOST } else { address(n) };
+            attackers.spawn(async move {
+                loop {
+                    let _ = target.attack(attack, from).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+        backend.until_full().await;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..2 {
+            for (client, push) in &hosts {
+                let began = clock::monotonic();
+                let reply = tokio::time::timeout(PATIENCE, client.try_send(push.clone())).await;
+                let reply = reply.unwrap_or_else(|_| panic!("{attack:?}: not in time"));
+                assert_eq!(reply.expect("an answer").status, 200, "{attack:?}");
+                slowest = slowest.max(clock::monotonic() - began);
+            }
+        }
+        // Behind the address of most attackers: if need be with a second try, as an agent does.
+        let (client, push) = &neighbour;
+        until_async(&format!("{attack:?}: the neighbour is served"), PATIENCE, async || {
+            matches!(client.try_send(push.clone()).await, Ok(reply) if reply.status == 200)
+        })
+        .await;
+        // A person without a certificate gets in, too.
+        let stranger = Client::new(backend.target.address, &backend.authority, None);
+        let stranger = stranger.from(Ipv4Addr::new(127, 0, 3, 1).into());
+        until_async(&format!("{attack:?}: a stranger is served"), PATIENCE, async || {
+            let reply = stranger.try_send(Ask::new(Method::GET, "/version")).await;
+            matches!(reply, Ok(reply) if reply.status == 200)
+        })
+        .await;
+        attackers.shutdown().await;
+        let memory = backend.memory();
+        measured.push(format!("{attack:?}: {slowest:?}, {memory} KiB"));
+        assert!(memory <= MEMORY_MAX_KIB, "{measured:?}");
+    }
+    tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
+}
