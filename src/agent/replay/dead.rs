@@ -20,10 +20,14 @@ pub type RecordName = (Uuid, u64);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Group {
     queue_id: Uuid,
-    /// By sequence number; a record that was written down twice has two lines.
-    letters: BTreeMap<u64, Vec<String>>,
+    /// By record; one that was written down twice has two lines.
+    letters: BTreeMap<Key, Vec<String>>,
     bytes: usize,
 }
+
+/// A record within its queue: its number, and a checksum of its JSON. A number that only memory
+/// knew when its process was killed may have been given to another record, too.
+type Key = (u64, u32);
 
 /// What a look through the file has found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,7 +51,7 @@ pub fn count(path: &Path, queue_id: Uuid, until: Timestamp) -> io::Result<Count>
     each_dead_line(path, |line| match sound(line) {
         Some((_, letter)) if letter.at > until => {}
         Some((_, letter)) => {
-            if seen.insert(letter.record(queue_id)) {
+            if seen.insert((letter.record(queue_id), checksum(&letter))) {
                 count.amount.add(1, letter.metric.get().len() as u64);
             }
         }
@@ -83,25 +87,33 @@ pub fn next_group(
             bound = u64::MAX;
         }
         let same = group.as_mut().filter(|group| queue_id == group.queue_id && seq < bound);
-        bound = same.and_then(|group| group.add(seq, line)).unwrap_or(bound);
+        let key = (seq, checksum(&letter));
+        bound = same.and_then(|group| group.add(key, line)).unwrap_or(bound);
     })?;
     Ok(group.filter(|group| !group.letters.is_empty()))
 }
 
 impl Group {
     /// Adds a line. Returns the lowest sequence number that there is no room for.
-    fn add(&mut self, seq: u64, line: &str) -> Option<u64> {
-        let lines = self.letters.entry(seq).or_default();
+    fn add(&mut self, key: Key, line: &str) -> Option<u64> {
+        let lines = self.letters.entry(key).or_default();
         if !lines.iter().any(|known| known == line) {
             lines.push(line.to_owned());
             self.bytes += line.len();
         }
         let mut bound = None;
-        while self.letters.len() > RECORDS_MAX || (self.bytes > BYTES_MAX && self.letters.len() > 1)
-        {
-            let Some((seq, lines)) = self.letters.pop_last() else { break };
-            self.bytes -= lines.iter().map(String::len).sum::<usize>();
-            bound = Some(seq);
+        while self.letters.len() > RECORDS_MAX || self.bytes > BYTES_MAX {
+            let ends = (self.letters.first_key_value(), self.letters.last_key_value());
+            let (Some(((first, _), _)), Some(((last, _), _))) = ends else { break };
+            let (first, last) = (*first, *last);
+            // The records of one number stay together: the next group begins with the next number.
+            if first == last {
+                break;
+            }
+            for lines in self.letters.split_off(&(last, 0)).into_values() {
+                self.bytes -= lines.iter().map(String::len).sum::<usize>();
+            }
+            bound = Some(last);
         }
         bound
     }
@@ -114,13 +126,15 @@ impl Group {
     /// The name after that of the last record.
     pub fn end(&self) -> RecordName {
         let last = self.letters.last_key_value();
-        (self.queue_id, last.map_or(0, |(seq, _)| seq.saturating_add(1)))
+        (self.queue_id, last.map_or(0, |((seq, _), _)| seq.saturating_add(1)))
     }
 
     /// The batch id: a function of the queue, the records, and how often each was refused since, so
     /// that the backend does not answer another try from its memory of the last.
     pub fn id(&self) -> Uuid {
-        let name = |(seq, letter): (u64, Letter<'_>)| format!("{seq}:{}", letter.attempts);
+        let name = |(seq, letter): (u64, Letter<'_>)| {
+            format!("{seq}:{:08x}:{}", checksum(&letter), letter.attempts)
+        };
         let names: Vec<String> = self.newest().map(name).collect();
         Uuid::new_v5(&self.queue_id, format!("dead/{}", names.join(",")).as_bytes())
     }
@@ -152,8 +166,12 @@ impl Group {
     }
 
     fn newest(&self) -> impl Iterator<Item = (u64, Letter<'_>)> {
-        self.letters.iter().filter_map(|(seq, lines)| Some((*seq, newest_of(lines)?)))
+        self.letters.iter().filter_map(|((seq, _), lines)| Some((*seq, newest_of(lines)?)))
     }
+}
+
+fn checksum(letter: &Letter<'_>) -> u32 {
+    crc32c::crc32c(letter.metric.get().as_bytes())
 }
 
 fn newest_of(lines: &[String]) -> Option<Letter<'_>> {
@@ -190,7 +208,7 @@ mod tests {
     }
 
     fn seqs(group: &Group) -> Vec<u64> {
-        group.letters.keys().copied().collect()
+        group.letters.keys().map(|(seq, _)| *seq).collect()
     }
 
     fn at(second: i64) -> Timestamp {
@@ -275,12 +293,44 @@ mod tests {
         );
         assert_eq!((letter.first_at, letter.at, letter.status), (at(3), at(4), 422));
         let mut second = Group::default();
-        second.add(2, kept);
+        second.add((2, 0), kept);
         let mut first = Group::default();
-        first.add(2, &line(2, 1, 0));
+        first.add((2, 0), &line(2, 1, 0));
         assert_ne!(first.id(), second.id());
         assert_ne!(first.id(), Group { queue_id: QUEUE, ..first.clone() }.id());
         assert_eq!(group.id(), group.clone().id());
+    }
+
+    /// Two records that were given one number are two: none takes the other's line with it.
+    #[test]
+    fn a_number_of_two_records_has_both() {
+        let file = file(&[line(1, 1, 0), line(1, 2, 7), line(1, 3, 0), line(2, 1, 0)]);
+        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().amount.records, 3);
+        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        assert_eq!((seqs(&group), group.metrics().len()), (vec![1, 1, 2], 3));
+        let numbers: Vec<u64> = group.records().into_iter().map(|(seq, _)| seq).collect();
+        assert_eq!(numbers, [1, 1, 2]);
+        // One of the two is refused again: its line stays, and no other.
+        let refused = |index| Refused {
+            index,
+            path: String::new(),
+            message: String::new(),
+            status: 422,
+            attempts: 1,
+            first_at: at(1),
+            at: at(4),
+        };
+        for index in 0..2 {
+            let changes = group.settled(&[refused(index)]);
+            let kept: Vec<_> = changes.values().flatten().map(|line| read(line).unwrap()).collect();
+            let [kept] = &kept[..] else { panic!("{}", kept.len()) };
+            assert_eq!(kept.metric.get(), group.metrics()[index]);
+        }
+        // More than a group holds stays together, too.
+        let lines: Vec<_> = (0..1_200).map(|filler| line(7, 1, filler)).collect();
+        let file = self::file(&lines);
+        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        assert_eq!((group.letters.len(), group.end()), (1_200, (QUEUE, 8)));
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub(in crate::queue) fn planned(queue_id: Uuid, plan: &BatchPlan) -> Uuid {
 
 /// The id of a batch of which these records were read: for ever the same for the same ones, and
 /// another one for fewer of them, because who has taken an id takes nothing under it any more.
-/// Fewer are read of a damaged copy, of a window that another process still writes, and after thinning.
+/// Fewer are read of a damaged copy, of a window that another process still writes, and after
+/// thinning.
 pub(in crate::queue) fn of_read(queue_id: Uuid, origin: Origin, records: &[Record]) -> Uuid {
     let [first, last] = [records.first(), records.last()].map(|r| r.map_or(0, |r| r.seq));
     let count = records.len() as u64;
