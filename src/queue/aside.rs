@@ -186,17 +186,24 @@ impl QuarantinedKind {
     }
 }
 
-/// What the agent put into quarantine first. What was sent, or counted, goes before strangers,
-/// whose records have been neither.
+/// What the agent put into quarantine first, of what may go: its records were sent, or counted.
+/// Those of strangers were neither.
 pub(super) fn oldest_quarantined(disk: &impl ReadDisk) -> Option<String> {
     let names = disk.names(Path::new(QUARANTINE)).unwrap_or_default();
     let own = names.into_iter().filter_map(|name| {
+        use QuarantinedKind::{Segment, State};
         let path = Path::new(QUARANTINE).join(&name);
-        let kind = Some(QuarantinedKind::of(&name)).filter(|_| disk.has_folder(&path))?;
-        (kind != QuarantinedKind::Other)
-            .then(|| (kind == QuarantinedKind::Stranger, disk.changed_at(&path), name))
+        let may_go = matches!(QuarantinedKind::of(&name), Segment | State);
+        (may_go && disk.has_folder(&path)).then(|| (disk.changed_at(&path), name))
     });
-    own.min().map(|(_, _, name)| name)
+    own.min().map(|(_, name)| name)
+}
+
+/// Bytes of what is in quarantine, without strangers: what never goes has no part in the budget.
+pub(super) fn quarantined_bytes(disk: &impl ReadDisk) -> u64 {
+    let names = disk.names(Path::new(QUARANTINE)).unwrap_or_default();
+    let counts = |name: &&String| QuarantinedKind::of(name) != QuarantinedKind::Stranger;
+    names.iter().filter(counts).map(|name| disk.occupied(&Path::new(QUARANTINE).join(name))).sum()
 }
 
 fn quarantined(entry: &fs::DirEntry) -> Quarantined {

@@ -132,9 +132,9 @@ impl<D: ReadDisk> Store<D> {
         self.disk.space()
     }
 
-    /// Bytes of the dead letters and of what was put aside.
+    /// Bytes of the dead letters and of what was put aside and may go.
     pub fn aside_bytes(&self) -> u64 {
-        self.disk.occupied(Path::new(DEAD_LETTERS)) + self.disk.occupied(Path::new(QUARANTINE))
+        self.disk.occupied(Path::new(DEAD_LETTERS)) + aside::quarantined_bytes(&self.disk)
     }
 
     /// Where a segment is: among those to deliver, else among those that are kept.
@@ -260,7 +260,7 @@ impl<D: WriteDisk> Store<D> {
         self.move_folder(&from, &to).map(|()| true)
     }
 
-    /// Removes what was put aside first; `false` when there is nothing.
+    /// Removes what was put aside first and may go; `false` when there is nothing.
     pub fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
         let Some(oldest) = aside::oldest_quarantined(&self.disk) else { return Ok(false) };
         let path = Path::new(QUARANTINE).join(oldest);

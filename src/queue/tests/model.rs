@@ -136,7 +136,13 @@ impl Run {
         if self.disk.is_powerless() {
             self.disk.crash(self.now_ms.unsigned_abs());
         }
-        self.log = Log::open(self.disk.open(), self.limits).expect("the queue opens");
+        let mut opened = Log::open(self.disk.open(), self.limits);
+        if opened.is_err() && self.disk.is_powerless() {
+            // The power went while it was opened.
+            self.disk.crash(self.now_ms.unsigned_abs());
+            opened = Log::open(self.disk.open(), self.limits);
+        }
+        self.log = opened.expect("the queue opens");
         let last = self.model.acknowledged.last_key_value().map(|(seq, _)| *seq);
         let next_seq = self.log.status().next_seq;
         assert!(last.is_none_or(|seq| seq < next_seq), "{last:?} will be given again: {next_seq}");
