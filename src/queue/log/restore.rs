@@ -11,10 +11,18 @@ use crate::queue::{
 };
 
 impl<D: WriteDisk> Log<D> {
-    /// Makes the directory anew when it has gone away.
+    /// Makes the directory, or the state in it, anew when it has gone away.
     pub(super) fn restore_if_gone(&mut self, now_ms: i64) {
-        if self.disk_error().is_none() && !self.store.disk.is_there() {
+        if self.disk_error().is_some() {
+            return; // asked again in its time
+        }
+        if !self.store.disk.is_there() {
             self.restore(now_ms);
+        } else if !self.journal.is_there(&self.store) {
+            match self.journal.make_anew(&mut self.store) {
+                Ok(()) => tracing::error!("the queue's state had been removed, and is made anew"),
+                Err(error) => self.disk_failed(&error, now_ms),
+            }
         }
     }
 

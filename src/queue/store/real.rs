@@ -147,6 +147,10 @@ impl<H: Send> ReadDisk for Directory<H> {
         open_file(&self.dir.join(file)).map(|open| open.into_parts().0)
     }
 
+    fn inode(&self, file: &Path) -> Option<(u64, u64)> {
+        std::fs::metadata(self.dir.join(file)).ok().map(|data| (data.dev(), data.ino()))
+    }
+
     fn occupied(&self, path: &Path) -> u64 {
         occupied(&self.dir.join(path))
     }
