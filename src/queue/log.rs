@@ -370,17 +370,25 @@ impl<D: WriteDisk> Log<D> {
     fn seal_active(&mut self, active: Active, now_ms: i64) {
         let Active { mut row, plans, on_disk, unsaved, .. } = active;
         row.window_ms.1 = now_ms;
-        let home = if on_disk { Home::Disk } else { Home::MemoryOnly };
-        if on_disk {
-            let closed = self.store.close(row.id, row.frames);
-            let none = (&[][..], now_ms);
-            let put = closed.and_then(|()| self.journal.put_sealed(&mut self.store, &row, none));
-            if let Err(error) = put {
-                // The frames are durable; a start finds them without the row.
-                self.disk_failed(&error, now_ms);
-            }
+        if !on_disk {
+            return self.backlog.close(Sealed::new(row, Some(plans), unsaved, Home::MemoryOnly));
         }
-        self.backlog.close(Sealed::new(row, Some(plans), unsaved, home));
+        let closed = self.store.close(row.id, row.frames);
+        if let Err(error) = closed {
+            self.store.abandon(row.id);
+            if self.lacks_records(&row) {
+                tracing::error!(%error, "a segment is not what was written");
+                self.close_gone(&row, plans);
+                return self.restore_recent(now_ms);
+            }
+            self.disk_failed(&error, now_ms);
+        }
+        let none = (&[][..], now_ms);
+        if let Err(error) = self.journal.put_sealed(&mut self.store, &row, none) {
+            // The frames are durable; a start finds them without the row.
+            self.disk_failed(&error, now_ms);
+        }
+        self.backlog.close(Sealed::on_disk(row, Some(plans)));
     }
 
     /// Removes, or keeps for a while, the segments of which nothing is left to deliver, once the

@@ -23,6 +23,7 @@ use super::{
     format::{
         block::MAGIC,
         salvage::{self, Found, Scan, Stranger},
+        segment::SegmentRow,
     },
 };
 
@@ -217,13 +218,13 @@ impl<D: WriteDisk> Store<D> {
         self.disk.trim(&file).map_err(self.at("truncate", &file))
     }
 
-    /// Makes the frames of segment `id` from `frames` on unrecognisable, in place: they were never
-    /// acknowledged, and that needs no free space.
-    pub fn cut(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
-        let scan = self.frames(id)?;
-        let file = segment_folder(id).join(FRAMES_FILE);
+    /// Makes the frames of a segment that its row does not promise unrecognisable, in place: they
+    /// were never acknowledged, and that needs no free space.
+    pub fn cut(&mut self, row: &SegmentRow) -> Result<(), StoreError> {
+        let scan = self.frames(row.id)?;
+        let file = segment_folder(row.id).join(FRAMES_FILE);
         let mut cut = false;
-        for found in scan.found.iter().filter(|found| found.head.number >= frames) {
+        for found in scan.found.iter().filter(|found| !row.promises(&found.head)) {
             let erased = self.disk.write(&file, found.offset, &[0; MAGIC.len()]);
             erased.map_err(self.at("write to", &file))?;
             cut = true;

@@ -2,6 +2,7 @@
 
 mod attack; // the state, the names, the clock, the directory
 mod damage; // damaged directories
+mod gone; // a directory, or a part of it, that goes away and comes back
 mod hand; // files and folders moved about by a person
 mod life; // the thread that owns the log
 mod lanes; // fresh batches and the oldest

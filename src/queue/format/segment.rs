@@ -85,7 +85,7 @@ pub struct SegmentRow {
     pub raw_bytes: u64,
     /// Bytes of the frames.
     pub stored_bytes: u64,
-    /// Frames that were acknowledged; frames with a higher number were never promised.
+    /// Frames that were acknowledged; see [`SegmentRow::promises`].
     pub frames: u64,
     /// Batches, numbered from 0.
     pub batches: u32,
@@ -221,6 +221,13 @@ impl SegmentRow {
         (!windows.is_empty()).then_some(row)
     }
 
+    /// Whether a frame holds what was acknowledged in the segment. Its file may be another
+    /// generation of it than the row counts the frames of: one that went away and came back. What
+    /// was never acknowledged has later sequence numbers.
+    pub fn promises(&self, head: &FrameHead) -> bool {
+        head.number < self.frames || head.first_seq < self.end_seq
+    }
+
     /// Whether `batch` is delivered.
     pub fn is_delivered(&self, batch: u32) -> bool {
         self.delivered.iter().any(|(from, to)| (*from..=*to).contains(&batch))
@@ -338,7 +345,7 @@ pub fn plan_block(
 pub fn plans_of(found: &[Found], row: &SegmentRow) -> Vec<BatchPlan> {
     let mut plans: Vec<BatchPlan> = Vec::new();
     let blocks = found.iter().map(|frame| frame.head).filter(|h| h.part == 0);
-    for head in blocks.filter(|head| head.number < row.frames) {
+    for head in blocks.filter(|head| row.promises(head)) {
         let block = BlockFacts {
             first_seq: head.first_seq,
             records: u64::from(head.records),

@@ -120,6 +120,8 @@ impl<D: WriteDisk> Log<D> {
         sealed.unsaved = unsaved;
         if saved.is_some() {
             sealed.saved();
+            self.index = self.index.take().filter(|index| index.segment != id);
+            self.looked_at = None;
             self.writer.ring.now_on_disk(id);
             let none = (&[][..], now_ms);
             if let Err(error) = self.journal.put_sealed(&mut self.store, &sealed.row, none) {

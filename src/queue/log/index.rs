@@ -44,7 +44,7 @@ impl Index {
     /// that lacks a part is as good as absent.
     pub(in crate::queue) fn of(scan: Scan, row: &SegmentRow) -> Self {
         let Scan { mut found, groups, .. } = scan;
-        found.retain(|frame| frame.head.number < row.frames);
+        found.retain(|frame| row.promises(&frame.head));
         let whole = found
             .chunk_by(same_block)
             .filter(|block| block.len() == usize::from(block[0].head.parts));
@@ -95,10 +95,23 @@ impl Index {
             number = block.head.number + u64::from(block.head.parts);
             (seq, batch) = (block.end_seq, block.batches.1);
         }
-        if number < row.frames {
-            gap(seq, row.end_seq, (batch, row.batches.saturating_sub(1)));
-        }
+        gap(seq, row.end_seq, (batch, row.batches.saturating_sub(1)));
         gaps
+    }
+
+    /// All sequence numbers of the segment that no block covers, those included that were left out
+    /// when it was written.
+    pub(in crate::queue) fn holes(&self, row: &SegmentRow) -> Vec<Gap> {
+        let (mut holes, mut seq, mut batch) = (Vec::new(), row.first_seq, 0);
+        let ends = self.covered().map(|block| (block.head.first_seq, block.end_seq, block.batches));
+        let last = row.batches.saturating_sub(1);
+        for (from, end_seq, batches) in ends.chain([(row.end_seq, row.end_seq, (last, last))]) {
+            if seq < from {
+                holes.push(Gap { from: seq, to: from - 1, batches: (batch, batches.0) });
+            }
+            (seq, batch) = (seq.max(end_seq), batches.1);
+        }
+        holes
     }
 
     /// Forgets a block that turned out to be damaged; returns what it held, ranges with both ends

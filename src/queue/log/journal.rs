@@ -295,6 +295,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether the files of the state are where they were written.
+    pub(in crate::queue) fn is_there<D: ReadDisk>(&self, store: &Store<D>) -> bool {
+        self.notes.are_there(&store.disk)
+    }
+
     /// Writes everything anew, after the directory has gone away.
     pub(in crate::queue) fn make_anew<D: WriteDisk>(
         &mut self,

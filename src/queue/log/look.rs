@@ -402,7 +402,7 @@ impl<D: ReadDisk> Log<D> {
         }
         let scan = self.store.frames_of_row(row.id)?;
         let mut frames = Frames { found: scan.found, groups: scan.groups };
-        frames.found.retain(|frame| frame.head.number < row.frames);
+        frames.found.retain(|frame| row.promises(&frame.head));
         let found = Arc::new(frames);
         let (segment, frames) = (row.id, row.frames);
         self.looked_at = Some(Index { segment, frames, found: Arc::clone(&found), plans: None });

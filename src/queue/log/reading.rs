@@ -251,7 +251,11 @@ impl<D: ReadDisk> Log<D> {
     /// its blocks, and tells the ledger of those that were not delivered.
     fn note_missing(&mut self, row: &SegmentRow, index: &Index, missing: u64) {
         let is_lost = |gap: &Gap| !(gap.batches.0..=gap.batches.1).all(|b| row.is_delivered(b));
-        let gaps = index.gaps(row).into_iter().filter(is_lost);
+        let (gaps, all_missing) = (index.gaps(row), row.records.saturating_sub(index.records()));
+        let in_gaps: u64 = gaps.iter().map(|gap| gap.to - gap.from + 1).sum();
+        // The frames that are there may follow each other, and lack some all the same.
+        let gaps = if in_gaps < all_missing { index.holes(row) } else { gaps };
+        let gaps = gaps.into_iter().filter(is_lost);
         let unknown = |gap: Gap| {
             let known = self.journal.ledger().known_in(gap.from, gap.to);
             ((gap.from, gap.to), (gap.to - gap.from + 1).saturating_sub(known))

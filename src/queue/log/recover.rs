@@ -68,9 +68,9 @@ struct Findings {
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::queue) struct Neighbours {
     /// The numbers below were given before its first record.
-    from: u64,
+    pub(super) from: u64,
     /// The first number of the next segment.
-    until: Option<u64>,
+    pub(super) until: Option<u64>,
 }
 
 impl<D: WriteDisk> Log<D> {
@@ -108,7 +108,7 @@ impl<D: WriteDisk> Log<D> {
             match self.recover_unread(id, around, &mut found) {
                 Ok(Some(row)) => self.take_row(row, &mut found),
                 Ok(None) => {}
-                Err(_) => self.set_unread(id, around),
+                Err(_) => self.set_unread(id, around, self.now_ms.saturating_add(UNREAD_RETRY_MS)),
             }
             self.carry_out(found);
         }
@@ -295,11 +295,11 @@ impl<D: ReadDisk> Log<D> {
     ) {
         tracing::error!(segment = id, %error, "left alone until the disk gives it");
         found.unknown_seqs += UNKNOWN_SEQS;
-        self.set_unread(id, around);
+        self.set_unread(id, around, self.now_ms.saturating_add(UNREAD_RETRY_MS));
     }
 
-    fn set_unread(&mut self, id: u64, around: Neighbours) {
-        let retry_at_ms = self.now_ms.saturating_add(UNREAD_RETRY_MS);
+    /// Has a segment without a row read, not before `retry_at_ms`.
+    pub(super) fn set_unread(&mut self, id: u64, around: Neighbours, retry_at_ms: i64) {
         self.unread.insert(id, Unread { around, retry_at_ms });
     }
 
@@ -446,7 +446,7 @@ impl<D: ReadDisk> Log<D> {
 
     fn recover_positions(&mut self, scan: &Scan, row: &SegmentRow) {
         let promised: Vec<_> =
-            scan.found.iter().filter(|frame| frame.head.number < row.frames).copied().collect();
+            scan.found.iter().filter(|frame| row.promises(&frame.head)).copied().collect();
         let mut at = 0;
         while let Some(first) = promised.get(at) {
             let parts = usize::from(first.head.parts).max(1);

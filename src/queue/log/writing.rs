@@ -133,7 +133,7 @@ impl<D: WriteDisk> Log<D> {
         }
     }
 
-    fn write_again(&mut self, unsynced: Vec<(Vec<Record>, Vec<Position>)>) {
+    pub(super) fn write_again(&mut self, unsynced: Vec<(Vec<Record>, Vec<Position>)>) {
         for (records, positions) in unsynced {
             self.write_blocks(&records, &positions);
         }
@@ -241,34 +241,34 @@ impl<D: WriteDisk> Log<D> {
     }
 
     /// Keeps what a failed segment had acknowledged.
-    fn close_broken(&mut self, mut row: SegmentRow, plans: Vec<BatchPlan>, now_ms: i64) {
+    pub(super) fn close_broken(&mut self, mut row: SegmentRow, plans: Vec<BatchPlan>, now_ms: i64) {
         self.store.abandon(row.id);
         if row.frames == 0 {
             self.writer.ring.remove(row.id);
             return discard(&mut self.store, row.id);
         }
         row.window_ms.1 = now_ms;
-        if self.store.has_lost_frames(row.id) {
-            // Somebody has removed it: what memory has of it is written anew.
-            return self.close_gone(&row, &plans);
+        if self.lacks_records(&row) {
+            return self.close_gone(&row, plans);
         }
         // The frames that were never acknowledged are written again elsewhere: a start must not
         // find them here too, even if the row cannot be written.
-        let cut = self.store.cut(row.id, row.frames);
+        let cut = self.store.cut(&row);
         self.store.trim(row.id).ok();
         let none = (&[][..], now_ms);
         let put = cut.and_then(|()| self.journal.put_sealed(&mut self.store, &row, none));
         if let Err(error) = put {
             tracing::warn!(%error, "a start will find the segment without its row");
         }
-        self.backlog.insert(Sealed::on_disk(row, Some(plans)));
+        self.backlog.close(Sealed::on_disk(row, Some(plans)));
     }
 }
 
 /// Forgets a segment of which nothing was acknowledged. Its frames are made unrecognisable first,
 /// in case that it cannot be removed: what they hold is written elsewhere.
 pub(super) fn discard<D: WriteDisk>(store: &mut Store<D>, id: u64) {
-    if let Err(error) = store.cut(id, 0).and_then(|()| store.remove(id)) {
+    let nothing = SegmentRow::empty(id, 0, 0);
+    if let Err(error) = store.cut(&nothing).and_then(|()| store.remove(id)) {
         tracing::warn!(segment = id, %error, "what is left of a failed segment stays for now");
     }
 }
@@ -348,6 +348,7 @@ pub(super) fn encode_again(
     }
     again.row.window_ms = row.window_ms;
     again.row.delivered.clone_from(&row.delivered);
+    again.row.delivered_records = row.delivered_records;
     again.row.end_seq = again.row.end_seq.max(row.end_seq);
     Some(again)
 }

@@ -28,6 +28,9 @@ pub trait ReadDisk: Send {
     /// Opens a file to read it.
     fn open(&self, file: &Path) -> io::Result<Self::File>;
 
+    /// Which file stands at a path, as the system tells files apart; `None` without one.
+    fn inode(&self, file: &Path) -> Option<(u64, u64)>;
+
     /// Bytes that a file, or everything in a folder, occupies; 0 when it is not there.
     fn occupied(&self, path: &Path) -> u64;
 

@@ -10,10 +10,13 @@ mod pages;
 mod tree;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use self::{pages::Content, tree::Tree};
@@ -37,10 +40,13 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>);
 struct Disk {
     tree: Tree,
     contents: BTreeMap<u64, Content>,
-    last_content: u64,
     dead: Vec<DeadLetter>,
     dead_synced: usize,
     space: Option<DiskSpace>,
+    /// The folders of the segments that a process is writing.
+    open: BTreeSet<PathBuf>,
+    /// Whether another directory has been put in the place of the one that was opened.
+    exchanged: bool,
     faults: Faults,
     /// Operations that succeeded.
     writes: u64,
@@ -62,6 +68,9 @@ struct Faults {
     unreadable: Option<(PathBuf, io::ErrorKind)>,
     seed: u64,
 }
+
+/// No two files of any disk have the same content.
+static NEXT_CONTENT: AtomicU64 = AtomicU64::new(1);
 
 impl Default for MemoryDisk {
     fn default() -> Self {
@@ -159,6 +168,16 @@ impl MemoryDisk {
             disk.tree.remove(path);
             disk.tree.sync(path.parent().unwrap_or(root));
         }
+    }
+
+    /// Puts the directory of `other` in the place of this one, and this one in its place, under the
+    /// process that has it open.
+    pub fn exchange(&self, other: &Self) {
+        let (mut own, mut other) = (self.lock(), other.lock());
+        std::mem::swap(&mut *own, &mut *other);
+        (own.exchanged, other.exchanged) = (true, false);
+        own.open.clear();
+        other.open.clear();
     }
 
     /// Forgets all state rows, as when both files of the state are lost.
@@ -271,9 +290,9 @@ impl Disk {
         if !file.parent().is_some_and(|folder| self.tree.is_folder(folder)) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        self.last_content += 1;
-        self.contents.insert(self.last_content, Content::default());
-        self.tree.add(file, Some(self.last_content));
+        let content = NEXT_CONTENT.fetch_add(1, Ordering::Relaxed);
+        self.contents.insert(content, Content::default());
+        self.tree.add(file, Some(content));
         Ok(())
     }
 
@@ -359,6 +378,10 @@ impl ReadDisk for MemoryDisk {
 
     fn open(&self, file: &Path) -> io::Result<io::Cursor<Vec<u8>>> {
         self.lock().bytes(file).map(|bytes| io::Cursor::new(bytes.to_vec()))
+    }
+
+    fn inode(&self, file: &Path) -> Option<(u64, u64)> {
+        self.lock().tree.get(file)?.map(|content| (0, content))
     }
 
     fn occupied(&self, path: &Path) -> u64 {
@@ -451,6 +474,7 @@ impl WriteDisk for MemoryDisk {
             let mut disk = self.grow()?;
             disk.tree.add(folder, None);
             disk.make(&folder.join(FRAMES_FILE))?;
+            disk.open.insert(folder.to_owned());
             disk.end_synced(|disk, _| {
                 disk.tree.sync(folder);
                 disk.tree.sync(Path::new(SEGMENTS));
@@ -469,6 +493,9 @@ impl WriteDisk for MemoryDisk {
         let append = || {
             let mut disk = self.lock();
             disk.begin()?;
+            if !disk.open.contains(folder) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             let content = disk.content(&folder.join(FRAMES_FILE)).ok_or(io::ErrorKind::NotFound)?;
             for frame in frames {
                 content.write(content.bytes().len(), frame.clone());
@@ -495,13 +522,14 @@ impl WriteDisk for MemoryDisk {
 
     fn is_there(&self) -> bool {
         let disk = self.lock();
-        FOLDERS.iter().all(|folder| disk.tree.is_folder(Path::new(folder)))
+        !disk.exchanged && FOLDERS.iter().all(|folder| disk.tree.is_folder(Path::new(folder)))
     }
 
     fn make_anew(&mut self) -> Result<(), StoreError> {
         for folder in FOLDERS.map(Path::new) {
             self.make_folder(folder).map_err(|error| failed("create", folder, error))?;
         }
+        self.lock().exchanged = false;
         let root = Path::new("");
         self.sync(root).map_err(|error| failed("sync", root, error))
     }

@@ -54,6 +54,8 @@ enum NotesFile {
     Stale,
     /// It has everything.
     Sound {
+        /// Which file it is: one that somebody has put in its place is not added to.
+        inode: Option<(u64, u64)>,
         bytes: u64,
         /// How long it was when it was written anew.
         snapshot_bytes: u64,
@@ -222,25 +224,43 @@ impl Notes {
         self.put(disk, &[])
     }
 
+    /// Whether the files that have everything are where they were written.
+    pub fn are_there(&self, disk: &impl ReadDisk) -> bool {
+        let mut files = FILES.iter().zip(&self.files);
+        files.all(|(name, file)| {
+            *file == NotesFile::Stale || disk.inode(&Path::new(FOLDER).join(name)).is_some()
+        })
+    }
+
     fn put_in(&mut self, disk: &mut impl WriteDisk, n: usize, change: &[u8]) -> io::Result<()> {
         let folder = Path::new(FOLDER);
-        let NotesFile::Sound { bytes, snapshot_bytes, reserved } = self.files[n] else {
-            disk.make_folder(folder)?;
-            disk.sync(Path::new(""))?;
-            return self.write_anew(disk, folder, n);
+        let file = folder.join(FILES[n]);
+        let NotesFile::Sound { inode, bytes, snapshot_bytes, reserved } = self.files[n] else {
+            return self.write_stale(disk, n);
         };
+        if inode.is_none() || disk.inode(&file) != inode {
+            self.files[n] = NotesFile::Stale;
+            return self.write_stale(disk, n);
+        }
         let end = bytes + change.len() as u64;
         if end > 4 * snapshot_bytes + SLACK_BYTES && self.write_anew(disk, folder, n).is_ok() {
             return Ok(());
         }
-        let file = folder.join(FILES[n]);
         // What is written of it when that fails is written over by the next.
         disk.write(&file, bytes, change)?;
         self.files[n] = NotesFile::Stale;
         disk.sync(&file)?;
         let reserved = reserve(disk, &file, end, reserved);
-        self.files[n] = NotesFile::Sound { bytes: end, snapshot_bytes, reserved };
+        self.files[n] = NotesFile::Sound { inode, bytes: end, snapshot_bytes, reserved };
         Ok(())
+    }
+
+    /// Writes a file anew, and its folder if that has gone away.
+    fn write_stale(&mut self, disk: &mut impl WriteDisk, n: usize) -> io::Result<()> {
+        let folder = Path::new(FOLDER);
+        disk.make_folder(folder)?;
+        disk.sync(Path::new(""))?;
+        self.write_anew(disk, folder, n)
     }
 
     /// Writes a file anew, as one snapshot, in the place of the old one.
@@ -259,7 +279,8 @@ impl Notes {
         disk.sync(folder)?;
         let bytes = snapshot.len() as u64;
         let reserved = reserve(disk, &file, bytes, 0);
-        self.files[n] = NotesFile::Sound { bytes, snapshot_bytes: bytes, reserved };
+        let inode = disk.inode(&file);
+        self.files[n] = NotesFile::Sound { inode, bytes, snapshot_bytes: bytes, reserved };
         Ok(())
     }
 }
@@ -325,7 +346,10 @@ fn find(disk: &impl ReadDisk, queue: Uuid) -> Result<Found, StoreError> {
     if merged.incomplete {
         tracing::error!("the queue's state is damaged in both of its files; rows may be missing");
     }
-    let files = [&read[0], &read[1]].map(|read| standing(read.as_ref(), queue, merged.number));
+    let files = [0, 1].map(|n| {
+        let inode = disk.inode(&Path::new(FOLDER).join(FILES[n]));
+        standing((read[n].as_ref(), inode), queue, merged.number)
+    });
     for (file, _) in FILES.iter().zip(&files).filter(|(_, standing)| **standing == NotesFile::Stale)
     {
         let path = full(disk, &Path::new(FOLDER).join(file));
@@ -336,7 +360,11 @@ fn find(disk: &impl ReadDisk, queue: Uuid) -> Result<Found, StoreError> {
 }
 
 /// Whether a file can be added to: it has the last note, and nothing else.
-fn standing(read: Option<&NotesRead>, queue: Uuid, number: u64) -> NotesFile {
+fn standing(
+    (read, inode): (Option<&NotesRead>, Option<(u64, u64)>),
+    queue: Uuid,
+    number: u64,
+) -> NotesFile {
     let Some(read) = read.filter(|read| !read.damaged && !read.torn) else {
         return NotesFile::Stale;
     };
@@ -348,7 +376,7 @@ fn standing(read: Option<&NotesRead>, queue: Uuid, number: u64) -> NotesFile {
         return NotesFile::Stale;
     }
     let bytes = read.sound_bytes;
-    NotesFile::Sound { bytes, snapshot_bytes: 0, reserved: 0 }
+    NotesFile::Sound { inode, bytes, snapshot_bytes: 0, reserved: 0 }
 }
 
 fn read_file(disk: &impl ReadDisk, n: usize) -> Result<Option<NotesRead>, StoreError> {

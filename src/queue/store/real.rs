@@ -42,6 +42,8 @@ pub struct Directory<H> {
 pub struct Held {
     dir: PathBuf,
     lock: Arc<File>,
+    /// The queue's folders as they were opened: others may come to stand in their places.
+    folders: Vec<std::fs::File>,
     open: BTreeMap<PathBuf, SledSegment>,
     dead: DeadFile,
     /// The user and group that own the directory, when this process is root and they are not: what
@@ -84,7 +86,8 @@ impl RealDisk {
     pub fn held(dir: &Path, lock: Arc<File>) -> Self {
         let (dir, owner) = (dir.to_owned(), owner_of(dir));
         let (open, dead) = (BTreeMap::new(), DeadFile::open(&dir));
-        let hold = Held { dir: dir.clone(), lock, open, dead, owner };
+        let folders = open_folders(&dir);
+        let hold = Held { dir: dir.clone(), lock, folders, open, dead, owner };
         Self { dir, hold }
     }
 
@@ -145,6 +148,10 @@ impl<H: Send> ReadDisk for Directory<H> {
 
     fn open(&self, file: &Path) -> io::Result<std::fs::File> {
         open_file(&self.dir.join(file)).map(|open| open.into_parts().0)
+    }
+
+    fn inode(&self, file: &Path) -> Option<(u64, u64)> {
+        std::fs::metadata(self.dir.join(file)).ok().map(|data| (data.dev(), data.ino()))
     }
 
     fn occupied(&self, path: &Path) -> u64 {
@@ -248,11 +255,17 @@ impl WriteDisk for RealDisk {
     }
 
     fn is_there(&self) -> bool {
-        let at = |path: &Path| std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
-        let held = self.hold.lock.metadata().ok().map(|data| (data.dev(), data.ino()));
-        held.is_some()
-            && at(&self.dir.join(LOCK)) == held
-            && FOLDERS.iter().all(|folder| self.dir.join(folder).is_dir())
+        let is_at = |open: &std::fs::File, path: &str| {
+            let there = std::fs::metadata(self.dir.join(path)).and_then(|there| {
+                let held = open.metadata()?;
+                Ok((there.dev(), there.ino()) == (held.dev(), held.ino()))
+            });
+            there.is_ok_and(|same| same)
+        };
+        let folders = &self.hold.folders;
+        is_at(self.hold.lock.file(), LOCK)
+            && folders.len() == FOLDERS.len()
+            && folders.iter().zip(FOLDERS).all(|(open, folder)| is_at(open, folder))
     }
 
     fn make_anew(&mut self) -> Result<(), StoreError> {
@@ -263,6 +276,7 @@ impl WriteDisk for RealDisk {
         if there.is_none() || there != held {
             self.hold.lock = Arc::new(lock(&self.dir)?);
         }
+        self.hold.folders = open_folders(&self.dir);
         let at = |path: PathBuf| move |error| StoreError::new("sync", path, error);
         let sync = |path: &Path| std::fs::File::open(path)?.sync_all();
         sync(&self.dir).map_err(at(self.dir.clone()))
@@ -348,6 +362,11 @@ fn make_folders(dir: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(&path).map_err(|error| StoreError::new("create", &path, error))?;
     }
     Ok(())
+}
+
+/// The folders of a queue, opened: as long as they are, no other has their inodes.
+fn open_folders(dir: &Path) -> Vec<std::fs::File> {
+    FOLDERS.iter().filter_map(|folder| std::fs::File::open(dir.join(folder)).ok()).collect()
 }
 
 /// Who owns `dir`, when this process is root and they are not.

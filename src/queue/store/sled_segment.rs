@@ -106,9 +106,14 @@ impl SledSegment {
         Ok(())
     }
 
-    /// Whether somebody has removed the file: what goes into it is gone with this process.
+    /// Whether the file is not where it was made any more: a start does not find what goes into it.
     fn is_gone(&self) -> bool {
-        self.file.file().metadata().is_ok_and(|data| data.nlink() == 0)
+        let inode = |data: std::fs::Metadata| (data.dev(), data.ino());
+        let Ok(own) = self.file.file().metadata().map(inode) else { return false };
+        match std::fs::metadata(self.handles.dir.join("db")).map(inode) {
+            Ok(there) => there != own,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// See [`super::disk::WriteDisk::close_segment`].

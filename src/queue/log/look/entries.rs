@@ -84,8 +84,9 @@ pub(super) fn entries<'a>(row: &SegmentRow, frames: &'a Frames) -> Vec<Entry<'a>
         seq = block.end_seq;
         entries.push(Entry::Block(block));
     }
-    if frame < row.frames {
-        entries.push(Entry::Hole(hole(row.id, (frame, row.frames - 1), seq..row.end_seq)));
+    if frame < row.frames || seq < row.end_seq {
+        let last = row.frames.max(frame + 1) - 1;
+        entries.push(Entry::Hole(hole(row.id, (frame, last), seq..row.end_seq)));
     }
     entries
 }
