@@ -151,7 +151,7 @@ pub(super) async fn collector(command: CollectorCommand) -> anyhow::Result<()> {
 }
 
 fn secrets_table(screen: &Screen, secrets: &[KeptSecret]) -> String {
-    let mut table = screen.table(&["secret", "uses", "of", "ends in", "state", "right"]);
+    let mut table = screen.table(&["secret", ">uses", ">of", ">ends in", "state", "right"]);
     for secret in secrets {
         let state = match secret {
             KeptSecret { revoked_at: Some(_), .. } => "revoked",
@@ -177,7 +177,7 @@ fn secrets_table(screen: &Screen, secrets: &[KeptSecret]) -> String {
 }
 
 fn collectors_table(screen: &Screen, collectors: &[Collector]) -> String {
-    let mut table = screen.table(&["collector", "host", "last push", "state", "id"]);
+    let mut table = screen.table(&["collector", "host", ">last push", "state", "id"]);
     for collector in collectors {
         let state = match collector {
             Collector { deregistered_at: Some(_), .. } => "removed",
