@@ -31,7 +31,7 @@ fn append_each<D: WriteDisk>(log: &mut Log<D>, numbers: std::ops::Range<u64>) {
 fn a_directory_that_comes_back_is_delivered() {
     for ring_bytes_max in [8 << 10, 0] {
         for durability in [Durability::Sync, Durability::Interval] {
-            let limits = LogLimits { ring_bytes_max, durability, ..LIMITS };
+            let limits = LogLimits { durability, ring_bytes_max, ..LIMITS };
             for sealed in [true, false] {
                 for more in [0, 4] {
                     for noticed in [[true, true], [true, false], [false, false]] {
