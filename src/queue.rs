@@ -39,8 +39,10 @@
 //! - **Q7 A disk that fails stops nothing.** Records stay in memory up to `memory_max`; the disk is
 //!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted. A failed
 //!   sync is never tried again: the segment is closed with what it had acknowledged, and the rest
-//!   is written to another. A directory that goes away is made anew with what is in memory. A
-//!   thread that ends takes the process with it, so that a supervisor starts another.
+//!   is written to another. A directory that goes away, or its state, is made anew with what is
+//!   in memory; when it comes back, what is in it is delivered. A segment that cannot be read back
+//!   when its window ends is written again. A thread that ends takes the process with it, so that
+//!   a supervisor starts another.
 //! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
 //!   what it read.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.
