@@ -582,7 +582,6 @@ mod tests {
         check("[backend]\nurl = \"ftp://host\"", "agent.toml:2: backend.url");
         check("[backend]\nurl = \"http://host\"", "agent.toml:2: backend.url");
         check("[pg_stats]\nlock_timeout = \"9s\"", "timeouts are out of order");
-        check("[collector]\nhostname = \"\"", "agent.toml:2: collector.hostname");
         check("[collector]\npush_interval = -5", "agent.toml:2: collector.push_interval = -5");
         check("[pg_stats]\nenabled = \"yes\"", "true or false");
         check("[intake]\nlisten = \"0.0.0.0:1\"", "agent.toml:2: intake.listen = \"0.0.0.0:1\"");
