@@ -249,7 +249,7 @@ async fn deliver(golden: &Golden) {
     all.extend(golden.dead());
     all.extend(added.iter().map(Value::to_string));
     let mut stored = documents(&site);
-    let log = stored.iter().position(|document| document["entries"][0]["message"] == "two");
+    let log = stored.iter().position(|document| document["entries"][0]["level"] == "LOG");
     stored.remove(log.expect("the entry of the log"));
     let count = stored.len();
     let stored: BTreeSet<String> = stored.iter().map(Value::to_string).collect();
@@ -258,7 +258,6 @@ async fn deliver(golden: &Golden) {
     assert_eq!(count, stored.len(), "{}: each once", golden.name);
 }
 
-/// A site whose agent has the queue, keeps what is delivered, has an intake and follows a log.
 /// What was one batch to that version is one batch now.
 fn assert_same_batches(
     golden: &Golden,
@@ -274,6 +273,7 @@ fn assert_same_batches(
     assert_eq!(distinct.len(), ids.len(), "{}: {ids:?}", golden.name);
 }
 
+/// A site whose agent has the queue, keeps what is delivered, has an intake and follows a log.
 async fn site_of(golden: &Golden) -> (Site, Place) {
     let site = Site::registered().await;
     golden.unpack(site.queue().parent().expect("a folder"));
