@@ -165,7 +165,7 @@ async fn only_a_replay_brings_other_hosts() {
     let own = "db1.example.com";
     assert_eq!(seen, [(own, false), (own, true), ("db2.example.com", true)]);
     let collectors = served.running().store().collectors(Page::first(1), clock::now()).await;
-    assert_eq!(collectors.expect("collectors").rows[0].report, None, "it is no report");
+    assert_eq!(collectors.expect("collectors").rows[0].report, None, "a replay is not a report");
 }
 
 /// C48: a collector speaks for itself only.

@@ -3,8 +3,8 @@
 /// Longest name, host name or address, bytes.
 const BYTES_MAX: usize = 255;
 
-/// `text` without blanks around it, or why it is no name. Refused are characters that are not seen,
-/// or that change how others are seen: two names that look the same would be two collectors.
+/// Trims `text`, or says why it is refused. Invisible characters, and those that change how others
+/// are shown, are refused: two names that look the same would be two collectors.
 pub(super) fn checked(what: &str, text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() {

@@ -177,9 +177,8 @@ async fn start_backend(config: BackendConfig) -> anyhow::Result<Running> {
 async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Setup> {
     let agent_dir = dir.join("agent");
     fs_err::create_dir_all(&agent_dir)?;
-    let hostname = hostname();
     let text = format!(
-        "[collector]\nhostname = {hostname:?}\nstate_dir = {state:?}\npush_interval = 2\n\
+        "[collector]\nstate_dir = {state:?}\npush_interval = 2\n\
          [backend]\nurl = \"https://localhost:{port}\"\n\
          [tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n\
          {postgres}\
@@ -196,6 +195,7 @@ async fn enrol(backend: &Running, dir: &Path) -> anyhow::Result<Setup> {
     files::replace(&file, text.as_bytes(), Readers::Owner)?;
     let setup = Setup::load(&file)?;
     let config = &setup.loaded.config;
+    let hostname = config.agent.hostname.clone();
     let registration = Registration {
         link: config.link.clone(),
         state_dir: config.agent.state_dir.clone(),
@@ -229,10 +229,6 @@ fn postgres() -> String {
          {:?}\n[pg_stats]\ninterval = 5\n[pg_log]\ninterval = 2\n",
         found.host, found.port, found.user, found.database
     )
-}
-
-fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -1,5 +1,5 @@
-//! The one way of all that commands write for people: what comes from backends, hosts and logs
-//! cannot steer a terminal, and a reader that has gone away is no failure.
+//! Everything that commands print goes through here: control characters from backends, hosts and
+//! logs are escaped, and a closed pipe ends the output without an error.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -76,7 +76,7 @@ pub enum Renamed {
     Done,
     /// It is, or was, another collector's.
     NameTaken,
-    /// There is no such collector.
+    /// The id is unknown.
     Unknown,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! An entry is a line with a level, the lines after it that begin with a tab, and the lines with
 //! `DETAIL`, `HINT` and so on of the same process. Anything else in the file (what a library or
-//! an archive command printed) is no entry and is counted as skipped, with the lines after it that
-//! begin with a tab: whose they are is not known.
+//! an archive command printed) is counted as skipped, with the lines after it that begin with a
+//! tab: whose they are is not known.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

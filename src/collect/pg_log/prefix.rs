@@ -177,8 +177,8 @@ fn take<'a>(
     Some((&line[..length], &line[end..]))
 }
 
-/// Names may hold anything: they end where the prefix goes on. What holds `:  ` is no name: the
-/// line has another prefix, and the text begins before.
+/// The length of a name, which may hold any character and ends where the prefix goes on. A name
+/// with `:  ` in it is refused: the line has another prefix, and its message begins before.
 fn text_length(line: &str, width: usize, next: Option<&Token>) -> Option<usize> {
     let length = match next {
         Some(Token::Literal(literal)) => {
