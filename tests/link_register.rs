@@ -228,6 +228,10 @@ async fn missing_ca_file_is_refused_before_contact() {
     registration.link.tls.ca_file = Some(world.path("absent.crt"));
     let error = register(&registration).await.expect_err("no such file").to_string();
     assert!(error.contains("absent.crt does not exist; hint: pass --ca FILE"), "{error}");
+    let contact = Contact::Ca(world.path("absent.crt"));
+    let error = register(&Registration { contact, ..world.registration() }).await;
+    let error = error.expect_err("no such file").to_string();
+    assert!(error.contains("hint: it is `keys/ca.crt` in the backend's data"), "{error}");
     assert!(world.stub.requests().is_empty());
 }
 

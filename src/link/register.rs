@@ -311,7 +311,14 @@ impl Places {
 fn first_trust(registration: &Registration, old: Option<Identity>) -> Result<Trust, LinkError> {
     let tls = &registration.link.tls;
     match &registration.contact {
-        Contact::Ca(file) => Ok(Trust::Only(tls::read_certificates(file, "--ca")?)),
+        Contact::Ca(file) => match tls::read_certificates(file, "--ca") {
+            Err(error) if !file.exists() => Err(LinkError {
+                hint: "it is `keys/ca.crt` in the backend's data directory; bring it to this host"
+                    .to_owned(),
+                ..error
+            }),
+            read => Ok(Trust::Only(read?)),
+        },
         Contact::Fingerprint(fingerprint) => Ok(Trust::Pinned(Pin::new(*fingerprint))),
         Contact::Configured => {
             if let Some(missing) = tls.ca_file.as_deref().filter(|file| !file.exists()) {
