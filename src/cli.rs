@@ -7,6 +7,7 @@ pub mod config; // config init, config check
 pub mod control; // the control socket of `agent run`
 pub mod demo; // agent and backend in one process, to look at
 pub mod inspect; // what is queued
+pub mod metrics; // what is collected
 pub mod local; // the queue of this host, live or from its directory
 pub mod queue; // work on the queue's directory
 pub mod register; // enrols this host with a backend
@@ -92,6 +93,8 @@ pub enum Command {
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
+    /// Show every field that is collected: its unit, its meaning and where it comes from.
+    Metrics(metrics::Args),
     /// Serve as the backend that agents report to.
     Backend(backend::Args),
     /// Run agent and backend in one process, and watch metrics arrive.
@@ -131,6 +134,7 @@ pub fn execute(command: Command) -> ExitCode {
         }),
         Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Metrics(args) => metrics::run(&args),
         Command::Backend(args) => {
             telemetry::start_log(tracing::Level::INFO);
             block_on(backend::run(args, async {

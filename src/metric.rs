@@ -7,7 +7,9 @@
 
 pub mod agent_health;
 pub mod agent_limits;
+pub mod catalogue;
 mod compat;
+pub mod declare;
 pub mod disk_usage;
 pub mod envelope;
 pub mod error_body;
@@ -32,7 +34,7 @@ pub use quick::Sound;
 pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
 
 use crate::clock;
-use shape::Field;
+use declare::{Declared, Field, declare};
 
 /// What a metric is about; the `type` of its document.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,7 +63,7 @@ pub struct Invalid {
 }
 
 /// An instant in a document: RFC 3339, UTC, milliseconds, ending in `Z`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub Timestamp);
 
 /// Why a number is absent, or `ok` when none is.
@@ -173,18 +175,26 @@ pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
     }
 }
 
+declare! {
+    /// A document of a user's own program: anything besides.
+    pub struct Custom, from "the intake" {
+        /// When it was taken.
+        timestamp: Time = time(host);
+    }
+}
+
 /// The most values of a text that is made into one: about 32 MiB of memory.
 const VALUES_MAX: usize = 100_000;
 
 impl MetricType {
     fn fields(&self) -> &'static [Field] {
         match self {
-            Self::Sysstat => sysstat::SHAPE,
-            Self::DiskUsage => disk_usage::SHAPE,
-            Self::PgStats => pg_stats::SHAPE,
-            Self::PgLog => pg_log::SHAPE,
-            Self::Agent => agent_health::SHAPE,
-            Self::Custom(_) => &[],
+            Self::Sysstat => sysstat::Sysstat::FIELDS,
+            Self::DiskUsage => disk_usage::DiskUsage::FIELDS,
+            Self::PgStats => pg_stats::PgStats::FIELDS,
+            Self::PgLog => pg_log::PgLog::FIELDS,
+            Self::Agent => agent_health::AgentHealth::FIELDS,
+            Self::Custom(_) => Custom::FIELDS,
         }
     }
 }

@@ -6,6 +6,7 @@ use pganalytics::backend::BackendConfig;
 use pganalytics::config::Config;
 use pganalytics::config::reader::Change;
 use pganalytics::link::failure_reasons;
+use pganalytics::metric::catalogue;
 
 /// Every reason why nothing is delivered has its row among those for operators.
 #[test]
@@ -64,4 +65,13 @@ fn configuration_document_says_what_is_the_backends() {
         keys.iter().filter_map(|key| key.remote.map(|why| format!("| `{}` | {why} |", key.path())));
     let expected = sorted(remote.collect());
     assert_eq!(rows("What the backend may set"), expected, "{}", expected.join("\n"));
+}
+
+/// The list of metrics is the declarations'; `agent metrics --markdown` writes it.
+#[test]
+fn metrics_document_is_the_declarations() {
+    let (written, declared) = (document("docs/METRICS.md"), catalogue::markdown());
+    let differs = written.lines().zip(declared.lines()).find(|(written, now)| written != now);
+    assert_eq!(differs, None, "`agent metrics --markdown > docs/METRICS.md`");
+    assert_eq!(written.len(), declared.len());
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{CollectError, Collected, Collector, document, round2};
 use crate::metric::Time;
-use crate::metric::disk_usage::{DiskUsage as Document, Filesystem, Inodes, Space};
+use crate::metric::disk_usage::{DiskUsage as Document, Filesystem};
 use mounts::Mount;
 use probe::{Answer, Probes};
 
@@ -72,7 +72,7 @@ impl Collector for DiskUsageCollector {
         let answers = self.probes.ask(paths).await;
         let filesystems =
             mounts.into_iter().zip(answers).filter_map(|(m, answer)| filesystem(m, answer));
-        let metric = Document { timestamp: Time(now), filesystems: filesystems.collect() };
+        let metric = Document { timestamp: Time(now), filesystems: Some(filesystems.collect()) };
         Ok(Collected { metrics: vec![document(&metric)?], state: None })
     }
 }
@@ -88,40 +88,37 @@ fn filesystem(mount: Mount, answer: Answer) -> Option<Filesystem> {
     Some(Filesystem {
         device: mount.device,
         mount: mount.point.display().to_string(),
-        fstype: mount.fstype,
+        fstype: Some(mount.fstype),
         aliases: mount.aliases.iter().map(|alias| alias.display().to_string()).collect(),
-        space: statvfs.as_ref().map(space),
-        inodes: statvfs.as_ref().and_then(inodes),
-        read_only: mount.read_only,
-        stuck,
+        read_only: Some(mount.read_only),
+        stuck: Some(stuck),
+        ..statvfs.as_ref().map(numbers).unwrap_or_default()
     })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "one decimal of a GiB is shown")]
-fn space(statvfs: &Statvfs) -> Space {
+fn numbers(statvfs: &Statvfs) -> Filesystem {
     let bytes = |blocks: u64| blocks.saturating_mul(statvfs.block_bytes);
     let gib = |bytes: u64| (bytes as f64 / GIB * 10.0).round() / 10.0;
     let used = statvfs.blocks.saturating_sub(statvfs.blocks_free);
     // What df divides by: root's reserve is neither used nor to be had.
     let usable = used.saturating_add(statvfs.blocks_available);
-    Space {
-        total_gb: gib(bytes(statvfs.blocks)),
-        used_gb: gib(bytes(used)),
-        free_gb: gib(bytes(statvfs.blocks_free)),
+    // btrfs counts none.
+    let inodes = |number: u64| (statvfs.inodes > 0).then_some(number);
+    Filesystem {
+        total_gb: Some(gib(bytes(statvfs.blocks))),
+        used_gb: Some(gib(bytes(used))),
+        free_gb: Some(gib(bytes(statvfs.blocks_free))),
         percent_used: (usable > 0).then(|| round2(100.0 * used as f64 / usable as f64)),
-        total_bytes: bytes(statvfs.blocks),
-        used_bytes: bytes(used),
-        free_bytes: bytes(statvfs.blocks_free),
-        available_bytes: bytes(statvfs.blocks_available),
+        total_bytes: Some(bytes(statvfs.blocks)),
+        used_bytes: Some(bytes(used)),
+        free_bytes: Some(bytes(statvfs.blocks_free)),
+        available_bytes: Some(bytes(statvfs.blocks_available)),
+        inodes_total: inodes(statvfs.inodes),
+        inodes_used: inodes(statvfs.inodes.saturating_sub(statvfs.inodes_free)),
+        inodes_free: inodes(statvfs.inodes_free),
+        ..Filesystem::default()
     }
-}
-
-fn inodes(statvfs: &Statvfs) -> Option<Inodes> {
-    (statvfs.inodes > 0).then(|| Inodes {
-        inodes_total: statvfs.inodes,
-        inodes_used: statvfs.inodes.saturating_sub(statvfs.inodes_free),
-        inodes_free: statvfs.inodes_free,
-    })
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use tokio_postgres::types::ToSql;
 use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts};
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
+use crate::metric::declare::Declared;
 use crate::metric::pg_stats::{Cost, PgStats as Document, Problem, Server};
 use crate::metric::{Status, Time};
 use backoff::Backoff;
@@ -145,7 +146,7 @@ impl PgStatsCollector {
     async fn cluster(&mut self, cost: &mut Cost) -> Result<Cluster, CollectError> {
         let mut problems = Vec::new();
         let server = self.ask_main(queries::SERVER, &[], cost, &mut problems).await?;
-        let server = server.as_deref().and_then(<[Row]>::first).map(rows::server);
+        let server = server.as_deref().and_then(<[Row]>::first).and_then(Server::read);
         let recovery = match server.as_ref().and_then(|server| server.in_recovery) {
             Some(true) => Recovery::Standby,
             _ => Recovery::Primary,
@@ -271,7 +272,7 @@ impl Collector for PgStatsCollector {
         });
         if let Some(document) = documents.get_mut(at) {
             document.problems.splice(0..0, cluster.problems);
-            document.status = document.problems.first().map_or(Status::Ok, |p| p.status);
+            document.status = Some(document.problems.first().map_or(Status::Ok, |p| p.status));
             let databases = cluster.databases.into_iter().map(|database| database.summary);
             document.databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
             document.server = cluster.server;
@@ -289,15 +290,9 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
     Document {
         timestamp: Time(now),
         database: name.to_owned(),
-        status: Status::Ok,
-        problems: Vec::new(),
-        own: known.map(|database| database.summary.stats.clone()),
-        tables: None,
-        indexes: None,
-        relations: None,
-        databases: None,
-        server: None,
-        cost: None,
+        status: Some(Status::Ok),
+        own: known.map(|database| database.summary.stats.clone()).unwrap_or_default(),
+        ..Document::default()
     }
 }
 

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{CollectError, Collected, Collector, Notices, document, round2};
 use crate::metric::Time;
-use crate::metric::sysstat::{Cpu, Memory, Processes, Sysstat as Document};
+use crate::metric::sysstat::{Cpu, Memory, Paging, Processes, Sysstat as Document};
 use reading::Reading;
 
 /// Below this much time between two readings the kernel's 10 ms ticks make noise of percentages.
@@ -91,6 +91,7 @@ fn metric(now: Timestamp, previous: Option<&Reading>, current: &Reading) -> Docu
     let since = previous.filter(|_| elapsed >= GAP_MIN);
     Document {
         timestamp: Time(now),
+        boot_at: current.stat.as_ref().and_then(|stat| instant(stat.btime)),
         cpu: cpu(since, current),
         memory: current.memory.as_ref().map(memory),
         disk_io: current
@@ -101,6 +102,7 @@ fn metric(now: Timestamp, previous: Option<&Reading>, current: &Reading) -> Docu
             let before = since.and_then(|p| p.network.as_ref());
             delta::network(before, interfaces, elapsed)
         }),
+        paging: current.paging.as_ref().map(paging),
         pressure: delta::pressure(since.map(|p| &p.pressure), &current.pressure, elapsed),
         context_switches_s: current
             .stat
@@ -118,14 +120,44 @@ fn cpu(since: Option<&Reading>, current: &Reading) -> Option<Cpu> {
     if current.stat.is_none() && load.is_none() {
         return None;
     }
-    let shares = current.stat.as_ref().zip(since.and_then(|p| p.stat.as_ref()));
+    let both = current.stat.as_ref().zip(since.and_then(|p| p.stat.as_ref()));
+    let shares = both.and_then(|(stat, before)| delta::cpu_shares(&before.total, &stat.total));
+    let Cpu { user, nice, system, idle, iowait, irq, softirq, steal, .. } =
+        shares.unwrap_or_default();
+    let seconds = current.stat.as_ref().map(|stat| delta::cpu_seconds(&stat.total));
     Some(Cpu {
-        shares: shares.and_then(|(stat, before)| delta::cpu_shares(&before.total, &stat.total)),
+        user,
+        nice,
+        system,
+        idle,
+        iowait,
+        irq,
+        softirq,
+        steal,
         load_1m: load.map(|load| average(load.one)),
         load_5m: load.map(|load| average(load.five)),
         load_15m: load.map(|load| average(load.fifteen)),
         cores: current.stat.as_ref().and_then(|stat| u64::try_from(stat.cpu_time.len()).ok()),
+        ..seconds.unwrap_or_default()
     })
+}
+
+fn instant(seconds: u64) -> Option<Time> {
+    i64::try_from(seconds).ok().and_then(|at| Timestamp::from_second(at).ok()).map(Time)
+}
+
+fn paging(vmstat: &procfs::VmStat) -> Paging {
+    let count = |name: &str| vmstat.0.get(name).and_then(|value| u64::try_from(*value).ok());
+    // The kernel counts these in KiB whatever the size of its pages.
+    let bytes = |name: &str| count(name).and_then(|kib| kib.checked_mul(1_024));
+    Paging {
+        in_bytes: bytes("pgpgin"),
+        out_bytes: bytes("pgpgout"),
+        swap_in_pages: count("pswpin"),
+        swap_out_pages: count("pswpout"),
+        major_faults: count("pgmajfault"),
+        oom_kills: count("oom_kill"),
+    }
 }
 
 fn memory(info: &procfs::Meminfo) -> Memory {
@@ -142,15 +174,15 @@ fn memory(info: &procfs::Meminfo) -> Memory {
             .saturating_sub(info.s_reclaimable.unwrap_or(0)),
     };
     Memory {
-        total_mb: mib(info.mem_total),
-        free_mb: mib(info.mem_free),
-        cached_mb: mib(info.cached),
-        used_mb: mib(used),
+        total_mb: Some(mib(info.mem_total)),
+        free_mb: Some(mib(info.mem_free)),
+        cached_mb: Some(mib(info.cached)),
+        used_mb: Some(mib(used)),
         available_mb: info.mem_available.map(mib),
-        buffers_mb: mib(info.buffers),
-        swap_total_mb: mib(info.swap_total),
-        swap_used_mb: mib(info.swap_total.saturating_sub(info.swap_free)),
-        dirty_mb: mib(info.dirty),
+        buffers_mb: Some(mib(info.buffers)),
+        swap_total_mb: Some(mib(info.swap_total)),
+        swap_used_mb: Some(mib(info.swap_total.saturating_sub(info.swap_free))),
+        dirty_mb: Some(mib(info.dirty)),
         huge_pages_total: info.hugepages_total,
         huge_pages_free: info.hugepages_free,
         huge_pages_reserved: info.hugepages_rsvd,

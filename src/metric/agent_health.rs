@@ -5,91 +5,102 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Time;
-use super::shape::Kind::{Amount, Any, Bool, Count, Object, Text, Time as At};
-use super::shape::{Field, optional};
+use super::declare::declare;
 
-/// The agent at one time. Counters run since the agent started.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "type", rename = "agent")]
-pub struct AgentHealth {
-    /// When it was read.
-    pub timestamp: Time,
-    /// The agent's version.
-    pub version: String,
-    /// Seconds since the agent started.
-    pub uptime_s: f64,
-    /// Resident memory, bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rss_bytes: Option<u64>,
-    /// CPU the agent has used, user and system, seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_s: Option<f64>,
-    /// The log on disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue: Option<Queue>,
-    /// The ring in memory.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ring: Option<Ring>,
+declare! {
+    /// The agent's own health, as a backend takes it; no collector makes it yet.
+    pub struct AgentHealth = "agent", from "the agent" {
+        /// When it was read.
+        timestamp: Time = time(host);
+        /// When the agent started: where the counters begin.
+        started_at: Option<Time> = time(host);
+        /// The agent's version.
+        version: Option<String> = text;
+        /// Since the agent started.
+        uptime_s: Option<f64> = gauge("s");
+        /// Resident memory.
+        rss_bytes: Option<u64> = gauge("bytes") from "/proc/self/statm";
+        /// CPU the agent has used, user and system.
+        cpu_s: Option<f64> = counter("s" since "started_at") from "/proc/self/stat";
+        /// The log on disk.
+        queue: Option<Queue> = part;
+        /// The ring in memory.
+        ring: Option<Ring> = part;
+        /// The way to the backend.
+        forwarder: Option<Forwarder> = part;
+        /// By the collector's name.
+        collectors: BTreeMap<String, CollectorHealth> = part(by "collector");
+        /// Records that were not delivered and never will be.
+        lost: Option<Lost> = part;
+    }
+
+    /// What waits on disk.
+    pub struct Queue, from "the agent" {
+        /// Segments, the open one included.
+        segments: Option<u64> = gauge("segments");
+        /// Batches that are not delivered.
+        batches: Option<u64> = gauge("batches");
+        /// Records not delivered.
+        records: Option<u64> = gauge("records");
+        /// On disk, as it counts towards the budget.
+        bytes: Option<u64> = gauge("bytes");
+        /// The budget.
+        bytes_max: Option<u64> = gauge("bytes");
+        /// Since when the oldest of them waits.
+        oldest_at: Option<Time> = time(host);
+    }
+
+    /// What is kept in memory.
+    pub struct Ring, from "the agent" {
+        /// Records in it.
+        records: Option<u64> = gauge("records");
+        /// Their bytes.
+        bytes: Option<u64> = gauge("bytes");
+        /// The bound.
+        bytes_max: Option<u64> = gauge("bytes");
+    }
+
     /// The way to the backend.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub forwarder: Option<Forwarder>,
-    /// By the collector's name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub collectors: BTreeMap<String, CollectorHealth>,
-    /// Records that were not delivered and never will be, by the ledger.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lost: Option<Lost>,
-}
+    pub struct Forwarder, from "the agent" {
+        /// What it does: `flowing`, `probing`, `backing_off` or `paused`.
+        state: Option<String> = text;
+        /// Batches that a 2xx acknowledged.
+        batches_delivered: Option<u64> = counter("batches" since "started_at");
+        /// Records in them.
+        records_delivered: Option<u64> = counter("records" since "started_at");
+        /// Request bodies sent, compressed.
+        bytes_sent: Option<u64> = counter("bytes" since "started_at");
+        /// Pushes that were not acknowledged.
+        failures: Option<u64> = counter("pushes" since "started_at");
+        /// The last answer's status code.
+        last_status: Option<u64> = gauge("1");
+        /// When a batch was last acknowledged.
+        last_delivered_at: Option<Time> = time(host);
+    }
 
-/// What waits on disk.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Queue {
-    /// Segments, the open one included.
-    pub segments: u64,
-    /// Batches that are sealed and not delivered.
-    pub batches: u64,
-    /// Records not delivered.
-    pub records: u64,
-    /// Their bytes on disk.
-    pub bytes: u64,
-    /// The budget, bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bytes_max: Option<u64>,
-    /// When the oldest of them was made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub oldest_at: Option<Time>,
-}
+    /// One collector.
+    pub struct CollectorHealth, from "the agent" {
+        /// Collections begun.
+        runs: Option<u64> = counter("runs" since "started_at");
+        /// Collections that gave an error or ran into their deadline.
+        failures: Option<u64> = counter("runs" since "started_at");
+        /// Metrics handed on.
+        metrics: Option<u64> = counter("metrics" since "started_at");
+        /// Metrics that were no valid documents.
+        rejected: Option<u64> = counter("metrics" since "started_at");
+        /// How long the last collection took.
+        last_ms: Option<f64> = gauge("ms");
+        /// When the last good collection ended.
+        last_ok_at: Option<Time> = time(host);
+    }
 
-/// What is kept in memory.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Ring {
-    /// Records in it.
-    pub records: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The bound, bytes.
-    pub bytes_max: u64,
-}
-
-/// The forwarder's counters.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Forwarder {
-    /// What it does.
-    pub state: ForwarderState,
-    /// Batches that a 2xx acknowledged.
-    pub batches_delivered: u64,
-    /// Records in them.
-    pub records_delivered: u64,
-    /// Bytes of request bodies sent, compressed.
-    pub bytes_sent: u64,
-    /// Pushes that were not acknowledged.
-    pub failures: u64,
-    /// The last answer's status code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_status: Option<u64>,
-    /// When a batch was last acknowledged.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_delivered_at: Option<Time>,
+    /// The loss ledger in sum.
+    pub struct Lost, from "the agent" {
+        /// Entries of the ledger.
+        ranges: Option<u64> = gauge("entries");
+        /// Records in them.
+        records: Option<u64> = gauge("records");
+    }
 }
 
 /// What the forwarder does.
@@ -121,69 +132,6 @@ impl ForwarderState {
         }
     }
 }
-
-/// One collector's counters.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct CollectorHealth {
-    /// Collections begun.
-    pub runs: u64,
-    /// Collections that gave an error or ran into their deadline.
-    pub failures: u64,
-    /// Metrics handed on.
-    pub metrics: u64,
-    /// Metrics that were no valid documents.
-    pub rejected: u64,
-    /// How long the last collection took.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_ms: Option<f64>,
-    /// When the last good collection ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_ok_at: Option<Time>,
-}
-
-/// The loss ledger in sum.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Lost {
-    /// Entries of the ledger.
-    pub ranges: u64,
-    /// Records in them.
-    pub records: u64,
-}
-
-pub(super) const SHAPE: &[Field] = &[
-    optional("version", Text),
-    optional("uptime_s", Amount),
-    optional("rss_bytes", Count),
-    optional("cpu_s", Amount),
-    optional("queue", Object(QUEUE)),
-    optional("ring", Object(RING)),
-    optional("forwarder", Object(FORWARDER)),
-    optional("collectors", Any),
-    optional("lost", Object(&[optional("ranges", Count), optional("records", Count)])),
-];
-
-const QUEUE: &[Field] = &[
-    optional("segments", Count),
-    optional("batches", Count),
-    optional("records", Count),
-    optional("bytes", Count),
-    optional("bytes_max", Count),
-    optional("oldest_at", At),
-];
-
-const RING: &[Field] =
-    &[optional("records", Count), optional("bytes", Count), optional("bytes_max", Count)];
-
-const FORWARDER: &[Field] = &[
-    optional("state", Text),
-    optional("batches_delivered", Count),
-    optional("records_delivered", Count),
-    optional("bytes_sent", Count),
-    optional("failures", Count),
-    optional("last_status", Count),
-    optional("last_delivered_at", At),
-    optional("paused", Bool),
-];
 
 #[cfg(test)]
 mod tests {

@@ -2,125 +2,70 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use super::Time;
-use super::shape::Kind::{Amount, Any, Array, Bool, Count, Name, Number, Object, Text, Time as At};
-use super::shape::{Field, optional, required};
+use super::declare::declare;
 
-/// Entries of one log file, in the order of the file.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "type", rename = "pg_log")]
-pub struct PgLog {
-    /// When the file was read.
-    pub timestamp: Time,
-    /// The database of the agent's connection; each entry names its own.
-    pub database: String,
-    /// What the server wrote.
-    pub entries: Vec<Entry>,
-    /// How many entries of each level `entries` holds.
-    pub counts: BTreeMap<String, u64>,
-    /// The file's path.
-    pub file: String,
-    /// Where the first of these entries starts in the file, bytes.
-    pub from_offset: u64,
-    /// Where the last of them ends, bytes.
-    pub to_offset: u64,
-    /// Bytes between the two that are in no entry: no log line, or over a limit.
-    pub skipped_bytes: u64,
-}
+declare! {
+    /// Entries of one log file, in the order of the file.
+    pub struct PgLog = "pg_log", from "the server's log" {
+        /// When the file was read.
+        timestamp: Time = time(host);
+        /// The database of the agent's connection; each entry names its own.
+        database: String = key from "current_database()";
+        /// What the server wrote.
+        entries: Option<Vec<Entry>> = part;
+        /// How many entries of each level `entries` holds.
+        counts: BTreeMap<String, u64> = gauge("entries" by "level");
+        /// The file's path.
+        file: Option<String> = text from "pg_current_logfile()";
+        /// Where the first of these entries starts in the file.
+        from_offset: Option<u64> = gauge("bytes");
+        /// Where the last of them ends.
+        to_offset: Option<u64> = gauge("bytes");
+        /// What is between the two and in no entry: no log line, or over a limit.
+        skipped_bytes: Option<u64> = gauge("bytes");
+    }
 
-/// One entry, continuation lines joined.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Entry {
-    /// When the server wrote it; absent when the line's zone is not known. The collector leaves
-    /// such an entry out, since the contract requires a time.
-    pub timestamp: Option<Time>,
-    /// `LOG`, `ERROR`, ...
-    pub level: String,
-    /// The first line's text and its continuation lines.
-    pub message: String,
-    /// The server process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u64>,
-    /// The role.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// The database of the session.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub database: Option<String>,
-    /// `application_name` of the session.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub application: Option<String>,
-    /// The client's host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub client: Option<String>,
-    /// SQLSTATE.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sqlstate: Option<String>,
-    /// What a `duration:` entry measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub duration_ms: Option<f64>,
-    /// `HINT`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// `DETAIL`, only with redaction off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// `CONTEXT`, only with redaction off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub context: Option<String>,
-    /// `STATEMENT`, only with redaction off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statement: Option<String>,
-    /// The session, `%c`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub session_id: Option<String>,
-    /// The entry's number in its session, `%l`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub line: Option<u64>,
-    /// Cut at a limit.
-    #[serde(skip_serializing_if = "is_false")]
-    pub truncated: bool,
-    /// Text that may hold data was left out.
-    #[serde(skip_serializing_if = "is_false")]
-    pub redacted: bool,
-}
-
-pub(super) const SHAPE: &[Field] = &[
-    required("database", Name),
-    optional("entries", Array(&Object(ENTRY))),
-    optional("counts", Any),
-    optional("file", Text),
-    optional("from_offset", Count),
-    optional("to_offset", Count),
-    optional("skipped_bytes", Count),
-];
-
-const ENTRY: &[Field] = &[
-    required("timestamp", At),
-    required("level", Name),
-    required("message", Text),
-    optional("pid", Count),
-    optional("user", Text),
-    optional("database", Text),
-    optional("application", Text),
-    optional("client", Text),
-    optional("sqlstate", Text),
-    optional("event", Text),
-    optional("duration_ms", Amount),
-    optional("query_id", Number),
-    optional("detail", Text),
-    optional("hint", Text),
-    optional("context", Text),
-    optional("statement", Text),
-    optional("session_id", Text),
-    optional("line", Count),
-    optional("truncated", Bool),
-    optional("redacted", Bool),
-];
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
-fn is_false(flag: &bool) -> bool {
-    !flag
+    /// One entry, continuation lines joined.
+    pub struct Entry, from "the server's log" {
+        /// When the server wrote it.
+        timestamp: Time = time(server) from "log_line_prefix %t, %m, %n";
+        /// `LOG`, `ERROR` and so on.
+        level: String = key;
+        /// The first line's text and its continuation lines; with redaction one of the forms of
+        /// PostgreSQL's own messages, or the class of the SQLSTATE and the length.
+        message: String = text;
+        /// The server process.
+        pid: Option<u64> = key from "log_line_prefix %p";
+        /// The role.
+        user: Option<String> = key from "log_line_prefix %u";
+        /// The database of the session.
+        database: Option<String> = key from "log_line_prefix %d";
+        /// `application_name` of the session.
+        application: Option<String> = key from "log_line_prefix %a";
+        /// The client's host.
+        client: Option<String> = key from "log_line_prefix %h, %r";
+        /// SQLSTATE.
+        sqlstate: Option<String> = key from "log_line_prefix %e";
+        /// What a `duration:` entry measured.
+        duration_ms: Option<f64> = gauge("ms");
+        /// `query_id`.
+        query_id: Option<i64> = key from "log_line_prefix %Q" on 14..=18;
+        /// `HINT`, only with redaction off.
+        hint: Option<String> = text;
+        /// `DETAIL`, only with redaction off.
+        detail: Option<String> = text;
+        /// `CONTEXT`, only with redaction off.
+        context: Option<String> = text;
+        /// `STATEMENT`, only with redaction off.
+        statement: Option<String> = text;
+        /// The session.
+        session_id: Option<String> = text from "log_line_prefix %c";
+        /// The entry's number in its session.
+        line: Option<u64> = key from "log_line_prefix %l";
+        /// Cut at a limit; absent: it is not.
+        truncated: Option<bool> = state;
+        /// Text that may hold data was left out; absent: it was not.
+        redacted: Option<bool> = state;
+    }
 }

@@ -7,8 +7,9 @@
 use jiff::Timestamp;
 
 use super::MetricType;
+use super::declare::{Field, Kind};
 use super::shape::{
-    ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, Field, Kind, STRING_BYTES_MAX, TimeBounds, parse_time,
+    ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, STRING_BYTES_MAX, TimeBounds, parse_time,
 };
 
 /// The longest number that is looked at; longer ones may be infinite.
@@ -136,15 +137,33 @@ impl<'a> Look<'a> {
             ended = self.ends(b'}')?;
         }
         let missing = own.iter().chain(common).enumerate().any(|(index, field)| {
-            field.is_required() && bits(index).is_none_or(|bit| present & (1 << bit) == 0)
+            field.required && bits(index).is_none_or(|bit| present & (1 << bit) == 0)
         });
         (!missing).then_some(())
+    }
+
+    fn map(&mut self, kind: Kind, depth: usize) -> Option<()> {
+        if depth > DEPTH_MAX {
+            return None;
+        }
+        self.eat(b'{')?;
+        let mut ended = self.peek()? == b'}';
+        self.at += usize::from(ended);
+        while !ended {
+            if self.string()?.text.len() > STRING_BYTES_MAX {
+                return None;
+            }
+            self.eat(b':')?;
+            self.value(kind, depth)?;
+            ended = self.ends(b'}')?;
+        }
+        Some(())
     }
 
     fn field(&mut self, field: &Field, depth: usize) -> Option<()> {
         if self.peek()? == b'n' {
             // Not known, which a required field must not be.
-            return if field.is_required() { None } else { self.word("null") };
+            return if field.required { None } else { self.word("null") };
         }
         if depth > 1 {
             return self.value(field.kind, depth);
@@ -189,6 +208,7 @@ impl<'a> Look<'a> {
         match (self.peek()?, kind) {
             (b'{', Kind::Any) => self.object(&[], &[], depth + 1),
             (b'{', Kind::Object(own)) => self.object(own, &[], depth + 1),
+            (b'{', Kind::Map(value)) => self.map(*value, depth + 1),
             (b'[', Kind::Any) => self.array(Kind::Any, depth + 1),
             (b'[', Kind::Array(element)) => self.array(*element, depth + 1),
             (b'"', kind) => {
@@ -249,7 +269,8 @@ impl<'a> Look<'a> {
             Kind::Any | Kind::Text => raw.text.len() <= STRING_BYTES_MAX,
             Kind::Name => !raw.text.is_empty() && raw.text.len() <= STRING_BYTES_MAX,
             Kind::OneOf(words) => words.contains(&raw.text),
-            Kind::Time => parse_time(raw.text).is_ok_and(|time| self.bounds.contain(time)),
+            Kind::Time => parse_time(raw.text).is_ok(),
+            Kind::Taken => parse_time(raw.text).is_ok_and(|time| self.bounds.contain(time)),
             _ => false,
         };
         (sound && (raw.is_plain || matches!(kind, Kind::Any | Kind::Text | Kind::Name)))
@@ -447,6 +468,10 @@ mod tests {
             "read_only",
             "indexes",
             "table",
+            "collectors",
+            "runs",
+            "boot_at",
+            "counts",
             "x",
             "",
         ];

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Invalid, Status};
+use super::Invalid;
+use super::declare::{Field, Kind, Role};
 
 /// The longest string of a document, in bytes.
 pub const STRING_BYTES_MAX: usize = 64 * 1024;
@@ -19,62 +20,8 @@ const AHEAD_HOURS_MAX: i64 = 24;
 /// 2000-01-01T00:00:00Z.
 const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
 
-/// What a field holds.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Kind {
-    /// Any string.
-    Text,
-    /// A string with at least one character.
-    Name,
-    /// One of these strings.
-    OneOf(&'static [&'static str]),
-    /// A whole number, not negative.
-    Count,
-    /// A number, not negative.
-    Amount,
-    /// A number.
-    Number,
-    /// 0 to 100.
-    Percent,
-    /// RFC 3339, UTC, ending in `Z`.
-    Time,
-    Bool,
-    Object(&'static [Field]),
-    Array(&'static Kind),
-    /// Anything within the common limits.
-    Any,
-}
-
-/// One named field of an object.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Field {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    need: Need,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    Required,
-    Optional,
-}
-
-/// Why some numbers are absent; the same in every document.
-pub(super) const STATUS: Kind = Kind::OneOf(Status::NAMES);
-
-/// Fields of every metric.
-pub(super) const COMMON: [Field; 2] =
-    [required("type", Kind::Name), required("timestamp", Kind::Time)];
-
-/// A field that must be there and not null.
-pub(super) const fn required(name: &'static str, kind: Kind) -> Field {
-    Field { name, kind, need: Need::Required }
-}
-
-/// A field that may be absent or null: not known.
-pub(super) const fn optional(name: &'static str, kind: Kind) -> Field {
-    Field { name, kind, need: Need::Optional }
-}
+/// The field that no declaration has: the metric's type.
+pub(super) const COMMON: [Field; 1] = [Field::bare::<String>("type", Role::Key)];
 
 /// Checks a metric's members: the common fields, then those of its type, then the limits of
 /// everything else in it.
@@ -151,13 +98,6 @@ impl TimeBounds {
     }
 }
 
-impl Field {
-    /// Whether it must be there and not null.
-    pub(super) fn is_required(&self) -> bool {
-        self.need == Need::Required
-    }
-}
-
 impl<'a> At<'a> {
     fn root() -> At<'static> {
         At { parent: None, step: Step::Root, depth: 1 }
@@ -202,7 +142,7 @@ impl Walk {
         at: &At<'_>,
     ) -> Result<(), Invalid> {
         check_depth(at)?;
-        let needed = fields.own.iter().chain(fields.common).filter(|f| f.need == Need::Required);
+        let needed = fields.own.iter().chain(fields.common).filter(|field| field.required);
         for field in needed {
             if members.get(field.name).is_none_or(Value::is_null) {
                 return Err(at.key(field.name).invalid("missing"));
@@ -218,6 +158,18 @@ impl Walk {
                 Some(field) => self.value(value, field.kind, &at)?,
                 None => self.value(value, Kind::Any, &at)?,
             }
+        }
+        Ok(())
+    }
+
+    fn map(&self, members: &Map<String, Value>, kind: Kind, at: &At<'_>) -> Result<(), Invalid> {
+        check_depth(at)?;
+        for (name, value) in members {
+            let at = at.key(name);
+            if name.len() > STRING_BYTES_MAX {
+                return Err(at.invalid(too_long(name.len())));
+            }
+            self.value(value, kind, &at)?;
         }
         Ok(())
     }
@@ -254,27 +206,31 @@ impl Walk {
                 };
             }
             (Kind::OneOf(words), Value::String(text)) => return check_word(text, words, at),
-            (Kind::Time, Value::String(text)) => return self.time(text, at),
+            (Kind::Time, Value::String(text)) => {
+                return parse_time(text).map(drop).map_err(|message| at.invalid(message));
+            }
+            (Kind::Taken, Value::String(text)) => return self.taken(text, at),
             (Kind::Object(own), Value::Object(members)) => {
                 return self.object(members, &Fields { own, common: &[] }, at);
             }
             (Kind::Array(element), Value::Array(elements)) => {
                 return self.array(elements, *element, at);
             }
+            (Kind::Map(value), Value::Object(members)) => return self.map(members, *value, at),
             (Kind::Count | Kind::Amount | Kind::Number | Kind::Percent, Value::Number(number)) => {
                 return check_number(number, kind, at);
             }
             (Kind::Text | Kind::Name | Kind::OneOf(_), _) => "a string",
             (Kind::Count | Kind::Amount | Kind::Number | Kind::Percent, _) => "a number",
-            (Kind::Time, _) => "a timestamp",
+            (Kind::Time | Kind::Taken, _) => "a timestamp",
             (Kind::Bool, _) => "a boolean",
-            (Kind::Object(_), _) => "an object",
+            (Kind::Object(_) | Kind::Map(_), _) => "an object",
             (Kind::Array(_), _) => "an array",
         };
         Err(at.invalid(format!("expected {expected}, found {}", kind_name(value))))
     }
 
-    fn time(&self, text: &str, at: &At<'_>) -> Result<(), Invalid> {
+    fn taken(&self, text: &str, at: &At<'_>) -> Result<(), Invalid> {
         let time = parse_time(text).map_err(|message| at.invalid(message))?;
         if time < self.bounds.earliest {
             return Err(at.invalid(format!("{} is before 2000-01-01", shown(text))));

@@ -140,6 +140,26 @@ fn numbers_are_bounded() {
     );
 }
 
+/// A time that somebody else's clock says is no reason to refuse what stands beside it.
+#[test]
+fn only_a_documents_own_time_is_near_the_present() {
+    let ahead = json!({"database": "a", "server": {"started_at": "2027-03-01T12:00:00Z"}});
+    check("pg_stats", ahead, "");
+    check("sysstat", json!({"boot_at": "1970-01-01T00:00:01Z"}), "");
+    let no_time = json!({"boot_at": "yesterday"});
+    check("sysstat", no_time, "boot_at: \"yesterday\" does not end in `Z`: timestamps are UTC");
+}
+
+/// What stands under the names of a map is held to its declaration.
+#[test]
+fn the_names_of_a_map_are_free() {
+    check("agent", json!({"collectors": {"any name": {"runs": 1}, "": {}}}), "");
+    let negative = json!({"collectors": {"x": {"runs": -1}}});
+    check("agent", negative, "collectors.x.runs: -1 is negative");
+    let list = json!({"collectors": []});
+    check("agent", list, "collectors: expected an object, found an array");
+}
+
 /// Fields the contract does not know are kept within the common limits, which hold everywhere.
 #[test]
 fn common_limits_hold_in_unknown_fields() {
@@ -163,14 +183,10 @@ fn typed_documents_are_valid() {
     let at = Time(NOW.parse().expect("a time"));
     let sysstat = sysstat::Sysstat {
         timestamp: at,
-        cpu: Some(sysstat::Cpu { shares: None, cores: Some(2), ..Default::default() }),
-        memory: None,
+        cpu: Some(sysstat::Cpu { cores: Some(2), ..Default::default() }),
         disk_io: Some(vec![sysstat::DiskIo { device: "sda".into(), ..Default::default() }]),
-        network: None,
-        pressure: None,
-        context_switches_s: None,
-        processes: None,
         uptime_s: Some(1.5),
+        ..Default::default()
     };
     let value = serde_json::to_value(&sysstat).expect("encodes");
     assert_eq!(refused(&value), "");

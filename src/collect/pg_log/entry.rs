@@ -158,7 +158,7 @@ impl Open {
             said.time.and_then(|text| time::civil(text, reading.zone.as_ref()))
         };
         let entry = Entry {
-            timestamp: at.map(Time),
+            timestamp: at.map(Time).unwrap_or_default(),
             level: level.to_owned(),
             pid: said.pid.and_then(|pid| pid.parse().ok()),
             user: own(said.user),
@@ -169,7 +169,7 @@ impl Open {
             sqlstate: own(state.filter(|state| *state != "00000")),
             session_id: own(said.session_id),
             line: said.line.and_then(|line| line.parse().ok()),
-            truncated: line.cut,
+            truncated: line.cut.then_some(true),
             ..Entry::default()
         };
         let mut open = Self {
@@ -199,20 +199,20 @@ impl Open {
         self.part = part;
         self.verbose |= part == Part::Location;
         self.end = line.end;
-        self.entry.truncated |= line.cut;
+        self.cut_if(line.cut);
         self.append(text);
     }
 
     fn continue_with(&mut self, text: &str, line: &Line<'_>) {
         self.end = line.end;
-        self.entry.truncated |= line.cut;
+        self.cut_if(line.cut);
         self.append(text);
     }
 
     fn append(&mut self, text: &str) {
         self.lines += 1;
         if self.lines > LINES_MAX {
-            self.entry.truncated = true;
+            self.cut_if(true);
             return;
         }
         let field = match self.part {
@@ -235,7 +235,14 @@ impl Open {
             kept -= 1;
         }
         field.push_str(&text[..kept]);
-        self.entry.truncated |= kept < text.len();
+        let is_cut = kept < text.len();
+        self.cut_if(is_cut);
+    }
+
+    fn cut_if(&mut self, is_cut: bool) {
+        if is_cut {
+            self.entry.truncated = Some(true);
+        }
     }
 
     /// The entry; none when its time is not known.
@@ -257,7 +264,8 @@ impl Open {
                 entry.message = told.text;
                 let left_out = [&self.detail, &self.hint, &self.context, &self.statement];
                 let has_more = left_out.iter().any(|text| !text.is_empty());
-                entry.redacted = told.is_less || has_more || self.has_more;
+                let is_less = told.is_less || has_more || self.has_more;
+                entry.redacted = is_less.then_some(true);
             }
             Redaction::Off => {
                 entry.detail = filled(self.detail);
@@ -423,11 +431,11 @@ sh: 1: archive: not found
             stitcher.done.remove(0).entry
         };
         let entry = cut(format!("{head}{}", "\u{fc}".repeat(TEXT_BYTES_MAX)));
-        assert_eq!((entry.message.len(), entry.truncated), (TEXT_BYTES_MAX, true));
+        assert_eq!((entry.message.len(), entry.truncated), (TEXT_BYTES_MAX, Some(true)));
         let entry = cut(format!("{head}x\n{}", "\ty\n".repeat(LINES_MAX)));
-        assert_eq!((entry.message.lines().count(), entry.truncated), (LINES_MAX, true));
+        assert_eq!((entry.message.lines().count(), entry.truncated), (LINES_MAX, Some(true)));
         let entry = cut(format!("{head}x\n{}", "\ty\n".repeat(LINES_MAX - 1)));
-        assert!(!entry.truncated);
+        assert_eq!(entry.truncated, None);
     }
 
     /// C46: an entry whose time is not known is left out, not given another time.

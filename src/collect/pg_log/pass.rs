@@ -279,12 +279,12 @@ impl<'a> Pass<'a> {
         document(&PgLog {
             timestamp: Time(self.now),
             database: self.config.connection.database.clone(),
-            entries,
+            entries: Some(entries),
             counts,
-            file: span.path.display().to_string(),
-            from_offset: span.from,
-            to_offset: span.to,
-            skipped_bytes,
+            file: Some(span.path.display().to_string()),
+            from_offset: Some(span.from),
+            to_offset: Some(span.to),
+            skipped_bytes: Some(skipped_bytes),
         })
     }
 }

@@ -91,9 +91,9 @@ pub(super) const TABLES: Query = Query {
 /// The `$1` largest indexes of such tables.
 pub(super) const INDEXES: Query = Query {
     name: "indexes",
-    sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.table_name, t.total,
+    sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.table_name AS table, t.total,
        t.total_pages, t.relpages AS pages, current_setting('block_size')::int8 AS block_size,
-       t.indisunique AS is_unique, t.indisprimary AS is_primary, t.indisvalid AS is_valid,
+       t.indisunique AS unique, t.indisprimary AS primary, t.indisvalid AS valid,
        pg_stat_get_numscans(t.oid) AS scans,
        pg_stat_get_tuples_returned(t.oid) AS tuples_read,
        pg_stat_get_tuples_fetched(t.oid) AS tuples_returned

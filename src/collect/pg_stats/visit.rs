@@ -68,7 +68,7 @@ impl PgStatsCollector {
                 Some(database) if !database.may_connect => {
                     let grant = format!("GRANT CONNECT ON DATABASE \"{name}\" TO the agent's role");
                     self.notices.failed(&part, &format!("may not connect to it; hint: {grant}"));
-                    document.status = Status::Permission;
+                    document.status = Some(Status::Permission);
                     document.problems.push(problem("connect", Status::Permission, Some("42501")));
                     return Ok(Some(document));
                 }
@@ -82,14 +82,14 @@ impl PgStatsCollector {
                 return Ok(None);
             }
             self.notices.failed(&part, &failure.message);
-            document.status = failure.status;
+            document.status = Some(failure.status);
             let sqlstate = failure.sqlstate.as_deref();
             document.problems.push(problem("connect", failure.status, sqlstate));
             return Ok(Some(document));
         }
         self.relations(name, cluster.recovery, &mut document, &mut findings).await;
         let Findings { problems, lost, .. } = findings;
-        document.status = problems.first().map_or(Status::Ok, |problem| problem.status);
+        document.status = Some(problems.first().map_or(Status::Ok, |problem| problem.status));
         document.problems = problems;
         match &lost {
             Some(failure) if name == self.config.connection.database => {
@@ -225,6 +225,6 @@ pub(super) fn failed(query: Query, failure: &Failure) -> Problem {
     problem(query.name, failure.status, failure.sqlstate.as_deref())
 }
 
-fn problem(query: &'static str, status: Status, sqlstate: Option<&str>) -> Problem {
-    Problem { query, status, sqlstate: sqlstate.map(ToOwned::to_owned) }
+fn problem(query: &str, status: Status, sqlstate: Option<&str>) -> Problem {
+    Problem { query: query.to_owned(), status, sqlstate: sqlstate.map(ToOwned::to_owned) }
 }

@@ -6,10 +6,10 @@ use procfs::DiskStat;
 
 use super::delta::rate;
 use crate::collect::round2;
-use crate::metric::sysstat::{DiskIo, DiskRates};
+use crate::metric::sysstat::DiskIo;
 
 /// The kernel counts in sectors of this size whatever the disk's own.
-const SECTOR_BYTES: f64 = 512.0;
+const SECTOR_BYTES: u32 = 512;
 const MIB: f64 = 1_048_576.0;
 /// The kernel keeps times in 32 bits of milliseconds (Documentation/admin-guide/iostats.rst).
 const MILLIS_WRAP: u64 = 1 << 32;
@@ -43,17 +43,22 @@ pub(super) fn disks(
     let same = |disk: &DiskStat| before?.iter().find(|before| before.name == disk.name);
     let disks = after.iter().map(|disk| DiskIo {
         device: disk.name.clone(),
-        rates: same(disk).and_then(|before| rates(before, disk, elapsed)),
-        read_ops: disk.reads,
-        write_ops: disk.writes,
-        read_sectors: disk.sectors_read,
-        write_sectors: disk.sectors_written,
+        read_ops: Some(disk.reads),
+        write_ops: Some(disk.writes),
+        read_sectors: Some(disk.sectors_read),
+        write_sectors: Some(disk.sectors_written),
+        read_bytes: disk.sectors_read.checked_mul(SECTOR_BYTES.into()),
+        write_bytes: disk.sectors_written.checked_mul(SECTOR_BYTES.into()),
+        read_ms: Some(disk.time_reading),
+        write_ms: Some(disk.time_writing),
+        busy_ms: Some(disk.time_in_progress),
+        ..same(disk).and_then(|before| rates(before, disk, elapsed)).unwrap_or_default()
     });
     disks.collect()
 }
 
 /// Absent when a counter of operations fell: another disk has taken the name.
-fn rates(before: &DiskStat, after: &DiskStat, elapsed: Duration) -> Option<DiskRates> {
+fn rates(before: &DiskStat, after: &DiskStat, elapsed: Duration) -> Option<DiskIo> {
     let read_iops = rate(before.reads, after.reads, elapsed)?;
     let write_iops = rate(before.writes, after.writes, elapsed)?;
     let read_sectors = rate(before.sectors_read, after.sectors_read, elapsed)?;
@@ -61,15 +66,16 @@ fn rates(before: &DiskStat, after: &DiskStat, elapsed: Duration) -> Option<DiskR
     let elapsed_ms = elapsed.as_secs_f64() * 1000.0;
     let busy = millis(before.time_in_progress, after.time_in_progress);
     let weighted = millis(before.weighted_time_in_progress, after.weighted_time_in_progress);
-    Some(DiskRates {
-        read_iops: round2(read_iops),
-        write_iops: round2(write_iops),
-        read_mb_s: round2(read_sectors * SECTOR_BYTES / MIB),
-        write_mb_s: round2(write_sectors * SECTOR_BYTES / MIB),
+    Some(DiskIo {
+        read_iops: Some(round2(read_iops)),
+        write_iops: Some(round2(write_iops)),
+        read_mb_s: Some(round2(read_sectors * f64::from(SECTOR_BYTES) / MIB)),
+        write_mb_s: Some(round2(write_sectors * f64::from(SECTOR_BYTES) / MIB)),
         read_await_ms: wait(millis(before.time_reading, after.time_reading), read_iops, elapsed),
         write_await_ms: wait(millis(before.time_writing, after.time_writing), write_iops, elapsed),
-        queue_depth: round2(weighted / elapsed_ms),
-        busy_percent: round2((100.0 * busy / elapsed_ms).min(100.0)),
+        queue_depth: Some(round2(weighted / elapsed_ms)),
+        busy_percent: Some(round2((100.0 * busy / elapsed_ms).min(100.0))),
+        ..DiskIo::default()
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use procfs::net::{DeviceStatus, InterfaceDeviceStatus};
 use procfs::{
     DiskStat, DiskStats, FromBufRead, FromBufReadSI, FromRead, KernelStats, LoadAverage, Meminfo,
-    ProcError, Uptime,
+    ProcError, Uptime, VmStat,
 };
 
 use super::disk;
@@ -25,6 +25,7 @@ pub(super) struct Reading {
     pub(super) uptime: Option<Uptime>,
     pub(super) disks: Option<Vec<DiskStat>>,
     pub(super) network: Option<BTreeMap<String, DeviceStatus>>,
+    pub(super) paging: Option<VmStat>,
     pub(super) pressure: PressureReading,
 }
 
@@ -57,8 +58,9 @@ impl Reading {
     pub(super) fn take(root: &Path, notices: &mut Notices) -> Self {
         let at = clock::monotonic();
         let mut file = |name: &str| notices.ok(name, open(root, name));
-        let [stat, load, memory, uptime, disks, network] =
-            ["stat", "loadavg", "meminfo", "uptime", "diskstats", "net/dev"].map(&mut file);
+        let [stat, load, memory, uptime, disks, network, vmstat] =
+            ["stat", "loadavg", "meminfo", "uptime", "diskstats", "net/dev", "vmstat"]
+                .map(&mut file);
         let mut parsed = Parsed { root, notices };
         Self {
             at,
@@ -76,6 +78,7 @@ impl Reading {
                 let interfaces = InterfaceDeviceStatus::from_buf_read(r)?.0;
                 Ok(interfaces.into_iter().filter(|(name, _)| reaches_out(name)).collect())
             }),
+            paging: parsed.part("vmstat content", vmstat, VmStat::from_buf_read),
             pressure: PressureReading::take(root),
         }
     }

@@ -51,6 +51,10 @@ const BEFORE: &[(&str, &str)] = &[
         "some avg10=1.50 avg60=0.50 avg300=0.00 total=1000000\n\
          full avg10=0.10 avg60=0.05 avg300=0.00 total=500000\n",
     ),
+    (
+        "vmstat",
+        "nr_free_pages 9\npgpgin 3\npgpgout 4\npswpin 5\npswpout 6\npgmajfault 7\noom_kill 0\n",
+    ),
     ("pressure/cpu", "some avg10=2.00 avg60=0.00 avg300=0.00 total=0\n"),
 ];
 
@@ -135,7 +139,16 @@ fn rates_come_from_two_readings() {
         json!({
             "user": 20.0, "nice": 5.0, "system": 5.0, "idle": 65.0, "iowait": 2.5, "irq": 0.0,
             "softirq": 0.5, "steal": 2.0, "load_1m": 0.15, "load_5m": 1.2, "load_15m": 2.05,
-            "cores": 2,
+            "cores": 2, "user_s": 14.0, "nice_s": 2.0, "system_s": 6.0, "idle_s": 93.0,
+            "iowait_s": 2.5, "irq_s": 0.0, "softirq_s": 1.1, "steal_s": 1.4,
+        })
+    );
+    assert_eq!(metric["boot_at"], "2023-11-14T22:13:20.000Z");
+    assert_eq!(
+        metric["paging"],
+        json!({
+            "in_bytes": 3_072, "out_bytes": 4_096, "swap_in_pages": 5, "swap_out_pages": 6,
+            "major_faults": 7, "oom_kills": 0,
         })
     );
     assert_eq!(metric["context_switches_s"], 2000.0);
@@ -150,6 +163,12 @@ fn rates_come_from_two_readings() {
             "huge_pages_reserved": 1, "huge_page_size_bytes": 2_097_152,
         })
     );
+}
+
+/// C44 for what there are several of: disks, interfaces, resources.
+#[test]
+fn rates_of_every_disk_and_interface_come_from_two_readings() {
+    let metric = two_readings(&[]);
     // The write time and the busy time wrapped at 2^32 ms: 300 ms and 3000 ms passed.
     assert_eq!(
         metric["disk_io"],
@@ -159,16 +178,20 @@ fn rates_come_from_two_readings() {
                 "write_mb_s": 1.0, "read_await_ms": 10.0, "write_await_ms": 3.0,
                 "queue_depth": 0.5, "busy_percent": 30.0,
                 "read_ops": 200, "write_ops": 150, "read_sectors": 22528, "write_sectors": 24576,
+                "read_bytes": 11_534_336, "write_bytes": 12_582_912, "read_ms": 1500,
+                "write_ms": 204, "busy_ms": 2704,
             },
             {
                 "device": "nvme0n1", "read_iops": 0.0, "write_iops": 0.0, "read_mb_s": 0.0,
                 "write_mb_s": 0.0, "queue_depth": 0.0, "busy_percent": 0.0,
                 "read_ops": 5, "write_ops": 0, "read_sectors": 8, "write_sectors": 0,
+                "read_bytes": 4096, "write_bytes": 0, "read_ms": 1, "write_ms": 0, "busy_ms": 1,
             },
             // A disk that appeared in between has counters and no rates.
             {
                 "device": "sdb", "read_ops": 7, "write_ops": 1, "read_sectors": 70,
-                "write_sectors": 10,
+                "write_sectors": 10, "read_bytes": 35840, "write_bytes": 5120, "read_ms": 1,
+                "write_ms": 1, "busy_ms": 1,
             },
         ])
     );
@@ -177,18 +200,23 @@ fn rates_come_from_two_readings() {
         json!([
             {
                 "interface": "eth0", "rx_bytes_s": 1000.0, "tx_bytes_s": 2000.0,
-                "rx_packets_s": 10.0, "tx_packets_s": 10.0,
+                "rx_packets_s": 10.0, "tx_packets_s": 10.0, "rx_bytes": 11000,
+                "tx_bytes": 22000, "rx_packets": 110, "tx_packets": 120,
                 "rx_errors": 1, "tx_errors": 3, "rx_drops": 2, "tx_drops": 4,
             },
-            {"interface": "eth1", "rx_errors": 0, "tx_errors": 0, "rx_drops": 0, "tx_drops": 0},
+            {
+                "interface": "eth1", "rx_bytes": 1, "tx_bytes": 1, "rx_packets": 1,
+                "tx_packets": 1, "rx_errors": 0, "tx_errors": 0, "rx_drops": 0, "tx_drops": 0,
+            },
         ])
     );
     assert_eq!(
         metric["pressure"],
         json!({
-            "cpu": {"some_percent": 0.0, "some_avg10": 2.0, "some_avg60": 0.0},
+            "cpu": {"some_percent": 0.0, "some_avg10": 2.0, "some_avg60": 0.0, "some_us": 0},
             "io": {
                 "some_percent": 20.0, "full_percent": 10.0, "some_avg10": 1.5, "some_avg60": 0.5,
+                "some_us": 3_000_000, "full_us": 1_500_000,
             },
         })
     );
@@ -216,6 +244,7 @@ fn counters_that_fall_give_no_rates() {
         metric["disk_io"],
         json!([{
             "device": "sda", "read_ops": 1, "write_ops": 1, "read_sectors": 1, "write_sectors": 1,
+            "read_bytes": 512, "write_bytes": 512, "read_ms": 1, "write_ms": 1, "busy_ms": 1,
         }])
     );
     let metric = two_readings(&[("net/dev", "h\nh\neth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n")]);
