@@ -159,7 +159,7 @@ impl Agent {
         stages.spawn(renew::run(Arc::clone(&link), shutdown));
         let (finish, finishing) = watch::channel(false);
         let found = (found > 0).then_some(pause);
-        let told = Told { signals: signals.clone(), settings: changes, finishing };
+        let told = Told::new(&signals, changes, finishing, &link);
         let forwarder = tokio::spawn(forward_batches(forwarder, queue.clone(), told, found));
         let view = AgentView {
             queue,
@@ -246,6 +246,18 @@ struct Told {
     signals: Signals,
     settings: watch::Receiver<ForwardConfig>,
     finishing: watch::Receiver<bool>,
+    link: Arc<Link>,
+}
+
+impl Told {
+    fn new(
+        signals: &Signals,
+        settings: watch::Receiver<ForwardConfig>,
+        finishing: watch::Receiver<bool>,
+        link: &Arc<Link>,
+    ) -> Self {
+        Self { signals: signals.clone(), settings, finishing, link: Arc::clone(link) }
+    }
 }
 
 /// Goes back to an earlier backend when it is there again. The looks are spread, so that the hosts
@@ -269,7 +281,7 @@ async fn watch_backends(link: Arc<Link>, return_after: Duration, mut shutdown: s
 async fn forward_batches(
     mut forwarder: Forwarder<QueueSource, LinkWire>,
     queue: Queue,
-    Told { signals, mut settings, mut finishing }: Told,
+    Told { signals, mut settings, mut finishing, link }: Told,
     found: Option<Duration>,
 ) {
     let mut drained = found.map_or(Drained::Empty, Drained::Waiting);
@@ -291,6 +303,9 @@ async fn forward_batches(
             }
             Ok(()) = settings.changed() => {} // the forwarder looks at them itself
             () = signals.now.notified() => {}
+            () = link.token_is_replaced() => {
+                queue.retry_now().await.ok();
+            }
             () = pause => {}
         }
         drained = forwarder.drain().await;

@@ -104,6 +104,15 @@ impl Answer {
         self.purpose
     }
 
+    /// Whether another token could bring another answer: this one is not accepted, or is of another
+    /// collector than the envelope or the certificate.
+    pub fn is_about_the_token(&self) -> bool {
+        matches!(
+            self.meaning,
+            Meaning::Unauthorized | Meaning::CertificateMismatch | Meaning::CollectorMismatch
+        )
+    }
+
     /// The answer's row of the table.
     pub fn meaning(&self) -> Meaning {
         self.meaning

@@ -41,11 +41,13 @@ use endpoint::Endpoint;
 use proxy::ProxySetting;
 use skew::TimeAsker;
 use tls::{ClientCertificate, OwnCertificate, Validity};
-use token::{Token, TokenError, TokenSource};
+use token::{Token, TokenSource};
 
 /// Where a push goes, under `backend.url`.
 pub const PUSH_PATH: &str = "/api/v1/metrics/push";
 const REFRESH_PATH: &str = "/api/v1/collectors/refresh-token";
+/// How often a token file is looked at while its token is of no use.
+const TOKEN_FILE_LOOK: Duration = Duration::from_secs(1);
 
 /// How to reach the backend. `Default` holds the documented defaults.
 #[derive(Debug, Clone)]
@@ -304,6 +306,23 @@ impl Link {
         *self.token_ends.borrow()
     }
 
+    /// Ends when a token file whose token was of no use has been replaced; never for an agent that
+    /// has another source of tokens. So a pause that such a token has brought ends at once.
+    pub async fn token_is_replaced(&self) {
+        loop {
+            match &mut *self.tokens.lock().await {
+                TokenSource::File(file) => {
+                    if file.is_replaced().await {
+                        return;
+                    }
+                }
+                TokenSource::Minted(_) | TokenSource::Renewed(_) => break,
+            }
+            tokio::time::sleep(TOKEN_FILE_LOOK).await;
+        }
+        std::future::pending().await
+    }
+
     /// This host's clock, and what is known of the server's.
     pub fn clock(&self) -> &ServerClock {
         &self.clock
@@ -353,10 +372,19 @@ impl Link {
 
     async fn send(&self, request: Outgoing) -> Result<Answer, SendError> {
         let _passage = self.passage.read().await;
-        match self.authorised(request.clone()).await {
+        let outcome = match self.authorised(request.clone()).await {
             Err(error) if self.learns_time(&error).await => self.authorised(request).await,
             outcome => outcome,
+        };
+        if let TokenSource::File(file) = &mut *self.tokens.lock().await {
+            match &outcome {
+                Ok(answer) if answer.is_about_the_token() => file.refused(),
+                Err(error) if error.kind == SendErrorKind::Token => file.refused(),
+                Ok(_) => file.accepted(),
+                Err(_) => {} // the backend has not seen it
+            }
         }
+        outcome
     }
 
     async fn authorised(&self, request: Outgoing) -> Result<Answer, SendError> {
@@ -391,10 +419,7 @@ impl Link {
         let now = self.server_now();
         match &mut *tokens {
             TokenSource::Minted(minter) => minter.token(now, refused).map_err(SendError::from),
-            TokenSource::File(file) => match fs_err::tokio::read_to_string(file.path()).await {
-                Ok(text) => file.token(&text, now).map_err(SendError::from),
-                Err(error) => file.last(now).ok_or_else(|| TokenError::unreadable(&error).into()),
-            },
+            TokenSource::File(file) => file.read(now).await.map_err(SendError::from),
             TokenSource::Renewed(current) => {
                 let usable = refused.is_none_or(|token| !token.same_as(current));
                 if usable && current.is_valid(now) {

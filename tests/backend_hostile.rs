@@ -16,6 +16,8 @@ use crate::support::{directory, until, until_async};
 /// What a host waits for an answer at most; an agent waits 30 s.
 const PATIENCE: Duration = Duration::from_secs(20);
 const MEMORY_MAX_KIB: u64 = 256 << 10;
+/// Hosts that are served beside an attack.
+const HOSTS: usize = 20;
 
 fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, u8::try_from(n % 250 + 1).expect("small"))
@@ -92,6 +94,34 @@ struct Spawned {
     _directory: tempfile::TempDir,
 }
 
+/// A registered host: a client with its certificate, an empty push, and what both are made of.
+struct Registered {
+    client: Client,
+    push: Ask,
+    own: (String, String),
+    token: String,
+}
+
+/// Pushes of all hosts at once, each twice: the longest that one has waited.
+async fn serve_all(hosts: &[(Client, Ask)], beside: &str) -> Duration {
+    let mut waiting = JoinSet::new();
+    for (client, push) in hosts {
+        let (client, push, beside) = (client.clone(), push.clone(), beside.to_owned());
+        waiting.spawn(async move {
+            let mut slowest = Duration::ZERO;
+            for _ in 0..2 {
+                let began = clock::monotonic();
+                let reply = tokio::time::timeout(PATIENCE, client.try_send(push.clone())).await;
+                let reply = reply.unwrap_or_else(|_| panic!("{beside}: not in time"));
+                assert_eq!(reply.expect("an answer").status, 200, "{beside}");
+                slowest = slowest.max(clock::monotonic() - began);
+            }
+            slowest
+        });
+    }
+    waiting.join_all().await.into_iter().max().unwrap_or_default()
+}
+
 impl Spawned {
     fn start() -> Self {
         let directory = directory();
@@ -118,21 +148,32 @@ impl Spawned {
         Self { process, target, authority, secret, _directory: directory }
     }
 
-    /// A registered host: a client with its certificate, and an empty push.
-    async fn register(&self, name: &str) -> (Client, Ask) {
+    /// So many registered hosts, each at an address of its own.
+    async fn hosts(&self, count: usize) -> Vec<(Client, Ask)> {
+        let mut hosts = Vec::new();
+        for n in 0..count {
+            let Registered { client, push, .. } = self.register(&format!("host-{n}")).await;
+            hosts.push((client.from(own_address(n).into()), push));
+        }
+        hosts
+    }
+
+    async fn register(&self, name: &str) -> Registered {
         let stranger = Client::new(self.target.address, &self.authority, None);
         let body = json!({"name": name, "hostname": name});
         let ask = Ask::post("/api/v1/collectors/register").json(&body);
         let reply = stranger.send(ask.header("x-registration-secret", &self.secret)).await.json();
         let text = |key: &str| reply[key].as_str().expect(key).to_owned();
-        let (certificate, key) = (text("certificate"), text("private_key"));
-        let own = Some((certificate.as_str(), key.as_str()));
+        let own = (text("certificate"), text("private_key"));
         let envelope = json!({
             "collector_id": text("collector_id"), "hostname": name, "version": "1.0.0",
             "timestamp": "2026-01-01T00:00:00Z", "metrics": [],
         });
-        let push = Ask::post("/api/v1/metrics/push").json(&envelope).bearer(&text("token"));
-        (Client::new(self.target.address, &self.authority, own), push)
+        let token = text("token");
+        let push = Ask::post("/api/v1/metrics/push").json(&envelope).bearer(&token);
+        let pair = Some((own.0.as_str(), own.1.as_str()));
+        let client = Client::new(self.target.address, &self.authority, pair);
+        Registered { client, push, own, token }
     }
 
     /// Waits, some seconds at most, until it has nearly as many connections as it takes.
@@ -161,12 +202,8 @@ impl Spawned {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_are_served_beside_every_attack() {
     let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
-    let mut hosts = Vec::new();
-    for (n, name) in ["one", "two", "three"].into_iter().enumerate() {
-        let (client, push) = backend.register(name).await;
-        hosts.push((client.from(own_address(n).into()), push));
-    }
-    let neighbour = backend.register("four").await;
+    let hosts = backend.hosts(HOSTS).await;
+    let neighbour = backend.register("neighbour").await;
     let mut measured = Vec::new();
     for attack in ATTACKS {
         let mut attackers = JoinSet::new();
@@ -183,18 +220,9 @@ async fn hosts_are_served_beside_every_attack() {
             });
         }
         backend.until_full().await;
-        let mut slowest = Duration::ZERO;
-        for _ in 0..2 {
-            for (client, push) in &hosts {
-                let began = clock::monotonic();
-                let reply = tokio::time::timeout(PATIENCE, client.try_send(push.clone())).await;
-                let reply = reply.unwrap_or_else(|_| panic!("{attack:?}: not in time"));
-                assert_eq!(reply.expect("an answer").status, 200, "{attack:?}");
-                slowest = slowest.max(clock::monotonic() - began);
-            }
-        }
+        let slowest = serve_all(&hosts, &format!("{attack:?}")).await;
         // Behind the address of most attackers: if need be with a second try, as an agent does.
-        let (client, push) = &neighbour;
+        let Registered { client, push, .. } = &neighbour;
         until_async(&format!("{attack:?}: the neighbour is served"), PATIENCE, async || {
             matches!(client.try_send(push.clone()).await, Ok(reply) if reply.status == 200)
         })
@@ -212,5 +240,47 @@ async fn hosts_are_served_beside_every_attack() {
         measured.push(format!("{attack:?}: {slowest:?}, {memory} KiB"));
         assert!(memory <= MEMORY_MAX_KIB, "{measured:?}");
     }
+    tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
+}
+
+/// Hosts with good certificates that hold a hundred large bodies: they wait for room or are sent
+/// away, the others are served beside them, and the backend's memory has its bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_many_connections_have_a_bound_together() {
+    const ATTACKERS: usize = 4;
+    const CONNECTIONS: usize = 100;
+    const MIB: usize = 1 << 20;
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let hosts = backend.hosts(HOSTS).await;
+    let mut sending = JoinSet::new();
+    for n in 0..ATTACKERS {
+        let Registered { own, token, .. } = backend.register(&format!("large-{n}")).await;
+        let own = (own.0.as_str(), own.1.as_str());
+        let target = Target::verified(backend.target.address, &backend.authority, own);
+        for connection in 0..CONNECTIONS / ATTACKERS {
+            // Every other one does not say how much will come.
+            let length = match connection % 2 {
+                0 => format!("content-length: {}", 16 * MIB),
+                _ => format!("transfer-encoding: chunked\r\n\r\n{:x}", 16 * MIB),
+            };
+            let end = if connection % 2 == 0 { "\r\n\r\n" } else { "\r\n" };
+            let head = format!(
+                "POST /api/v1/metrics/push HTTP/1.1\r\nhost: localhost\r\n\
+                 authorization: Bearer {token}\r\n{length}{end}"
+            );
+            let target = target.clone();
+            sending.spawn(async move { target.half_a_body(&head, 15 * MIB).await });
+        }
+    }
+    let mut held = Vec::new();
+    while !sending.is_empty() {
+        serve_all(&hosts, "large bodies").await;
+        while let Some(stream) = sending.try_join_next() {
+            held.push(stream.expect("it ends"));
+        }
+    }
+    assert_eq!(held.len(), CONNECTIONS);
+    let memory = backend.memory();
+    assert!(memory <= MEMORY_MAX_KIB, "{memory} KiB");
     tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
 }

@@ -80,6 +80,25 @@ async fn only_loopback_names_are_answered() {
     client.get("/api/v1/health", "x").await.refused(404);
 }
 
+/// Who is on the host sees the page without a login, and no log line on it.
+#[tokio::test]
+async fn the_page_asks_for_no_login_and_shows_no_log() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let at = clock::rfc3339(clock::now());
+    let entry = json!({"timestamp": at, "level": "ERROR", "message": "geheim7"});
+    let log = json!([
+        {"type": "pg_log", "timestamp": at, "database": "geheim7", "entries": [entry]},
+    ]);
+    assert_eq!(host.push(log).await.json()["metrics_inserted"], 1);
+    let client = page(&served);
+    for path in ["/", "/data/overview", "/data/servers/1"] {
+        let reply = client.send(Ask::new(Method::GET, path)).await;
+        assert_eq!(reply.status, 200, "{path}: {reply:?}");
+        assert!(!String::from_utf8_lossy(&reply.body).contains("geheim7"), "{path}: {reply:?}");
+    }
+}
+
 /// Nothing yet; then an agent; then its numbers.
 #[tokio::test]
 async fn agents_and_their_numbers_are_shown() {

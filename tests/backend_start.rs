@@ -62,6 +62,9 @@ async fn half_a_set_of_keys_is_refused() {
     served.stop().await;
     let keys = served.config.data_dir.join("keys");
     for (name, bytes) in contents(&keys) {
+        if name == "server.crt" {
+            continue; // it can be made anew
+        }
         std::fs::remove_file(keys.join(&name)).expect("remove");
         let before = contents(&keys);
         let message = refusal(&served.config).await;
@@ -83,6 +86,23 @@ async fn half_a_set_of_keys_is_refused() {
     std::fs::remove_dir_all(&keys).expect("remove");
     std::fs::rename(&away, &keys).expect("rename");
     served.resume().await;
+}
+
+/// The server certificate is made anew from the authority when it is missing: hosts notice nothing.
+#[tokio::test]
+async fn a_missing_server_certificate_is_made_anew() {
+    let mut served = Served::start().await;
+    let host = served.register("db1").await;
+    served.stop().await;
+    let keys = served.config.data_dir.join("keys");
+    let before = contents(&keys);
+    std::fs::remove_file(keys.join("server.crt")).expect("remove");
+    served.resume().await;
+    let mut after = contents(&keys);
+    assert_eq!(host.push(json!([])).await.status, 200);
+    let anew = after.insert("server.crt".to_owned(), before["server.crt"].clone());
+    assert_ne!(anew.as_ref(), before.get("server.crt"));
+    assert_eq!(after, before, "nothing else has changed");
 }
 
 /// A key that others can read, or that is none, is named; certificates may be read by anyone.

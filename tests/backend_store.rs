@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
-    self, Audit, ConfigOutcome, Enrolled, Enrolment, KeptConfig, KeptSecret, Known, LostRows,
-    MetricQuery, MetricRow, NewConfig, NewSecret, NewUser, Page, Push, Pushed, Renamed, Renewal,
-    Right, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
+    self, Audit, ConfigOutcome, Enrolled, Enrolment, KeptConfig, KeptSecret, Known, LOST_KEPT_MAX,
+    Labels, LostRows, MetricQuery, MetricRow, NewConfig, NewSecret, NewUser, Page, Push, Pushed,
+    Renamed, Renewal, Right, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,6 +51,8 @@ for_each_store!(
     batches_that_cross_do_not_block_each_other,
     a_known_batch_still_brings_its_report,
     holes_are_where_their_records_were,
+    losses_are_bounded_and_the_oldest_go,
+    labels_are_replaced_as_a_whole,
     a_failed_push_leaves_nothing,
     a_collector_brings_metrics_of_several_hosts,
     metrics_are_found_by_range_type_and_step,
@@ -462,6 +464,49 @@ async fn a_known_batch_still_brings_its_report(opened: Opened) {
     assert_eq!(collector.metrics_total, 1);
     assert_eq!(collector.last_seen_at, Some(after(30)));
     assert_eq!(collector.report.as_deref(), Some(r#"{"a":2}"#));
+}
+
+/// However much a collector says it has lost, the newest entries are kept and the others counted.
+async fn losses_are_bounded_and_the_oldest_go(opened: Opened) {
+    let store = &opened.store;
+    let (id, other) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let said = async |id, from: i64, to: i64| {
+        let lost = (from..to).map(|n| hole(n.unsigned_abs() * 2, n)).collect();
+        store.push(Push { lost, ..push(id, None, vec![]) }).await.expect("push");
+    };
+    said(other, 0, 3).await;
+    said(id, 0, 2_500).await;
+    said(id, 2_500, LOST_KEPT_MAX).await;
+    let kept = async |id| {
+        let holes = store.lost(id, Page::first(1)).await.expect("lost");
+        let collector = store.collector(id, now()).await.expect("collector").expect("is there");
+        (holes.total, collector.lost_forgotten)
+    };
+    assert_eq!(kept(id).await, (LOST_KEPT_MAX.unsigned_abs(), 0));
+    said(id, LOST_KEPT_MAX, LOST_KEPT_MAX + 7).await;
+    assert_eq!(kept(id).await, (LOST_KEPT_MAX.unsigned_abs(), 7));
+    let oldest = store.holes(id, after(0), after(20)).await.expect("holes");
+    assert_eq!(oldest.first().map(|lost| lost.from), Some(14), "the first seven have gone");
+    assert_eq!(kept(other).await, (3, 0));
+}
+
+async fn labels_are_replaced_as_a_whole(opened: Opened) {
+    let store = &opened.store;
+    let (id, other) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let labels = |pairs: &[(&str, &str)]| -> Labels {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let held =
+        async |id| store.collector(id, now()).await.expect("collector").expect("is there").labels;
+    assert!(held(id).await.is_empty());
+    for new in [labels(&[("site", "Lyon \" 2"), ("tier", "1")]), labels(&[("tier", "2")])] {
+        let set = store.label(id, new.clone(), audit("collector.label")).await;
+        assert!(set.expect("set"));
+        assert_eq!(held(id).await, new);
+    }
+    assert!(held(other).await.is_empty());
+    let nobody = Uuid::from_u128(99);
+    assert!(!store.label(nobody, Labels::new(), audit("x")).await.expect("no error"));
 }
 
 /// A hole shows where the data is missing; from an agent that does not say, where it was noticed.

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use http::Method;
 use pganalytics::backend::store::{Page, Role};
 use pganalytics::backend::{self, UserRequest};
 use pganalytics::clock;
@@ -232,4 +233,51 @@ async fn the_command_adds_and_shuts_out_users() {
     let (code, text) = run(&["backend", "user", "disable", "ann"], "").await;
     assert_eq!(code, Some(0), "{text}");
     served.try_login("ann", PASSWORD).await.refused(401);
+}
+
+/// The API's rows of the table in `docs/SECURITY.md`: what each kind of caller is answered.
+#[tokio::test]
+async fn each_role_reads_and_changes_what_is_its_own() {
+    let served = served().await;
+    let host = served.register("db1").await;
+    assert_eq!(host.push(json!([])).await.status, 200);
+    let other = served.register("db2").await;
+    let mut tokens = Vec::new();
+    for role in [Role::Viewer, Role::User, Role::Admin] {
+        tokens.push(served.user_token(role).await);
+    }
+    let own = |path: &str| format!("{path}/{}", host.id);
+    let release = format!("{}/release", own("/api/v1/collectors"));
+    let versions = format!("{}/versions", own("/api/v1/config"));
+    // Who asks: nobody, the collector itself, another collector, viewer, user, admin.
+    let open = [200, 200, 200, 200, 200, 200];
+    let users = [401, 401, 401, 200, 200, 200];
+    let admins = |done: u16| [401, 401, 401, 403, 403, done];
+    for (method, path, body, expected) in [
+        (Method::GET, "/version", "", open),
+        (Method::GET, "/api/v1/health", "", open),
+        (Method::GET, "/api/v1/collectors", "", users),
+        (Method::GET, &own("/api/v1/collectors"), "", users),
+        (Method::GET, "/api/v1/servers", "", users),
+        (Method::GET, "/api/v1/servers/1", "", users),
+        (Method::GET, "/api/v1/servers/1/metrics", "", users),
+        (Method::GET, &own("/api/v1/config"), "", [401, 200, 403, 200, 200, 200]),
+        (Method::GET, &versions, "", users),
+        (Method::PUT, &own("/api/v1/config"), "[sysstat]\ninterval = 60\n", admins(200)),
+        (Method::PATCH, &own("/api/v1/collectors"), "{}", admins(200)),
+        (Method::POST, &release, "", admins(200)),
+        (Method::GET, "/metrics", "", [404; 6]),
+        (Method::DELETE, &own("/api/v1/collectors"), "", admins(204)),
+    ] {
+        let ask = || Ask::new(method.clone(), path).body(body.to_owned());
+        let mut answers = vec![served.stranger().send(ask()).await.status];
+        for collector in [&host, &other] {
+            let ask = ask().bearer(&collector.token);
+            answers.push(collector.client.send(ask).await.status);
+        }
+        for token in &tokens {
+            answers.push(served.stranger().send(ask().bearer(token)).await.status);
+        }
+        assert_eq!(answers, expected, "{method} {path}");
+    }
 }

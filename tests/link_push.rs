@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use pganalytics::backend::BackendConfig;
 use pganalytics::clock;
+use pganalytics::link::client::IDLE_MAX;
 use pganalytics::link::token::{Claims, Token};
 use pganalytics::link::{Identity, Link, LinkConfig, Push, SendErrorKind};
 use secrecy::SecretString;
@@ -261,6 +263,15 @@ async fn external_token_is_read_from_its_file() {
     }))]);
     assert_eq!(link.push(push()).await.expect("answered").status, 200);
     assert_eq!(world.stub.requests()[3].token(), renewed);
+}
+
+/// Kept connections are closed by the agent, and not by the backend under the agent's next request:
+/// an agent's idle limit is the backend's less what a request takes to get there.
+#[test]
+fn the_agent_closes_idle_connections_before_the_backend_does() {
+    let backend = BackendConfig::default().limits.idle_timeout;
+    let on_the_way = LinkConfig::default().connect_timeout;
+    assert!(IDLE_MAX + on_the_way <= backend, "{IDLE_MAX:?} at the agent, {backend:?} there");
 }
 
 /// Many pushes at once share one renewal.

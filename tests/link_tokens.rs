@@ -152,6 +152,57 @@ async fn a_token_of_another_program_is_replaced_while_the_agent_runs() {
     works("the third").await;
 }
 
+/// C33: an agent whose token file holds nothing that the backend accepts pauses; it
+/// delivers as soon as the file is replaced, without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_token_file_ends_the_pause_at_once() {
+    let site = site::Site::registered().await;
+    let state = site.directory.path().join("state/identity.json");
+    let text = fs_err::read_to_string(state).expect("an identity");
+    let identity: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let id = identity["collector_id"].as_str().expect("an id");
+    let ends = clock::now() + SignedDuration::from_mins(20);
+    let good = given(&site.served.config, id, ends).expose().expose_secret().to_owned();
+    let (signed, _) = good.rsplit_once('.').expect("three parts");
+    let forged = format!("{signed}.{}", "A".repeat(43));
+    let file = site.directory.path().join("token");
+    let replace = |text: &str| {
+        let next = site.directory.path().join("token.next");
+        fs_err::write(&next, text).expect("write");
+        fs_err::rename(&next, &file).expect("rename");
+    };
+    let config = fs_err::read_to_string(site.config()).expect("read");
+    let named = format!("[backend]\ntoken_file = \"{}\"", file.display());
+    let config = config.replace("[backend]", &named);
+    let config = config.replace("backoff_first = \"50ms\"", "backoff_first = \"1h\"");
+    let config = config.replace("backoff_max = \"200ms\"", "backoff_max = \"1d\"");
+    fs_err::write(site.config(), config).expect("write");
+    // A token that is refused, and one that is none: the agent waits for a person, or backs off.
+    for (unusable, state) in [(forged.as_str(), "paused"), ("half.a", "backing_off")] {
+        replace(unusable);
+        let agent = site.run();
+        let status = || {
+            let shown = site.command(&["status", "--json"]).stdout;
+            serde_json::from_str::<serde_json::Value>(&shown).expect("JSON")["backend"].clone()
+        };
+        let limit = Duration::from_secs(60);
+        let mut next_try = Timestamp::MIN;
+        until("the next try is far away", limit, || {
+            let backend = status();
+            let next = backend["next_try_at"].as_str().and_then(|at| at.parse().ok());
+            next_try = next.unwrap_or(Timestamp::MIN);
+            let away = next_try.duration_since(clock::now()).as_secs();
+            backend["forwarding"] == state && away > 20
+        });
+        let before = site.stored().await.len();
+        replace(&good);
+        site.until_stored(before + 1).await;
+        assert!(clock::now() < next_try, "it has waited for the end of the pause");
+        until("it flows", limit, || status()["forwarding"] == "flowing");
+        agent.stop();
+    }
+}
+
 /// C33: such an agent is paused and says so, keeps everything, and delivers it by itself when the
 /// backend is put right.
 #[tokio::test(flavor = "multi_thread")]

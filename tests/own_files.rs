@@ -47,7 +47,12 @@ async fn files_are_their_users_under_every_umask() {
         let answer = place.push(&[], &push_of(&[metric(n)])).expect("an answer");
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    assert_eq!(open_to_others(&site.queue()), []);
+    let state = site.directory.path().join("state");
+    let socket = fs_err::symlink_metadata(state.join("control.sock")).expect("a socket");
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    for folder in [&site.queue(), &state] {
+        assert_eq!(open_to_others(folder), []);
+    }
     process.stop();
     assert_eq!(open_to_others(&site.queue()), []);
     let mut repair = Command::new("sh");

@@ -1,9 +1,11 @@
-//! What the fuzz targets share: the queue's decoders, and inputs that get past the checksums.
+//! What the fuzz targets share: the files that they test, and inputs that get past the checksums of
+//! the queue's blocks.
 //!
 //! A fuzzer does not guess a CRC, so most of its inputs would end at the first check. [`frames`]
 //! reads an input as a list of frames whose headers are the fuzzer's in every field but the magic
 //! number, the lengths and the two checksums, which are set right.
 
+pub mod pg_log;
 pub mod queue;
 
 use queue::block::{FRAME_PAYLOAD_BYTES_MAX, HEADER_BYTES, MAGIC, VERSION};

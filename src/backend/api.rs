@@ -4,6 +4,7 @@
 //! refusals: who is asking, then whether they may, then whether the body is right.
 
 mod access;
+mod bodies;
 mod body;
 mod collectors;
 mod configs;
@@ -42,6 +43,7 @@ use super::store::{Store, StoreError};
 use crate::clock;
 
 use access::Refusals;
+use bodies::Room;
 use health::Health;
 use notices::Notices;
 
@@ -75,7 +77,10 @@ pub(super) struct Shared {
     refusals: Refusals,
     notices: Notices,
     health: Health,
+    room: Room,
     pushes: Semaphore,
+    /// The turn of large pushes: one at a time.
+    large_pushes: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
 }
@@ -95,7 +100,9 @@ impl Shared {
             refusals: Refusals::default(),
             notices: Notices::default(),
             health: Health::default(),
+            room: Room::new(&config.limits),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
+            large_pushes: Semaphore::new(1),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,

@@ -36,6 +36,8 @@ pub struct BackendConfig {
 pub struct Limits {
     /// A request's body as it came over the wire, bytes.
     pub body_bytes_max: u64,
+    /// The bodies of all requests together, as they came over the wire, bytes.
+    pub bodies_bytes_max: u64,
     /// A request's body after decompression, bytes.
     pub inflated_bytes_max: u64,
     /// The most text that is stored of one metric, bytes.
@@ -135,6 +137,7 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Limits {
         body_bytes_max: section.size("body_bytes_max", "16MiB", ["1KiB", "1GiB"]),
+        bodies_bytes_max: section.size("bodies_bytes_max", "64MiB", ["1MiB", "64GiB"]),
         inflated_bytes_max: section.size("inflated_bytes_max", "64MiB", ["1KiB", "1GiB"]),
         document_bytes_max: section.size("document_bytes_max", "4MiB", ["1KiB", "64MiB"]),
         connections_max: whole(section.integer("connections_max", 1024, 1..=65_536)),

@@ -4,14 +4,14 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::KeyPair;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::BackendError;
 use super::auth::{Sealer, TokenKey, decode, encode, random};
 use super::config::BackendConfig;
-use super::pki::{self, Authority};
+use super::pki::{self, Authority, Standing};
 
 const AUTHORITY_CERTIFICATE: &str = "ca.crt";
 const AUTHORITY_KEY: &str = "ca.key";
@@ -29,6 +29,9 @@ const FILES: [&str; 7] = [
     TOKEN_KEY,
     SEALING_KEY,
 ];
+
+/// So long before its end an authority is warned of at each start.
+const AUTHORITY_WARNED: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 /// Everything secret that the backend holds.
 pub(super) struct Keys {
@@ -94,7 +97,8 @@ pub(super) fn create(
     Ok(())
 }
 
-/// Reads the keys of the data directory; the server certificate is made anew when it is stale.
+/// Reads the keys of the data directory; the server certificate is made anew when it is stale or
+/// missing.
 pub(super) fn load(config: &BackendConfig, now: Timestamp) -> Result<Keys, BackendError> {
     let (directory, names) = (directory(&config.data_dir), &config.server_names);
     check_complete(&directory)?;
@@ -105,14 +109,7 @@ pub(super) fn load(config: &BackendConfig, now: Timestamp) -> Result<Keys, Backe
         Authority::load(read_open(AUTHORITY_CERTIFICATE)?, read(AUTHORITY_KEY)?.expose_secret())
             .map_err(|err| unusable(&directory.join(AUTHORITY_KEY), &err.to_string()))?;
     let server_key = read(SERVER_KEY)?;
-    let mut server_certificate = read_open(SERVER_CERTIFICATE)?;
-    if pki::is_stale(&server_certificate, names, now)? {
-        let key = KeyPair::from_pem(server_key.expose_secret())
-            .map_err(|err| unusable(&directory.join(SERVER_KEY), &err.to_string()))?;
-        server_certificate = authority.certify_server(names, &key, now)?;
-        replace(&directory.join(SERVER_CERTIFICATE), &server_certificate)?;
-        tracing::info!(names = names.join(", "), "made a new server certificate");
-    }
+    let server_certificate = server_certificate(&directory, &authority, (&server_key, names), now)?;
     let token_key = key_bytes(&directory.join(TOKEN_KEY))?;
     let sealing_key = key_bytes(&directory.join(SEALING_KEY))?;
     let sealer = Sealer::new(&sealing_key)
@@ -127,9 +124,77 @@ pub(super) fn load(config: &BackendConfig, now: Timestamp) -> Result<Keys, Backe
     })
 }
 
+/// The server certificate, made anew where the authority can and it has to be. While the authority
+/// itself is not valid, it is the clock that is in doubt: a certificate that is there stays.
+fn server_certificate(
+    directory: &Path,
+    authority: &Authority,
+    (key, names): (&SecretString, &[String]),
+    now: Timestamp,
+) -> Result<String, BackendError> {
+    let path = directory.join(SERVER_CERTIFICATE);
+    let is_authority_valid =
+        check_authority(&directory.join(AUTHORITY_CERTIFICATE), authority, now)?;
+    let why = if path.exists() {
+        let held = fs_err::read_to_string(&path)?;
+        let standing = authority.standing(&held, names, now).map_err(|err| {
+            let hint = "restore it from a backup, or remove it: a new one is made";
+            BackendError::Keys(format!("{} cannot be used: {err}; hint: {hint}", path.display()))
+        })?;
+        match standing {
+            Standing::Stale(why) if is_authority_valid => why,
+            Standing::Good | Standing::Stale(_) => return Ok(held),
+            Standing::Foreign => {
+                tracing::warn!(
+                    file = %path.display(),
+                    "the server certificate is not of this backend's authority and is not renewed \
+                     here; hint: remove it to have one made"
+                );
+                return Ok(held);
+            }
+        }
+    } else {
+        "it was missing"
+    };
+    let key = KeyPair::from_pem(key.expose_secret())
+        .map_err(|err| unusable(&directory.join(SERVER_KEY), &err.to_string()))?;
+    let made = authority.certify_server(names, &key, now)?;
+    replace(&path, &made)?;
+    tracing::info!(names = names.join(", "), why, "made a new server certificate");
+    Ok(made)
+}
+
+/// Whether the authority's own certificate is valid, and what to do when it is not, or soon will
+/// not be.
+fn check_authority(path: &Path, of: &Authority, now: Timestamp) -> Result<bool, BackendError> {
+    let (begins, ends) = of.validity().map_err(|err| unusable(path, &err.to_string()))?;
+    let file = path.display();
+    if now < begins {
+        tracing::error!(
+            %file, %begins, %now,
+            "the authority is not valid yet, and agents refuse this backend; hint: set the clock; \
+             if it is right, the keys were made while it was ahead: begin anew with an empty data \
+             directory, and register every agent again"
+        );
+    } else if ends <= now {
+        tracing::error!(
+            %file, %ends, %now,
+            "the authority has expired, and agents refuse this backend; hint: set the clock; if \
+             it is right, begin anew with an empty data directory, and register every agent again"
+        );
+    } else if ends.duration_since(now) < AUTHORITY_WARNED {
+        tracing::warn!(
+            %file, %ends,
+            "the authority expires; hint: before that, begin anew with an empty data directory, \
+             and register every agent again"
+        );
+    }
+    Ok(begins <= now && now < ends)
+}
+
 fn check_complete(directory: &Path) -> Result<(), BackendError> {
-    let missing: Vec<&str> =
-        FILES.into_iter().filter(|name| !directory.join(name).exists()).collect();
+    let needed = FILES.into_iter().filter(|name| *name != SERVER_CERTIFICATE);
+    let missing: Vec<&str> = needed.filter(|name| !directory.join(name).exists()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -194,4 +259,49 @@ fn unusable(path: &Path, why: &str) -> BackendError {
         "{} cannot be used: {why}; hint: restore it from a backup",
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn validity(keys: &Keys, names: &[String], now: Timestamp) -> Standing {
+        keys.authority.standing(&keys.server_certificate, names, now).expect("readable")
+    }
+
+    /// A start with the clock years ahead leaves a server certificate of then, which the next start
+    /// replaces. A clock that is behind the authority replaces nothing.
+    #[test]
+    fn a_certificate_of_another_time_is_made_anew() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let data_dir = folder.path().join("data");
+        create_data_dir(&data_dir).expect("made");
+        let config = BackendConfig { data_dir: data_dir.clone(), ..BackendConfig::default() };
+        let names = &config.server_names;
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let years = |n: i64| now + SignedDuration::from_hours(n * 365 * 24);
+        create(&data_dir, names, now).expect("made");
+        let first = load(&config, now).expect("loaded").server_certificate;
+        assert_eq!(load(&config, now).expect("loaded").server_certificate, first);
+        // Before the authority was made, and after its end.
+        for wrong in [years(-50), years(25)] {
+            assert_eq!(load(&config, wrong).expect("loaded").server_certificate, first);
+        }
+        let ahead = load(&config, years(5)).expect("loaded");
+        assert_ne!(ahead.server_certificate, first);
+        assert_eq!(validity(&ahead, names, now), Standing::Stale("it was not valid yet"));
+        let back = load(&config, now).expect("loaded");
+        assert_eq!(validity(&back, names, now), Standing::Good);
+        let file = directory(&data_dir).join(SERVER_CERTIFICATE);
+        assert_eq!(fs_err::read_to_string(&file).expect("read"), back.server_certificate);
+        fs_err::remove_file(&file).expect("removed");
+        let anew = load(&config, now).expect("loaded");
+        assert_eq!(validity(&anew, names, now), Standing::Good);
+        // One of another authority is its owner's business.
+        let (other, _) = Authority::create(now).expect("an authority");
+        let key = KeyPair::from_pem(anew.server_key.expose_secret()).expect("a key");
+        let foreign = other.certify_server(names, &key, years(5)).expect("a certificate");
+        fs_err::write(&file, &foreign).expect("written");
+        assert_eq!(load(&config, now).expect("loaded").server_certificate, foreign);
+    }
 }

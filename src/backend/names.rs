@@ -1,7 +1,12 @@
 //! What may be a name of a collector or of a host: text that looks like what it is.
 
+use super::store::Labels;
+
 /// Longest name, host name or address, bytes.
 const BYTES_MAX: usize = 255;
+/// Labels of a collector.
+const LABELS_MAX: usize = 64;
+const LABEL_KEY_BYTES_MAX: usize = 64;
 
 /// Trims `text`, or says why it is refused. Invisible characters, and those that change how others
 /// are shown, are refused: two names that look the same would be two collectors.
@@ -17,6 +22,24 @@ pub(super) fn checked(what: &str, text: &str) -> Result<String, String> {
         return Err(format!("{what} has the character {} in it", unseen.escape_unicode()));
     }
     Ok(text.to_owned())
+}
+
+/// The labels of a collector: at most 64, keys like those of other monitoring systems, and values
+/// that are held to what names are.
+pub(super) fn checked_labels(labels: Labels) -> Result<Labels, String> {
+    if labels.len() > LABELS_MAX {
+        return Err(format!("{} labels are more than {LABELS_MAX}", labels.len()));
+    }
+    let check = |(key, value): (String, String)| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+        if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.chars().all(is_plain) {
+            let key = key.escape_debug();
+            return Err(format!("labels: the key \"{key}\" is not 1 to 64 of A-Z a-z 0-9 _ - . /"));
+        }
+        let value = checked(&format!("labels.{key}"), &value)?;
+        Ok((key, value))
+    };
+    labels.into_iter().map(check).collect()
 }
 
 /// Control characters, and those of Unicode that set the direction, join, or have no width.
@@ -60,5 +83,27 @@ mod tests {
             assert!(refused(unseen).contains("has the character"), "{unseen:?}");
         }
         assert!(refused(&"a".repeat(256)).contains("longer than 255 bytes"));
+    }
+
+    #[test]
+    fn labels_are_few_and_short() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let good = labels(&[("site", "Lyon 2"), ("example.com/tier-1_a", "x")]);
+        assert_eq!(checked_labels(good.clone()), Ok(good));
+        assert_eq!(checked_labels(labels(&[("a", " b ")])), Ok(labels(&[("a", "b")])));
+        let refused = |pairs: &[(&str, &str)], part: &str| {
+            let why = checked_labels(labels(pairs)).expect_err(part);
+            assert!(why.contains(part), "{why}");
+        };
+        refused(&[("", "x")], "the key \"\"");
+        refused(&[("a b", "x")], "the key \"a b\"");
+        refused(&[(&"k".repeat(65), "x")], "is not 1 to 64");
+        refused(&[("a", "")], "labels.a is missing or empty");
+        refused(&[("a", "\u{202e}")], "labels.a has the character");
+        refused(&[("a", &"v".repeat(256))], "labels.a is longer");
+        let many: Labels = (0..65).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+        assert!(checked_labels(many).expect_err("too many").contains("more than 64"));
     }
 }

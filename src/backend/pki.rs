@@ -12,6 +12,8 @@ use ring::digest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 
 use super::auth::random;
 
@@ -53,6 +55,17 @@ pub(super) struct ClientCertificate {
     pub(super) ends: Timestamp,
 }
 
+/// What is to be done about the server certificate that was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing: it is good for a while.
+    Good,
+    /// It is made anew, for this reason.
+    Stale(&'static str),
+    /// Another authority has signed it: whoever put it there renews it.
+    Foreign,
+}
+
 /// Why a certificate was not made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PkiError {
@@ -92,6 +105,42 @@ impl Authority {
     /// The certificate that agents trust, PEM.
     pub(super) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// From when to when the authority's own certificate is good.
+    pub(super) fn validity(&self) -> Result<(Timestamp, Timestamp), PkiError> {
+        let der = der_of(&self.certificate_pem)?;
+        validity(&parse(&der)?)
+    }
+
+    /// What is to be done about a server certificate for `names`: one of this authority is made
+    /// anew when it has other names, its end is near, or it has not begun, as one that was made
+    /// while the clock was ahead.
+    pub(super) fn standing(
+        &self,
+        certificate_pem: &str,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<Standing, PkiError> {
+        let (der, own) = (der_of(certificate_pem)?, der_of(&self.certificate_pem)?);
+        let certificate = parse(&der)?;
+        if !is_signed_by(&certificate, &parse(&own)?) {
+            return Ok(Standing::Foreign);
+        }
+        let (begins, ends) = validity(&certificate)?;
+        if now < begins {
+            return Ok(Standing::Stale("it was not valid yet"));
+        }
+        if ends.duration_since(now) < RENEW_BEFORE {
+            return Ok(Standing::Stale("its end was near"));
+        }
+        let wanted = CertificateParams::new(names)?.subject_alt_names.len();
+        let held = certificate.subject_alternative_name().map_err(|_| PkiError::Unreadable)?;
+        let held: Vec<String> = held
+            .map(|names| names.value.general_names.iter().map(shown).collect())
+            .unwrap_or_default();
+        let is_for_names = held.len() == wanted && names.iter().all(|name| held.contains(name));
+        Ok(if is_for_names { Standing::Good } else { Standing::Stale("it was for other names") })
     }
 
     /// A server certificate for `names`, PEM.
@@ -167,25 +216,35 @@ pub(super) fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
     Some(ClientCertificate { thumbprint: thumbprint(der), ends })
 }
 
-/// Whether a server certificate must be made anew: other names, or its end is near.
-pub(super) fn is_stale(
-    certificate_pem: &str,
-    names: &[String],
-    now: Timestamp,
-) -> Result<bool, PkiError> {
-    let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-        .map_err(|_| PkiError::Unreadable)?;
-    let (_, certificate) =
-        x509_parser::parse_x509_certificate(&der).map_err(|_| PkiError::Unreadable)?;
-    let left = certificate.validity().not_after.timestamp() - now.as_second();
-    if left < RENEW_BEFORE.as_secs() {
-        return Ok(true);
-    }
-    let wanted = CertificateParams::new(names)?.subject_alt_names.len();
-    let held = certificate.subject_alternative_name().map_err(|_| PkiError::Unreadable)?;
-    let held: Vec<String> =
-        held.map(|names| names.value.general_names.iter().map(shown).collect()).unwrap_or_default();
-    Ok(held.len() != wanted || !names.iter().all(|name| held.contains(name)))
+fn der_of(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| PkiError::Unreadable)
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
+    let parsed = x509_parser::parse_x509_certificate(der).map_err(|_| PkiError::Unreadable)?;
+    Ok(parsed.1)
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Result<(Timestamp, Timestamp), PkiError> {
+    let validity = certificate.validity();
+    let time = |at: i64| Timestamp::from_second(at).map_err(|_| PkiError::Unreadable);
+    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+}
+
+/// Whether a certificate names `authority` and its key as its issuer. All authorities that were
+/// made here have one name. No signature is checked: who may write the file has the keys, too.
+fn is_signed_by(certificate: &X509Certificate<'_>, authority: &X509Certificate<'_>) -> bool {
+    let issuer =
+        certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(of) => of.key_identifier.as_ref(),
+            _ => None,
+        });
+    let own =
+        authority.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(own) => Some(own),
+            _ => None,
+        });
+    certificate.issuer() == authority.subject() && issuer.is_some() && issuer == own
 }
 
 /// SHA-256 of a certificate in DER, lower-case hex.
@@ -259,15 +318,22 @@ mod tests {
         let key = KeyPair::generate().expect("a key");
         let held = names(&["localhost", "127.0.0.1", "::1"]);
         let pem = authority.certify_server(&held, &key, now()).expect("a certificate");
-        let check = |wanted: &[&str], days: i64, stale: bool| {
-            let later = now() + SignedDuration::from_hours(days * 24);
-            assert_eq!(is_stale(&pem, &names(wanted), later).expect("readable"), stale);
+        let check = |wanted: &[&str], days: i64, expected: Standing| {
+            let at = now() + SignedDuration::from_hours(days * 24);
+            assert_eq!(authority.standing(&pem, &names(wanted), at).expect("readable"), expected);
         };
-        check(&["localhost", "127.0.0.1", "::1"], 0, false);
-        check(&["::1", "localhost", "127.0.0.1"], 500, false);
-        check(&["localhost", "127.0.0.1", "::1"], 600, true);
-        check(&["localhost", "127.0.0.1"], 0, true);
-        check(&["localhost", "127.0.0.1", "db.example.com"], 0, true);
+        let all = ["localhost", "127.0.0.1", "::1"];
+        check(&all, 0, Standing::Good);
+        check(&["::1", "localhost", "127.0.0.1"], 500, Standing::Good);
+        check(&all, 600, Standing::Stale("its end was near"));
+        check(&all, 1_000, Standing::Stale("its end was near"));
+        check(&all, -29, Standing::Good);
+        check(&all, -31, Standing::Stale("it was not valid yet"));
+        let other_names = Standing::Stale("it was for other names");
+        check(&["localhost", "127.0.0.1"], 0, other_names);
+        check(&["localhost", "127.0.0.1", "db.example.com"], 0, other_names);
+        let (other, _) = Authority::create(now()).expect("an authority");
+        assert_eq!(other.standing(&pem, &held, now()).expect("readable"), Standing::Foreign);
     }
 
     #[test]

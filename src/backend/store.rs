@@ -38,9 +38,9 @@ pub use registration::{
     Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed, Right, name_key,
 };
 pub use rows::{
-    Account, Audit, Collector, ConfigOutcome, Credentials, KeptConfig, Listing, LostRows,
-    MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal, Role, Rotate,
-    Rotation, Server, Session, StoredMetric, User,
+    Account, Audit, Collector, ConfigOutcome, Credentials, KeptConfig, LOST_KEPT_MAX, Labels,
+    Listing, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal,
+    Role, Rotate, Rotation, Server, Session, StoredMetric, User,
 };
 
 /// Holes of one answer at most.
@@ -90,6 +90,8 @@ pub trait Store: Send + Sync + 'static {
     async fn collector_shown(&self, thumbprint: &str) -> Result<Option<Known>, StoreError>;
     /// Gives a collector another name; the old one stays reserved.
     async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError>;
+    /// Replaces all labels of a collector; `false` when there is no such collector.
+    async fn label(&self, id: Uuid, labels: Labels, audit: Audit) -> Result<bool, StoreError>;
     /// All collectors, by name.
     async fn collectors(
         &self,

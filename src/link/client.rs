@@ -23,6 +23,7 @@ use super::{LinkConfig, LinkError, SendError, SendErrorKind, tls};
 use crate::answer::{Answer, Meaning, Purpose};
 use crate::clock;
 use backend::Backend;
+pub use backend::IDLE_MAX;
 use route::{Change, Outcome, Routes};
 use tally::Tally;
 

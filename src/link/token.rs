@@ -1,7 +1,10 @@
 //! Collector tokens: minted from the secret of registration, renewed by the backend, or read from a
-//! file that another program fills. Pure: the time is an argument, and it is the server's.
+//! file that another program fills. Pure but for that file: the time is an argument, and it is the
+//! server's.
 
-use std::path::{Path, PathBuf};
+mod file; // a token that another program provides
+
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+pub use self::file::TokenFile;
 use super::{Identity, LinkError};
 use crate::answer::{Answer, Meaning};
 
@@ -169,7 +173,7 @@ impl TokenSource {
     /// The configured file wins, then the secret, then the token of registration.
     pub fn choose(file: Option<&Path>, identity: &Identity) -> Result<Self, LinkError> {
         if let Some(path) = file {
-            return Ok(Self::File(TokenFile { path: path.to_owned(), last: None }));
+            return Ok(Self::File(TokenFile::new(path)));
         }
         if let Some(secret) = &identity.secret {
             let minter = Minter::new(secret, &identity.collector_id, &identity.hostname);
@@ -181,40 +185,6 @@ impl TokenSource {
                 "register again with `agent register --force`",
             )
         })
-    }
-}
-
-/// A token that another program provides.
-#[derive(Debug)]
-pub struct TokenFile {
-    path: PathBuf,
-    last: Option<Token>,
-}
-
-impl TokenFile {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The last good token, as long as it is valid: for a file that is not there just now.
-    pub fn last(&self, now: Timestamp) -> Option<Token> {
-        self.last.clone().filter(|last| last.is_valid(now))
-    }
-
-    /// Takes the file's text. While a writer replaces the file its text may be unusable: then the
-    /// last good token is used as long as it is valid.
-    pub fn token(&mut self, text: &str, now: Timestamp) -> Result<Token, TokenError> {
-        match Token::parse(text, now) {
-            Ok(token) => {
-                self.last = Some(token.clone());
-                Ok(token)
-            }
-            Err(error) => self.last(now).ok_or_else(|| TokenError {
-                what: format!("token_file {}: {}", self.path.display(), error.what),
-                hint: error.hint,
-            }),
-        }
     }
 }
 

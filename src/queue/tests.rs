@@ -4,6 +4,7 @@ mod attack; // the state, the names, the clock, the directory
 mod damage; // damaged directories
 mod gone; // a directory, or a part of it, that goes away and comes back
 mod hand; // files and folders moved about by a person
+mod keys; // keys of requests, with and without a disk
 mod life; // the thread that owns the log
 mod lanes; // fresh batches and the oldest
 mod model; // what is promised, and what has arrived

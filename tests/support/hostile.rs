@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -59,20 +59,53 @@ pub struct Target {
 impl Target {
     /// `authority` is the backend's CA certificate, PEM.
     pub fn new(address: SocketAddr, authority: &str) -> Self {
+        Self::of(address, authority, None)
+    }
+
+    /// The same for a peer that shows a certificate, `own` with its key, both PEM.
+    pub fn verified(address: SocketAddr, authority: &str, own: (&str, &str)) -> Self {
+        Self::of(address, authority, Some(own))
+    }
+
+    fn of(address: SocketAddr, authority: &str, own: Option<(&str, &str)>) -> Self {
         let connector = |protocol: &[u8]| {
             let mut roots = RootCertStore::empty();
             let authority = CertificateDer::from_pem_slice(authority.as_bytes()).expect("PEM");
             roots.add(authority).expect("an authority");
             let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let mut config = ClientConfig::builder_with_provider(provider)
+            let config = ClientConfig::builder_with_provider(provider)
                 .with_safe_default_protocol_versions()
                 .expect("versions")
-                .with_root_certificates(roots)
-                .with_no_client_auth();
+                .with_root_certificates(roots);
+            let mut config = match own {
+                None => config.with_no_client_auth(),
+                Some((certificate, key)) => {
+                    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
+                    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+                    let chain = vec![certificate.expect("a certificate")];
+                    config.with_client_auth_cert(chain, key).expect("a pair")
+                }
+            };
             config.alpn_protocols = vec![protocol.to_vec()];
             TlsConnector::from(Arc::new(config))
         };
         Self { address, http1: connector(b"http/1.1"), http2: connector(b"h2") }
+    }
+
+    /// Announces a body with `head`, sends `bytes` of it, as far as they are read, and leaves the
+    /// rest out.
+    pub async fn half_a_body(&self, head: &str, bytes: usize) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let mut stream = self.http1.connect(ServerName::from(self.address.ip()), stream).await?;
+        stream.write_all(head.as_bytes()).await?;
+        let piece = vec![b' '; 64 << 10];
+        for _ in 0..bytes / piece.len() {
+            if stream.write_all(&piece).await.is_err() {
+                break; // refused
+            }
+        }
+        stream.flush().await.ok();
+        Ok(stream)
     }
 
     /// Holds one connection until the backend ends it.

@@ -183,6 +183,7 @@ impl Replayer {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.wake.notified() => {}
+                () = self.link.token_is_replaced() => {}
             }
             source.try_again();
         }

@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 
+use super::bodies::{Room, Share};
 use super::error::ApiError;
 use crate::encoding::{self, InflateError};
 
@@ -25,18 +26,35 @@ pub(in crate::backend) struct Sizes {
     pub(in crate::backend) inflated_max: u64,
 }
 
-/// Reads a whole body.
+/// Reads a whole body. Its share of the room is held as long as the body.
 pub(in crate::backend) async fn read(
+    room: &Room,
+    headers: &HeaderMap,
+    body: Body,
+    limit: u64,
+) -> Result<(Bytes, Share), ApiError> {
+    let announced = content_length(headers);
+    if announced.is_some_and(|bytes| bytes > limit) {
+        return Err(ApiError::too_large(limit));
+    }
+    let mut share = room.share(announced).await?;
+    let bytes = collect(headers, body, limit, |bytes| share.grow_to(bytes)).await?;
+    Ok((bytes, share))
+}
+
+/// Reads a body, and asks `grow` before it becomes as long.
+async fn collect(
     headers: &HeaderMap,
     mut body: Body,
     limit: u64,
+    mut grow: impl FnMut(u64) -> Result<(), ApiError>,
 ) -> Result<Bytes, ApiError> {
-    let declared = content_length(headers).unwrap_or(0);
-    if declared > limit {
+    let announced = content_length(headers).unwrap_or(0);
+    if announced > limit {
         return Err(ApiError::too_large(limit));
     }
     // What is announced is not here yet.
-    let expected = usize::try_from(declared).unwrap_or(0).min(RESERVED_MAX);
+    let expected = usize::try_from(announced).unwrap_or(0).min(RESERVED_MAX);
     let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::bad_request("the body ended early"))?;
@@ -44,6 +62,7 @@ pub(in crate::backend) async fn read(
         if (bytes.len() + data.len()) as u64 > limit {
             return Err(ApiError::too_large(limit));
         }
+        grow((bytes.len() + data.len()) as u64)?;
         bytes.extend_from_slice(data);
     }
     Ok(bytes.into())
@@ -68,34 +87,36 @@ pub(in crate::backend) fn inflate(
 
 /// A small JSON body.
 pub(in crate::backend) async fn json<T: DeserializeOwned>(
+    room: &Room,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, ApiError> {
-    parse(&small(headers, body).await?)
+    parse(&small(room, headers, body).await?)
 }
 
-/// A JSON body from anyone.
+/// A JSON body from anyone. It is too small to take room, and strangers take none from hosts.
 pub(in crate::backend) async fn tiny_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, ApiError> {
-    parse(&sized(headers, body, TINY).await?)
+    let bytes = collect(headers, body, TINY.received_max, |_| Ok(())).await?;
+    parse(&inflate(label(headers), bytes, TINY.inflated_max)?)
 }
 
 /// A small body of any kind.
-pub(in crate::backend) async fn small(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    sized(headers, body, SMALL).await
+pub(in crate::backend) async fn small(
+    room: &Room,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, ApiError> {
+    let (bytes, _share) = read(room, headers, body, SMALL.received_max).await?;
+    inflate(label(headers), bytes, SMALL.inflated_max)
 }
 
 /// The `Content-Encoding`.
 pub(in crate::backend) fn label(headers: &HeaderMap) -> Option<&str> {
     // A label that is no text is no known label.
     headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"))
-}
-
-async fn sized(headers: &HeaderMap, body: Body, sizes: Sizes) -> Result<Bytes, ApiError> {
-    let bytes = read(headers, body, sizes.received_max).await?;
-    inflate(label(headers), bytes, sizes.inflated_max)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -19,7 +19,7 @@ use super::{Shared, body};
 use crate::backend::enrolment::{self, Released};
 use crate::backend::names;
 use crate::backend::pki::{Issued, PkiError};
-use crate::backend::store::{Audit, Collector, Renamed, Role};
+use crate::backend::store::{Audit, Collector, Labels, Renamed, Role};
 use crate::clock;
 
 /// Between two signs of life, unless the agent's own configuration says otherwise.
@@ -68,6 +68,12 @@ struct CollectorView {
     /// Another collector had the name first, but for case: ours, beside the contract.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     name_collides: bool,
+    /// Ours, as `lost_forgotten` is.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    labels: Labels,
+    /// Entries of its losses that went for newer ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    lost_forgotten: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<Value>,
 }
@@ -76,6 +82,7 @@ struct CollectorView {
 #[serde(deny_unknown_fields)]
 struct PatchRequest {
     name: Option<String>,
+    labels: Option<Labels>,
 }
 
 /// POST `/collectors/refresh-token`.
@@ -139,7 +146,8 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// PATCH `/collectors/{id}`: another name. The old one stays reserved.
+/// PATCH `/collectors/{id}`: another name, whose old one stays reserved, and other labels in place
+/// of all that it has.
 pub(super) async fn patch(
     State(shared): State<Arc<Shared>>,
     peer: Peer,
@@ -149,21 +157,28 @@ pub(super) async fn patch(
 ) -> Result<Response, ApiError> {
     let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
-    let request: PatchRequest = body::json(&headers, body).await?;
+    let PatchRequest { name, labels } = body::json(&shared.room, &headers, body).await?;
+    let checked = |name: String| names::checked("name", &name);
+    let name = name.map(checked).transpose().map_err(ApiError::bad_request)?;
+    let labels = labels.map(names::checked_labels).transpose().map_err(ApiError::bad_request)?;
     let now = clock::now();
-    if let Some(name) = request.name {
-        let name = names::checked("name", &name).map_err(ApiError::bad_request)?;
-        let audit = Audit {
-            at: now,
-            actor: user.username,
-            action: "collector.rename".to_owned(),
-            subject: id.to_string(),
-        };
-        match shared.store.rename(id, &name, audit).await? {
+    let audit = |action: &str| Audit {
+        at: now,
+        actor: user.username.clone(),
+        action: action.to_owned(),
+        subject: id.to_string(),
+    };
+    if let Some(name) = name {
+        match shared.store.rename(id, &name, audit("collector.rename")).await? {
             Renamed::Done => {}
             Renamed::NameTaken => return Err(super::register::name_taken(&name)),
             Renamed::Unknown => return Err(ApiError::not_found("the collector")),
         }
+    }
+    if let Some(labels) = labels
+        && !shared.store.label(id, labels, audit("collector.label")).await?
+    {
+        return Err(ApiError::not_found("the collector"));
     }
     let found = shared.store.collector(id, now).await?;
     Ok(ok(&view(found.ok_or_else(|| ApiError::not_found("the collector"))?, now)))
@@ -205,6 +220,11 @@ pub(in crate::backend) fn status_of(collector: &Collector, now: Timestamp) -> St
     if error.is_some_and(|error| !error.is_null()) { Status::Error } else { Status::Active }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn report_of(collector: &Collector) -> Option<Value> {
     serde_json::from_str(collector.report.as_deref()?).ok()
 }
@@ -214,6 +234,8 @@ fn view(collector: Collector, now: Timestamp) -> CollectorView {
         status: status_of(&collector, now),
         agent: report_of(&collector),
         name_collides: collector.name_collides,
+        labels: collector.labels,
+        lost_forgotten: collector.lost_forgotten,
         id: collector.id,
         name: collector.name,
         hostname: collector.hostname,

@@ -12,6 +12,9 @@ use crate::metric::envelope::ErrorBody;
 /// When a client should come again while the store is down, seconds.
 const STORE_RETRY: u64 = 5;
 
+/// When a client should come again for whose body there is no room, seconds.
+const BUSY_RETRY: u64 = 5;
+
 /// When a client should come again that wants more than a bound allows.
 const TOO_MANY_RETRY: Duration = Duration::from_secs(300);
 
@@ -65,6 +68,18 @@ impl ApiError {
         let error =
             Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "come again later");
         Self { retry_after: Some(retry_after.as_secs().max(1)), ..error }
+    }
+
+    /// 503: the bodies of others take all the room there is for them.
+    pub(in crate::backend) fn busy() -> Self {
+        let message = "too many bodies at once, come again later";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
+        Self { retry_after: Some(BUSY_RETRY), ..error }
+    }
+
+    /// Whether it is a 413.
+    pub(in crate::backend) fn is_too_large(&self) -> bool {
+        self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
     /// 500.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use bytes::Bytes;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::access::{self, Caller, Peer};
@@ -27,6 +28,8 @@ use crate::metric::{self, Invalid, MetricType};
 /// How long a push waits for its turn before it is sent away.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const TURN_RETRY: Duration = Duration::from_secs(2);
+/// A push whose body is longer than this, inflated, is a large one.
+const LARGE_BYTES_MIN: u64 = 4 << 20;
 /// Longest batch id taken, bytes.
 const BATCH_ID_MAX: usize = 128;
 /// A row is found by the start of its database's name, characters; the document has it all.
@@ -78,25 +81,18 @@ pub(super) async fn push(
     let batch_id = batch_id(&headers)?;
     let label = body::label(&headers).map(str::to_owned);
     let limits = &shared.config.limits;
-    let received = body::read(&headers, body, limits.body_bytes_max).await?;
+    let (received, _share) =
+        body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
     let bytes_received = received.len() as u64;
-    // Not before the body is here: a slow line would keep others waiting.
-    let _turn = turn(&shared).await?;
-    let (inflated_max, brought_max) = (limits.inflated_bytes_max, limits.hosts_per_collector);
-    let (id, now) = (caller.id, clock::now());
+    let (body, _turn) = inflated(&shared, label, received).await?;
+    let (brought_max, id, now) = (limits.hosts_per_collector, caller.id, clock::now());
     let document_bytes_max = usize::try_from(limits.document_bytes_max).unwrap_or(usize::MAX);
     let bounds = Bounds { latest: now, document_bytes_max };
-    let work = move || {
-        let body = body::inflate(label.as_deref(), received, inflated_max)?;
+    let checked = blocking(move || {
         let checked = check(&body, &caller, batch_id, bounds)?;
         Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
-    };
-    let checked: Result<Checked, ApiError> =
-        tokio::task::spawn_blocking(work).await.map_err(|err| {
-            tracing::error!(%err, "a push could not be checked");
-            ApiError::internal()
-        })?;
-    let checked = checked?;
+    });
+    let checked = checked.await?;
     if !checked.cut.is_empty() && shared.notices.is_first(id, "cut") {
         let hint = "what it says of itself is over the limits; its metrics are stored";
         tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
@@ -122,11 +118,44 @@ pub(super) async fn push(
     }))
 }
 
-async fn turn(shared: &Shared) -> Result<SemaphorePermit<'_>, ApiError> {
-    match tokio::time::timeout(TURN_PATIENCE, shared.pushes.acquire()).await {
+/// A body without its compression, and the turn of working on it. It begins when the body is here:
+/// a slow line would keep others waiting. Large ones go one at a time, beside the others.
+async fn inflated(
+    shared: &Shared,
+    label: Option<String>,
+    received: Bytes,
+) -> Result<(Bytes, SemaphorePermit<'_>), ApiError> {
+    let inflate = |limit: u64| {
+        let (label, received) = (label.clone(), received.clone());
+        blocking(move || body::inflate(label.as_deref(), received, limit))
+    };
+    let most = shared.config.limits.inflated_bytes_max;
+    let turn = turn(&shared.pushes).await?;
+    match inflate(most.min(LARGE_BYTES_MIN)).await {
+        Err(error) if error.is_too_large() && most > LARGE_BYTES_MIN => {
+            drop(turn);
+            let turn = self::turn(&shared.large_pushes).await?;
+            Ok((inflate(most).await?, turn))
+        }
+        inflated => Ok((inflated?, turn)),
+    }
+}
+
+async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, ApiError> {
+    match tokio::time::timeout(TURN_PATIENCE, turns.acquire()).await {
         Ok(Ok(turn)) => Ok(turn),
         _ => Err(ApiError::too_many(TURN_RETRY)),
     }
+}
+
+/// Does what takes long where it keeps nobody waiting.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| {
+        tracing::error!(%err, "a push could not be checked");
+        Err(ApiError::internal())
+    })
 }
 
 fn batch_id(headers: &HeaderMap) -> Result<Option<String>, ApiError> {

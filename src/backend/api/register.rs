@@ -69,7 +69,7 @@ pub(super) async fn register(
     body: Body,
 ) -> Result<Response, ApiError> {
     let pass = pass(&shared, &peer, &headers).await?;
-    let request: RegisterRequest = body::json(&headers, body).await?;
+    let request: RegisterRequest = body::json(&shared.room, &headers, body).await?;
     let request = checked(request)?;
     let by = match &pass {
         Pass::Certificate(_) => "its certificate".to_owned(),

@@ -39,7 +39,7 @@ pub(super) async fn renew_certificate(
         let message = "a certificate is renewed over a connection that shows the present one";
         return Err(ApiError::forbidden("certificate_required", message));
     }
-    let request: RenewRequest = body::json(&headers, body).await?;
+    let request: RenewRequest = body::json(&shared.room, &headers, body).await?;
     let now = clock::now();
     let issued = collectors::certify(&shared, Some(&request.csr), caller.id, now)?;
     let renewal = Renewal {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -45,11 +45,22 @@ pub(super) struct Place {
     taken_away: Arc<Notify>,
 }
 
+/// How often it is said that connections have been ended.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
 #[derive(Default)]
 struct Table {
     /// By age, oldest first.
     holders: BTreeMap<u64, Holder>,
     next: u64,
+    ended: Ended,
+}
+
+/// Connections that were ended to make room, as far as nobody has been told.
+#[derive(Debug, Default)]
+struct Ended {
+    count: u64,
+    told: Option<Instant>,
 }
 
 struct Holder {
@@ -195,7 +206,27 @@ impl Table {
         if let Some(holder) = self.holders.remove(&number) {
             holder.taken_away.notify_one();
         }
+        if let Some(connections) = self.ended.one_more(now) {
+            tracing::warn!(
+                connections,
+                holders = self.holders.len(),
+                "connections ended to make room for others; hint: if these are hosts and not an \
+                 attack, raise limits.connections_*"
+            );
+        }
         true
+    }
+}
+
+impl Ended {
+    /// Counts one; the number to be told, if it is time to.
+    fn one_more(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.count))
     }
 }
 
@@ -208,7 +239,6 @@ impl Holder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     use futures_util::FutureExt as _;
 
@@ -280,6 +310,20 @@ mod tests {
         let _busy = eighth.progress().begin();
         assert!(later(&places, 9).is_none(), "everybody is busy");
         drop(work);
+    }
+
+    /// A storm is one line a minute, with all that were ended since the last.
+    #[test]
+    fn ended_connections_are_told_once_a_minute() {
+        let (mut ended, start) = (Ended::default(), clock::monotonic());
+        let mut at = |seconds| ended.one_more(start + Duration::from_secs(seconds));
+        assert_eq!(at(0), Some(1));
+        assert!((1..60).all(|second| at(second).is_none()));
+        assert_eq!((at(60), at(61), at(120)), (Some(60), None, Some(2)));
+        let places = Places::new(BOUNDS);
+        let held: Vec<_> = (0..3).map(|_| later(&places, 1).expect("a place")).collect();
+        let told = places.lock().ended.told;
+        assert!(is_away(&held[0]) && told.is_some(), "the third has made room");
     }
 
     #[test]

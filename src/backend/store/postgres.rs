@@ -17,8 +17,9 @@ use uuid::Uuid;
 
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, KeptConfig, Listing, LostRows, MetricQuery, NewConfig,
-    NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session, StoredMetric, User,
+    Account, Audit, Collector, Credentials, KeptConfig, Labels, Listing, LostRows, MetricQuery,
+    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
+    StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -148,6 +149,10 @@ impl Store for PostgresStore {
 
     async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError> {
         collectors::rename(&mut self.client().await?, id, name, &audit).await
+    }
+
+    async fn label(&self, id: Uuid, labels: Labels, audit: Audit) -> Result<bool, StoreError> {
+        collectors::label(&mut self.client().await?, id, &labels, &audit).await
     }
 
     async fn collectors(

@@ -1,5 +1,6 @@
 //! What goes into a store and what comes out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,6 +31,22 @@ impl Page {
     pub fn offset(self) -> i64 {
         i64::from(self.number.saturating_sub(1)) * i64::from(self.size)
     }
+}
+
+/// The entries of a collector's losses that are kept: the newest.
+pub const LOST_KEPT_MAX: i64 = 5_000;
+
+/// What admins say of a collector: texts by their keys.
+pub type Labels = BTreeMap<String, String>;
+
+/// Labels as they are stored.
+pub(super) fn labels_text(labels: &Labels) -> String {
+    serde_json::to_string(labels).unwrap_or_default()
+}
+
+/// Labels from the store, which has none but those of [`labels_text`].
+pub(super) fn labels_of(text: &str) -> Labels {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 /// One page of a list.
@@ -76,6 +93,10 @@ pub struct Collector {
     pub metrics_24h: u64,
     /// The `agent` object of its last push that had one, JSON.
     pub report: Option<String>,
+    /// What admins say of it.
+    pub labels: Labels,
+    /// Entries of its losses that went for newer ones; see [`LOST_KEPT_MAX`].
+    pub lost_forgotten: u64,
 }
 
 /// What a collector's requests are checked against.

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, KeptConfig, Listing, LostRows, MetricQuery, NewConfig,
-    NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session, StoredMetric, User,
+    Account, Audit, Collector, Credentials, KeptConfig, Labels, Listing, LostRows, MetricQuery,
+    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
+    StoredMetric, User,
 };
 use super::{Store, StoreError};
 
@@ -146,6 +147,10 @@ impl Store for SqliteStore {
     async fn rename(&self, id: Uuid, name: &str, audit: Audit) -> Result<Renamed, StoreError> {
         let name = name.to_owned();
         self.write(move |db| collectors::rename(db, id, &name, &audit)).await
+    }
+
+    async fn label(&self, id: Uuid, labels: Labels, audit: Audit) -> Result<bool, StoreError> {
+        self.write(move |db| collectors::label(db, id, &labels, &audit)).await
     }
 
     async fn collectors(

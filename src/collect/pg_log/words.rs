@@ -63,7 +63,14 @@ pub(super) fn read(rest: &str) -> Option<(Word, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::PathBuf;
+
     use super::*;
+
+    /// The languages that `docs/SECURITY.md` names, as PostgreSQL calls their translations.
+    const LANGUAGES: [&str; 14] =
+        ["de", "es", "fr", "it", "ja", "ka", "ko", "pl", "pt_BR", "ru", "sv", "tr", "uk", "zh_CN"];
 
     #[test]
     fn words_of_every_language_are_read() {
@@ -95,7 +102,7 @@ mod tests {
                 "{word}"
             );
         }
-        let levels: std::collections::BTreeSet<&str> = TABLE
+        let levels: BTreeSet<&str> = TABLE
             .iter()
             .filter_map(|(_, means)| match means {
                 Word::Level(level) => Some(*level),
@@ -103,5 +110,83 @@ mod tests {
             })
             .collect();
         assert_eq!(levels.len(), 13, "{levels:?}");
+    }
+
+    /// The translations of the servers of this host: the language, and its messages by the English
+    /// ones. Debian has them below `share/locale` of the system, others below that of the server.
+    fn translations() -> Vec<(String, BTreeMap<String, String>)> {
+        let cache = std::env::var_os("PGANALYTICS_TEST_CACHE").map(PathBuf::from);
+        let servers = cache.map(|cache| entries(cache.join("servers"))).unwrap_or_default();
+        let servers = servers.into_iter();
+        let shares = servers.map(|server| server.join("share")).chain(["/usr/share".into()]);
+        let mut found = Vec::new();
+        for language in shares.flat_map(|share| entries(share.join("locale"))) {
+            let name = language.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for file in entries(language.join("LC_MESSAGES")) {
+                let is_servers =
+                    |name: &str| name.starts_with("postgres-") && name.ends_with(".mo");
+                if file.file_name().is_some_and(|name| is_servers(&name.to_string_lossy())) {
+                    let bytes = std::fs::read(&file).expect("a translation");
+                    found.push((name.clone(), messages(&bytes).expect("a file of gettext")));
+                }
+            }
+        }
+        found
+    }
+
+    fn entries(folder: impl AsRef<std::path::Path>) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    }
+
+    /// The pairs of a `.mo` file: two tables of lengths and offsets, of the English texts and the
+    /// translations (GNU gettext's manual, "The Format of GNU MO Files"), little endian.
+    fn messages(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
+        let number = |at: usize| {
+            let field: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
+            usize::try_from(u32::from_le_bytes(field)).ok()
+        };
+        let text = |at: usize| {
+            let (length, offset) = (number(at)?, number(at + 4)?);
+            Some(String::from_utf8_lossy(bytes.get(offset..offset + length)?).into_owned())
+        };
+        assert_eq!(number(0), Some(0x9504_12de), "the magic number");
+        let (count, english, translated) = (number(8)?, number(12)?, number(16)?);
+        (0..count).map(|n| Some((text(english + 8 * n)?, text(translated + 8 * n)?))).collect()
+    }
+
+    /// Every word that an installed server's translations put before a text is read as what it is,
+    /// or as nothing: then the line is foreign and stays on the host. Levels of the languages that
+    /// are named as known are known.
+    #[test]
+    fn words_are_those_of_the_servers_translations() {
+        const LEVELS: [&str; 8] =
+            ["DEBUG", "LOG", "INFO", "NOTICE", "WARNING", "ERROR", "FATAL", "PANIC"];
+        const PARTS: [&str; 6] =
+            ["DETAIL:  ", "HINT:  ", "QUERY:  ", "CONTEXT:  ", "STATEMENT:  ", "BACKTRACE:  "];
+        let levels = LEVELS.map(|word| (word, word.to_owned(), ":  "));
+        let parts = PARTS.map(|part| (part.trim_end_matches(":  "), part.to_owned(), ""));
+        let location = ("LOCATION", "LOCATION:  %s:%d\n".to_owned(), "");
+        let words: Vec<_> = levels.into_iter().chain(parts).chain([location]).collect();
+        let (mut wrong, mut unknown) = (Vec::new(), Vec::new());
+        for (language, messages) in translations() {
+            for (english, message, end) in &words {
+                let Some(translated) = messages.get(message) else { continue };
+                let line = format!("{translated}{end}text");
+                // A language may have one word for two levels.
+                let same =
+                    words.iter().filter(|(_, other, _)| messages.get(other) == Some(translated));
+                let mut meanings = same.map(|(english, ..)| meaning(english));
+                match read(&line) {
+                    Some((word, _)) if meanings.any(|meant| meant == word) => {}
+                    Some((word, _)) => wrong.push(format!("{language}: {line:?} is no {word:?}")),
+                    None if LEVELS.contains(english) && LANGUAGES.contains(&language.as_str()) => {
+                        unknown.push(format!("{language}: {english} is {translated:?}"));
+                    }
+                    None => {}
+                }
+            }
+        }
+        assert!(wrong.is_empty() && unknown.is_empty(), "{wrong:#?} {unknown:#?}");
     }
 }

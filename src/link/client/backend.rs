@@ -15,8 +15,10 @@ use crate::link::endpoint::Endpoint;
 use crate::link::proxy::Proxy;
 use crate::link::{LinkConfig, LinkError, tls};
 
-/// A connection that has been quiet for longer is closed by this side: proxies forget theirs.
-const IDLE_MAX: Duration = Duration::from_secs(90);
+/// A connection that has been quiet for longer is closed by this side. That is well before the
+/// backend closes it (`limits.idle_timeout`), and before most proxies forget it: a request that is
+/// sent on a connection while the other side closes it fails.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Connections of HTTP/1.1 that are kept: one for each batch that may be on its way, and one more.
 const IDLE_CONNECTIONS_MAX: usize = 17;
 /// How often an HTTP/2 connection is checked while a request is under way.

@@ -100,7 +100,7 @@ fn external_token_is_checked_before_it_is_used() {
         format!("{}.{}.{}", part(r#"{"alg":"HS256"}"#), part(claims), part("signature"))
     };
     let check = |text: &str, expected: Result<i64, &str>| {
-        let mut file = TokenFile { path: PathBuf::from("/run/token"), last: None };
+        let mut file = TokenFile::new(Path::new("/run/token"));
         match (file.token(text, at(0)), expected) {
             (Ok(token), Ok(end)) => assert_eq!(token.expires_at(), at(end), "{text}"),
             (Err(error), Err(part)) => {
@@ -127,7 +127,7 @@ fn external_token_is_checked_before_it_is_used() {
 #[test]
 fn last_external_token_bridges_a_half_written_file() {
     let token = minter().token(at(0), None).expect("minted");
-    let mut file = TokenFile { path: PathBuf::from("/run/token"), last: None };
+    let mut file = TokenFile::new(Path::new("/run/token"));
     file.token(token.expose().expose_secret(), at(0)).expect("good");
     assert!(file.token("half", at(10)).expect("the last one").same_as(&token));
     assert!(file.token("half", at(3550)).is_err(), "the last one ends too soon");

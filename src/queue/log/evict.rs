@@ -134,8 +134,10 @@ impl<D: WriteDisk> Log<D> {
                 let losses = self.pending_losses(id);
                 self.note_evicted(id, &losses, "the disk does not take them, the memory is full");
                 self.forget(id);
+                self.journal.forget_passing_of(id);
             } else if let Some(active) = self.writer.active.take() {
                 self.writer.ring.remove(active.row.id);
+                self.journal.forget_passing_of(active.row.id);
                 let losses = [whole(&active.row)];
                 self.note_evicted(active.row.id, &losses, "the memory for them is full");
             } else {

@@ -201,6 +201,17 @@ impl Journal {
         self.positions_where(|at| at.segment == segment)
     }
 
+    /// Whether records of `segment` came with something that may be forgotten later: the key of a
+    /// request.
+    pub(in crate::queue) fn has_passing_of(&self, segment: u64) -> bool {
+        self.positions.values().any(|at| at.segment == segment && at.keep_until_ms.is_some())
+    }
+
+    /// The records of `segment` have gone before they were on disk, and so do their keys.
+    pub(in crate::queue) fn forget_passing_of(&mut self, segment: u64) {
+        self.positions.retain(|_, at| at.segment != segment || at.keep_until_ms.is_none());
+    }
+
     fn positions_where(&self, wanted: impl Fn(&PositionAt) -> bool) -> Vec<Position> {
         let position = |(name, at): (&String, &PositionAt)| Position {
             collector: name.clone(),

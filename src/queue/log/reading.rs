@@ -10,6 +10,7 @@ use super::{
     batch_id,
     index::{Gap, Index},
     ledger::NewLoss,
+    ring::Home,
 };
 use crate::queue::{
     LossReason,
@@ -144,6 +145,11 @@ impl<D: ReadDisk> Log<D> {
     fn next_key(&self, pick: Pick, now_ms: i64) -> Option<BatchKey> {
         let waiting = |sealed: &Sealed| {
             if sealed.unreadable.as_ref().is_some_and(|known| !is_due(known.retry_at_ms, now_ms)) {
+                return None;
+            }
+            // Delivered, and the process killed: the key of a request would be known to nobody, and
+            // the request, sent again, would be stored twice.
+            if sealed.home == Home::MemoryOnly && self.journal.has_passing_of(sealed.row.id) {
                 return None;
             }
             let waits = |n: &u32| {

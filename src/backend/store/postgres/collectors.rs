@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
-use super::super::rows::{Audit, Collector, Credentials, Listing, Page, Renewal};
+use super::super::rows::{
+    Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
+};
 use super::{counted, secrets, users};
 
 const COLLECTOR: &str = "SELECT c.*,
@@ -172,6 +174,22 @@ pub(super) async fn rename(
     Ok(Renamed::Done)
 }
 
+pub(super) async fn label(
+    db: &mut Client,
+    id: Uuid,
+    labels: &Labels,
+    audit: &Audit,
+) -> Result<bool, StoreError> {
+    let transaction = db.transaction().await?;
+    let update = "UPDATE collectors SET labels = $2, updated_at = $3 WHERE id = $1";
+    if transaction.execute(update, &[&id, &labels_text(labels), &audit.at]).await? == 0 {
+        return Ok(false);
+    }
+    users::audit(&transaction, audit).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
 pub(super) async fn one(
     db: &Client,
     id: Uuid,
@@ -322,5 +340,7 @@ fn collector(row: &Row) -> Result<Collector, StoreError> {
         metrics_total: counted(row, "metrics_total")?,
         metrics_24h: counted(row, "metrics_24h")?,
         report: row.try_get("report")?,
+        labels: labels_of(row.try_get("labels")?),
+        lost_forgotten: counted(row, "lost_forgotten")?,
     })
 }

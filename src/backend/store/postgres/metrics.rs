@@ -10,7 +10,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::super::rows::{
-    Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server, StoredMetric,
+    LOST_KEPT_MAX, Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server,
+    StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, text};
@@ -112,6 +113,9 @@ async fn note_collector(
 ) -> Result<(), StoreError> {
     for lost in &push.lost {
         insert_lost(transaction, push.collector_id, lost).await?;
+    }
+    if !push.lost.is_empty() {
+        forget_lost(transaction, push.collector_id).await?;
     }
     configs::note(transaction, push.collector_id, &push.config, push.received_at).await?;
     let statement = transaction
@@ -231,6 +235,25 @@ async fn insert_lost(
     let values: [&(dyn ToSql + Sync); 9] =
         [&collector, queue, &from, &to, &records, &reason, times.0, times.1, times.2];
     transaction.execute(&statement, &values).await?;
+    Ok(())
+}
+
+/// The oldest losses go when a collector has too many, and are counted.
+async fn forget_lost(transaction: &Transaction<'_>, collector: Uuid) -> Result<(), StoreError> {
+    let statement = transaction
+        .prepare_cached(
+            "DELETE FROM lost WHERE collector_id = $1
+                AND (queue_id, first, last, reason, at, records) IN (
+                    SELECT queue_id, first, last, reason, at, records FROM lost
+                     WHERE collector_id = $1
+                     ORDER BY at DESC, first DESC OFFSET $2)",
+        )
+        .await?;
+    let gone = transaction.execute(&statement, &[&collector, &LOST_KEPT_MAX]).await?;
+    if gone > 0 {
+        let add = "UPDATE collectors SET lost_forgotten = lost_forgotten + $2 WHERE id = $1";
+        transaction.execute(add, &[&collector, &count(gone)]).await?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
-use super::super::rows::{Audit, Collector, Credentials, Listing, Page, Renewal};
+use super::super::rows::{
+    Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
+};
 use super::{counted, micros, secrets, time, time_option, users, uuid};
 
 const COLLECTOR: &str = "SELECT c.*,
@@ -145,6 +147,21 @@ pub(super) fn rename(
     db.execute(update, params![id, name, micros(audit.at)])?;
     users::audit(db, audit)?;
     Ok(Renamed::Done)
+}
+
+pub(super) fn label(
+    db: &Transaction<'_>,
+    id: Uuid,
+    labels: &Labels,
+    audit: &Audit,
+) -> Result<bool, StoreError> {
+    let update = "UPDATE collectors SET labels = ?2, updated_at = ?3 WHERE id = ?1";
+    let values = params![id.to_string(), labels_text(labels), micros(audit.at)];
+    if db.execute(update, values)? == 0 {
+        return Ok(false);
+    }
+    users::audit(db, audit)?;
+    Ok(true)
 }
 
 pub(super) fn one(
@@ -301,5 +318,7 @@ fn collector(row: &Row<'_>) -> rusqlite::Result<Collector> {
         metrics_total: counted(row, "metrics_total")?,
         metrics_24h: counted(row, "metrics_24h")?,
         report: row.get("report")?,
+        labels: labels_of(&row.get::<_, String>("labels")?),
+        lost_forgotten: counted(row, "lost_forgotten")?,
     })
 }

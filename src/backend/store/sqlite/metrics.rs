@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::super::rows::{
-    Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
+    LOST_KEPT_MAX, Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, micros, time, time_option, uuid};
@@ -108,6 +108,9 @@ fn note_collector(
     for lost in &push.lost {
         insert_lost(db, collector, lost)?;
     }
+    if !push.lost.is_empty() {
+        forget_lost(db, collector)?;
+    }
     configs::note(db, collector, &push.config, push.received_at)?;
     db.prepare_cached(
         "UPDATE collectors SET last_seen_at = max(coalesce(last_seen_at, 0), ?2),
@@ -172,6 +175,24 @@ fn insert_lost(db: &Transaction<'_>, collector: &str, lost: &LostRows) -> Result
         lost.first_at.map(micros),
         lost.last_at.map(micros),
     ])?;
+    Ok(())
+}
+
+/// The oldest losses go when a collector has too many, and are counted.
+fn forget_lost(db: &Transaction<'_>, collector: &str) -> Result<(), StoreError> {
+    let gone = db
+        .prepare_cached(
+            "DELETE FROM lost WHERE collector_id = ?1
+                AND (queue_id, first, last, reason, at, records) IN (
+                    SELECT queue_id, first, last, reason, at, records FROM lost
+                     WHERE collector_id = ?1
+                     ORDER BY at DESC, first DESC LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![collector, LOST_KEPT_MAX])?;
+    if gone > 0 {
+        let add = "UPDATE collectors SET lost_forgotten = lost_forgotten + ?2 WHERE id = ?1";
+        db.execute(add, params![collector, count(gone as u64)])?;
+    }
     Ok(())
 }
 
