@@ -219,13 +219,14 @@ fn a_part_of_a_batch_is_another_batch() {
 /// Q3: what stands where a part of the queue should be is moved aside, and everything is delivered.
 #[test]
 fn what_stands_in_the_place_of_a_folder_is_moved_aside() {
+    type Make = fn(&Path);
     let file = |path: &Path| std::fs::write(path, "mine").unwrap();
     let folder = |path: &Path| {
         std::fs::create_dir(path).unwrap();
         std::fs::write(path.join("record"), "mine").unwrap();
     };
     let link = |path: &Path| std::os::unix::fs::symlink("nowhere", path).unwrap();
-    let cases: [(&str, fn(&Path)); 8] = [
+    let cases: [(&str, Make); 8] = [
         ("lock", folder),
         ("lock", pipe),
         ("trash", file),
