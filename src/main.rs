@@ -16,7 +16,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    return_freed_memory();
+    set_up_process();
     // What is written is the user's alone, whatever the shell or the service says: queue, state,
     // copies of them, sockets. What others are to read is given to them by name.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -30,20 +30,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keeps glibc from holding on to freed memory. It raises the size from which it asks the system
-/// for memory of its own each time such memory is freed, and the buffers of each push window's
-/// segment then stay in the heap: 8 MiB of an agent that has nothing to do.
-#[cfg(target_env = "gnu")]
-#[expect(unsafe_code, reason = "a setting of the C library; nothing else runs yet")]
-fn return_freed_memory() {
+/// What the process is told before anything else runs.
+///
+/// A file that reaches the process's limit (`ulimit -f`) is an error of the write, as a full disk
+/// is, and not the end of the process.
+///
+/// glibc does not hold on to freed memory. It raises the size from which it asks the system for
+/// memory of its own each time such memory is freed, and the buffers of each push window's segment
+/// then stay in the heap: 8 MiB of an agent that has nothing to do.
+#[expect(unsafe_code, reason = "settings of the process and the C library; nothing else runs yet")]
+fn set_up_process() {
+    #[cfg(target_env = "gnu")]
     const LARGE_BYTES: libc::c_int = 128 << 10;
-    // SAFETY: mallopt takes two numbers, and no other thread exists. Where it does nothing, the
-    // agent is a little larger.
+    // SAFETY: no handler is installed, mallopt takes two numbers, and no other thread exists. Where
+    // mallopt does nothing, the agent is a little larger.
     unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        #[cfg(target_env = "gnu")]
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        #[cfg(target_env = "gnu")]
         libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE_BYTES);
     }
 }
-
-#[cfg(not(target_env = "gnu"))]
-fn return_freed_memory() {}

@@ -20,6 +20,7 @@ mod quick;
 pub mod sequences;
 mod shape;
 pub mod sysstat;
+mod value;
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,9 +30,10 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 pub use compat::{split_bytes, split_compat};
-pub use keys::names_a_key_twice;
+pub use keys::check_keys;
 pub use quick::Sound;
 pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
+pub use value::parse_value;
 
 use crate::clock;
 use declare::{Declared, Field, declare};
@@ -149,8 +151,9 @@ pub fn validate(metric: &Value, now: Timestamp) -> Result<MetricType, Invalid> {
     Ok(metric_type)
 }
 
-/// [`validate`] for one metric's text, which must be a JSON value. A document of an older
-/// collector, which [`split_compat`] splits, is sound when its parts are.
+/// [`validate`] for one metric's text, which must be a JSON value; no object in it may name a key
+/// twice. A document of an older collector, which [`split_compat`] splits, is sound when its parts
+/// are.
 ///
 /// Sound text costs no memory. Text that is not sound becomes a value, so that its place can be
 /// told, unless it holds more than `VALUES_MAX` values: these could take a hundred times the
@@ -164,8 +167,9 @@ pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
         let message = format!("not sound, and too large to say where: {values} values");
         return Err(Invalid::new("", message));
     }
-    let value: Value = serde_json::from_str(text)
+    let value = parse_value(text.as_bytes())
         .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
+    check_keys(text, &value)?;
     let parts = split_compat(value);
     let types = parts.iter().map(|part| validate(part, now)).collect::<Result<Vec<_>, _>>()?;
     let time = parts.first().and_then(|part| part.get("timestamp")?.as_str()?.parse().ok());

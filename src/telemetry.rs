@@ -1,5 +1,7 @@
 //! The agent's own logs and counters.
 
+mod console; // lines that hold nobody up
+
 use std::{io::IsTerminal, path::Path, sync::Mutex};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -7,6 +9,8 @@ use tracing::Level;
 use tracing_subscriber::{
     Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
+
+use console::Console;
 
 /// Changes what a running log shows.
 #[derive(Debug, Clone)]
@@ -20,11 +24,12 @@ impl LogLevel {
     }
 }
 
-/// Starts the log on standard error: one line per event, in colour on a terminal. A second call
-/// changes nothing.
+/// Starts the log on standard error: one line per event, in colour on a terminal. Lines that nobody
+/// reads are left out and counted. A second call changes nothing.
 pub fn start_log(level: Level) -> LogLevel {
     let colour = std::io::stderr().is_terminal();
-    let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(std::io::stderr);
+    let console = Console::new(std::io::stderr());
+    let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(console);
     let (filter, handle) = reload::Layer::new(shown(level));
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().ok();
     LogLevel(handle)

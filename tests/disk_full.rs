@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 use crate::support::disk::Disk;
 use crate::support::proxy::Network;
 use crate::support::site::{Site, assert_distinct};
@@ -100,6 +102,36 @@ async fn a_read_only_file_system_stops_nothing() {
     assert!(!done.stderr.contains("records lost"), "{}", done.stderr);
     // What was delivered and could not be noted came again, under the same ids.
     assert_distinct(&site.stored().await);
+}
+
+/// Q7: files that may not grow (`ulimit -f`) are a full disk, and not the end of the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_file_sizes_ends_nothing() {
+    let site = Site::registered().await;
+    let mut agent = site.run();
+    site.until_stored(5).await;
+    site.proxy.set(Network::Down);
+    let pid = Pid::from_raw(agent.id().cast_signed());
+    let limit = |bytes| {
+        let old = prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: None });
+        old.expect("the limit of another process of this user");
+    };
+    limit(Some(8 << 10));
+    until("the disk takes nothing", LIMIT, || {
+        assert!(agent.is_running(), "{}", agent.stderr());
+        site.inspect()["queue"]["disk_error"].is_string()
+    });
+    let before = site.queue_number("next_seq");
+    until("it collects on", LIMIT, || site.queue_number("next_seq") >= before + 20);
+    limit(None);
+    until("it writes again", LIMIT, || site.inspect()["queue"]["disk_error"].is_null());
+    site.proxy.set(Network::Up);
+    let gone = until_gone(&site, before + 20);
+    let stored = site.stored().await;
+    let done = agent.stop();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(stored.len() as u64 >= gone, "{} of {gone} records are stored", stored.len());
+    assert_distinct(&stored);
 }
 
 /// Waits until the first `count` records have left the queue, none of them by being lost; returns

@@ -118,6 +118,53 @@ async fn every_encoding_is_delivered() {
     assert_eq!(delivered(&site, agent).await, (0..18).collect::<Vec<_>>());
 }
 
+/// What the intake takes, the backend takes: both refuse keys that stand twice, take keys that mean
+/// something to a program of theirs as they are, and read a packed body to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_is_stored_as_it_came() {
+    let (site, place) = site("").await;
+    let agent = run(&site, &place);
+    let of = |more: &str| {
+        format!(r#"{{{more}"type":"custom.keys","timestamp":"2026-01-01T00:00:00Z"}}"#)
+    };
+    let key = "$serde_json::private::RawValue";
+    let sound = [
+        of(""),
+        of(&format!(r#""{key}":"{{\"type\":\"sysstat\"}}","#)),
+        of(&format!(r#""{key}":"no json","#)),
+        of(&format!(r#""{key}":7,"#)),
+        of(&format!(r#""a":[{{"{key}":{{}}}}],"#)),
+    ];
+    let twice = [of(r#""a":1,"a":1,"#), of(r#""a":{"b":[{"c":1,"d":2,"c":3}]},"#)];
+    let all: Vec<&str> = sound.iter().chain(&twice).map(String::as_str).collect();
+    let body = format!("{{\"metrics\":[{}]}}", all.join(",")).into_bytes();
+    let (first, second) = body.split_at(body.len() / 2);
+    let answer = place.push(&[], &[gzip(first), gzip(second)].concat()).expect("an answer");
+    assert_eq!((answer.status, answer.inserted()), (200, 5), "{answer:?}");
+    let rejected = answer.body["rejected"].as_array().expect("a list");
+    let named: Vec<_> = rejected.iter().map(|reject| reject["index"].as_u64()).collect();
+    assert_eq!(named, [Some(5), Some(6)], "{answer:?}");
+    for reject in rejected {
+        assert_eq!(reject["message"], "a key stands twice in one object");
+    }
+    let mut cut = zlib(&body);
+    cut.truncate(cut.len() / 2);
+    for damaged in [[zlib(first), zlib(second)].concat(), cut] {
+        let answer = place.push(&[], &damaged).expect("an answer");
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+    until("everything is delivered", LIMIT, || site.queue_number("records") < 20);
+    let done = agent.stop();
+    assert!(!done.stderr.contains("the backend refused"), "{}", done.stderr);
+    let stored = site.stored().await;
+    let stored = stored.into_iter().filter(|metric| metric.kind == "custom.keys");
+    let mut stored: Vec<String> = stored.map(|metric| metric.document).collect();
+    stored.sort_unstable();
+    let mut expected = sound.to_vec();
+    expected.sort_unstable();
+    assert_eq!(stored, expected);
+}
+
 /// C3, C4, C5: the bad ones are named, the sound ones taken; an empty push is fine.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_metric_harms_no_other() {

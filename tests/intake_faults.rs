@@ -2,17 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use pganalytics::clock;
+use rustix::io::ioctl_fionread;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::intake::{delivered, metric, push_of, run, site, stored_numbers};
 use crate::support::intake::{Answer, Place, head};
-use crate::support::process::Process;
+use crate::support::process::{self, Process};
 use crate::support::proxy::Network;
 use crate::support::site::{Site, longest_gap};
 use crate::support::until;
@@ -371,4 +374,52 @@ async fn a_full_disk_gives_no_200() {
     until("the backlog is delivered", LIMIT, || site.queue_number("records") < 20);
     agent.stop();
     assert_eq!(stored_numbers(&site).await, (1..=n).collect::<Vec<_>>());
+}
+
+/// C40: standard error is a pipe that nobody reads. What does not fit is left out; clients are
+/// answered, and the agent ends when it is told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_nobody_up() {
+    let (site, place) = site("[log]\nlevel = \"trace\"").await;
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let config = site.config();
+    let mut command = process::agent(["run", "--config", config.to_str().expect("UTF-8")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    let mut agent = Unread(command.spawn().expect("start the agent"));
+    until("the intake listens", LIMIT, || place.connect().is_ok());
+    let mut next = 0;
+    let mut push = || {
+        let answer = place.push(&[], &push_of(&[metric(next)])).expect("an answer");
+        assert_eq!(answer.inserted(), 1, "{answer:?}");
+        next += 1;
+    };
+    let unread = || ioctl_fionread(&reader).expect("a pipe");
+    until("the pipe takes no more", LIMIT, || {
+        let before = unread();
+        push();
+        before > 32 << 10 && unread() == before
+    });
+    (0..50).for_each(|_| push());
+    let pid = Pid::from_raw(agent.0.id().cast_signed()).expect("a process");
+    kill_process(pid, Signal::TERM).expect("tell it to stop");
+    let mut ended = None;
+    until("it ends", LIMIT, || {
+        ended = agent.0.try_wait().expect("ask for the state");
+        ended.is_some()
+    });
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    let expected: Vec<u64> = (0..next).collect();
+    drop(reader);
+    let agent = run(&site, &place);
+    assert_eq!(delivered(&site, agent).await, expected);
+}
+
+/// An agent whose output is not read, killed when the value is dropped.
+struct Unread(Child);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }

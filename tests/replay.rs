@@ -107,6 +107,49 @@ async fn a_wiped_backend_is_refilled_exactly() {
     assert_eq!(site.stored().await.len(), before.len());
 }
 
+/// A host that has become another collector has a server row of its own: what it delivered as the
+/// former one is in that one's, and is not sent to be stored again unless somebody says so. One
+/// that stays who it is, is not asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_collector_delivered_is_not_stored_twice() {
+    let (site, before) = kept(20).await;
+    let file = site.directory.path().join("secret");
+    let secret = ["--secret-file", file.to_str().expect("UTF-8")];
+    let renew = |more: &[&str]| {
+        let done = site.command(&[&["register", "--force"], &secret[..], more].concat());
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    renew(&["--name", "renamed"]);
+    says(&replay(&site, &["--delivered"]), 0, &["delivered "]);
+    assert_eq!(site.stored().await.len(), before.len(), "it is the same collector");
+
+    for name in ["collector.crt", "collector.key"] {
+        fs_err::remove_file(site.directory.path().join(name)).expect("lose the certificate");
+    }
+    let text = fs_err::read_to_string(site.config()).expect("read");
+    fs_err::write(site.config(), text.replace("db1.example.com", "db2.example.com"))
+        .expect("write");
+    let authority = site.served.running().ca_file();
+    renew(&["--ca", authority.to_str().expect("UTF-8")]);
+    for asked in [&["--delivered"][..], &["--to", "0s"], &["--delivered", "--dry-run"]] {
+        says(&replay(&site, asked), 1, &["when this host became the collector", "hint: --twice"]);
+    }
+    says(&replay(&site, &[]), 0, &[]);
+    assert_eq!(site.stored().await.len(), before.len());
+    // What it delivers from now on is its own.
+    let agent = site.run();
+    site.until_stored(before.len() + 10).await;
+    says(&replay(&site, &["--delivered"]), 1, &["hint: --twice"]);
+    let since = fs_err::read_to_string(site.directory.path().join("state/identity.json"));
+    let since: Value = serde_json::from_str(&since.expect("read")).expect("JSON");
+    let since = since["collector_since"].as_str().expect("a time");
+    says(&replay(&site, &["--delivered", "--from", since]), 0, &[]);
+    agent.stop();
+    let own = site.stored().await.len() - before.len();
+    says(&replay(&site, &["--delivered", "--twice"]), 0, &["delivered "]);
+    assert_eq!(site.stored().await.len(), 2 * before.len() + own);
+}
+
 /// The same by a running agent, whose own metrics arrive meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_agent_refills_and_goes_on() {
@@ -269,6 +312,44 @@ async fn a_read_only_file_system_is_replayed() {
     assert_eq!(site.stored().await.len() as u64, records);
 }
 
+/// Changes a byte of so many frames of a segment.
+fn damage_frames(segment: &Path, frames: usize) {
+    let file = segment.join("db");
+    let mut bytes = fs_err::read(&file).expect("read a segment");
+    let starts = bytes.windows(4).enumerate().filter(|(_, bytes)| *bytes == b"pgaB");
+    let starts: Vec<usize> = starts.map(|(at, _)| at).take(frames).collect();
+    assert!(!starts.is_empty(), "a frame");
+    for start in starts {
+        bytes[start + 100] ^= 0x40;
+    }
+    fs_err::write(&file, bytes).expect("damage a segment");
+}
+
+/// Q3: a batch of which nothing can be read is in the ledger, and does not wait beside that, when a
+/// replay without an agent has come past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_does_not_wait() {
+    let site = Site::registered().await;
+    site.proxy.set(Network::Down);
+    let mut agent = site.run();
+    until("records wait", LIMIT, || site.queue_number("records") >= 15);
+    agent.kill();
+    let records = site.queue_number("records");
+    let folders = fs_err::read_dir(site.queue().join("segments")).expect("list");
+    let folders = folders.map(|entry| entry.expect("entry").path());
+    damage_frames(&folders.min().expect("a segment"), usize::MAX);
+    site.proxy.set(Network::Up);
+    let done = replay(&site, &["--json"]);
+    says(&done, 2, &["damaged on disk"]);
+    let corrupt = told(&done)["corrupt"].as_u64().expect("a number");
+    let ledger = site.command(&["inspect", "ledger", "--json"]);
+    let ledger: serde_json::Value = serde_json::from_str(&ledger.stdout).expect("JSON");
+    let entries = ledger["losses"].as_array().expect("a list").iter();
+    let told: u64 = entries.filter_map(|entry| entry["records"].as_u64()).sum();
+    assert_eq!((site.queue_number("records"), told), (0, corrupt), "{ledger}");
+    assert_eq!(site.stored().await.len() as u64 + corrupt, records);
+}
+
 /// Killed in the middle, a dead host's replay goes on; damage costs what is damaged, is counted and
 /// told by the exit code.
 #[tokio::test(flavor = "multi_thread")]
@@ -279,11 +360,7 @@ async fn a_damaged_dead_host_gives_what_it_has() {
         .map(|entry| entry.expect("entry").path())
         .collect();
     segments.sort_unstable();
-    let file = segments[1].join("db");
-    let mut bytes = fs_err::read(&file).expect("read a segment");
-    let frame = bytes.windows(4).position(|w| w == b"pgaB").expect("a frame");
-    bytes[frame + 100] ^= 0x40;
-    fs_err::write(&file, bytes).expect("damage a segment");
+    damage_frames(&segments[1], 1);
 
     let output = directory();
     let asked = ["--dir", dir.to_str().expect("UTF-8")];

@@ -181,6 +181,28 @@ async fn what_is_taken_is_gone() {
     row.lost_the_bad_one(200);
 }
 
+/// A backend that names a metric twice makes one letter; one that refuses metrics without saying
+/// which has taken nothing, whatever it says beside that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_never_passed_over() {
+    let bench = Bench::start("200ms", "200ms").await;
+    let taken = |rejected: &str| {
+        let body = format!(r#"{{"status":"success","metrics_inserted":3,"rejected":{rejected}}}"#);
+        Reply::with(200, &[], &body)
+    };
+    let twice = taken(
+        r#"[{"index":2,"path":"n","message":"not this one"},
+            {"index":2,"path":"x","message":"nor this place in it"}]"#,
+    );
+    bench.row(move |_, _| twice.clone()).lost_the_bad_one(200);
+    for rejected in ["{}", "1", r#"[{"index":"2"}]"#, r#"[{"index":4}]"#, r#"[{"path":"n"}]"#] {
+        let unnamed = taken(rejected);
+        let row = bench.row(move |nth, _| if nth < 2 { unnamed.clone() } else { said(200) });
+        row.came_whole(3, &rejected);
+        assert!(row.log.contains("does not say which"), "{rejected}: {}", row.log);
+    }
+}
+
 /// A page that a network's own server shows in place of what was asked for.
 const PORTAL: &str = "<!DOCTYPE html>\n<html><title>Log in to the guest network</title></html>";
 

@@ -1,6 +1,7 @@
 //! `agent replay`: sends what is queued, kept or refused, now or again.
 
 mod direct; // without an agent, and from the directory of another host
+mod former; // what was delivered while this host was another collector
 mod live; // by the running agent
 mod plan; // what would be sent
 mod report; // the bar, and how it ended
@@ -56,6 +57,11 @@ pub struct Args {
     /// The host that the records of --dir are about; without it, this one.
     #[arg(long, value_name = "NAME", requires = "dir")]
     pub hostname: Option<String>,
+
+    /// Send also what was delivered while this host was another collector, to a backend that has
+    /// lost it: one that has it stores it once more, for this collector.
+    #[arg(long, conflicts_with = "dir")]
+    pub twice: bool,
 
     /// Say what would be sent, and send nothing.
     #[arg(long)]
@@ -134,6 +140,9 @@ pub async fn run(args: Args, config: &Config) -> ExitCode {
 
 async fn replay(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     let (client, request) = (Client::new(&config.control_socket), args.request());
+    if args.dir.is_none() && !args.stop {
+        former::check(args, config).await?;
+    }
     if args.dry_run {
         let plan = plan::make(args, config, &client).await?;
         return plan.tell(args.json);

@@ -118,8 +118,7 @@ impl Course {
     }
 
     /// Counts what the backend has taken with one request.
-    pub(super) fn taken(&mut self, answer: &Answer, sent: Sent, plain: Plain) -> Receipt {
-        let receipt = Receipt::of(answer);
+    pub(super) fn taken(&mut self, answer: &Answer, receipt: &Receipt, sent: Sent, plain: Plain) {
         self.breaker.delivered(sent.ticket);
         if self.breaker.state() == State::Flowing && std::mem::take(&mut self.troubled) {
             tracing::info!("the backend takes batches again");
@@ -144,7 +143,6 @@ impl Course {
                 status.next_config_version = receipt.next_config_version;
             }
         });
-        receipt
     }
 
     pub(super) fn taking_apart(&self, batch: Uuid, answer: &Refusing) {

@@ -12,9 +12,12 @@ use super::{
     flight::{self, Done, Packed, Packer, Sent, Settled, Slot},
     pace,
     split::Refusing,
-    verdict::{TAKES_NOTHING, Verdict},
+    verdict::{TAKES_NOTHING, UNNAMED_REFUSALS, Verdict},
 };
-use crate::{answer::Answer, clock, units};
+use crate::{
+    answer::{Answer, Receipt},
+    clock, units,
+};
 
 /// How a drain has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -271,8 +274,17 @@ where
         };
         match Verdict::on(answer.meaning()) {
             Verdict::Delivered => {
-                let rejected = course.taken(&answer, sent, slot.split.plain).rejected;
-                slot.split.taken(rejected, answer.status, clock::now());
+                let records = slot.split.next_part().map_or(0, |part| part.len());
+                let receipt = match Receipt::of(&answer, records) {
+                    Ok(receipt) => receipt,
+                    Err(why) => {
+                        course.breaker.trouble(UNNAMED_REFUSALS, at);
+                        let shown = format!("{}: {why}", answer.shown());
+                        return self.failed(slot, hinted(&shown, UNNAMED_REFUSALS));
+                    }
+                };
+                course.taken(&answer, &receipt, sent, slot.split.plain);
+                slot.split.taken(receipt.rejected, answer.status, clock::now());
             }
             Verdict::BackOff => {
                 course.breaker.down(sent.ticket, answer.retry_after, at);

@@ -250,3 +250,20 @@ async fn rejected_metrics_are_handed_to_the_source() {
     assert_eq!((status.delivered_records, status.refused_records), (2, 1));
     assert_eq!((status.duplicate_batches, status.next_config_version), (1, Some(4)));
 }
+
+/// What a backend has refused, and does not name so that it can be found, is not passed over: the
+/// batch stays, and comes again under its id.
+#[tokio::test]
+async fn refusals_without_names_deliver_nothing() {
+    for rejected in [r#"{"index":1}"#, r#"[{"index":"1"}]"#, r#"[{"index":3}]"#, "1"] {
+        let body = format!(r#"{{"status":"success","metrics_inserted":2,"rejected":{rejected}}}"#);
+        let (drained, queued, status) = drain(1, vec![answer(200, &body)]).await;
+        assert!(matches!(drained, Drained::Waiting(_)), "{rejected}: {drained:?}");
+        let held = queued.0.lock().unwrap();
+        assert_eq!((held.delivered.len(), held.put_back.len()), (0, 1), "{rejected}");
+        let hint = Some(verdict::UNNAMED_REFUSALS);
+        assert_eq!((status.state, status.hint.as_deref()), (PAUSED, hint), "{rejected}");
+        let answer = status.last_answer.unwrap_or_default();
+        assert!(answer.starts_with("200: `rejected"), "{rejected}: {answer}");
+    }
+}

@@ -31,6 +31,10 @@ pub enum Refusal {
 /// they are.
 pub const TAKES_NOTHING: &str = "the backend refuses every record: is backend.url right?";
 
+/// What can be done when an answer says that records are refused, and not which.
+pub const UNNAMED_REFUSALS: &str = "the backend has refused records and does not say which: \
+     nothing of the batch is taken for delivered; update the backend, or what stands before it";
+
 impl Verdict {
     /// The verdict on an answer to a push.
     pub fn on(meaning: Meaning) -> Self {

@@ -23,6 +23,9 @@ pub struct Identity {
     pub backend_url: String,
     /// When.
     pub registered_at: Timestamp,
+    /// Since when, by this host's clock, it is the collector that it is: what was delivered before
+    /// may have been delivered as another. Absent when that is not known.
+    pub collector_since: Option<Timestamp>,
     /// The end of the client certificate, when the backend said it.
     pub certificate_expires_at: Option<Timestamp>,
     /// The key for minting tokens, base64url; older backends give none.
@@ -45,6 +48,8 @@ struct Stored {
     name: String,
     backend_url: String,
     registered_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    collector_since: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +77,7 @@ impl Identity {
             name: hostname.to_owned(),
             backend_url: String::new(),
             registered_at: Timestamp::UNIX_EPOCH,
+            collector_since: None,
             certificate_expires_at: None,
             secret: None,
             token: None,
@@ -141,6 +147,7 @@ impl Identity {
             name: self.name.clone(),
             backend_url: self.backend_url.clone(),
             registered_at: self.registered_at,
+            collector_since: self.collector_since,
             certificate_expires_at: self.certificate_expires_at,
             secret: self.secret.as_ref().map(|secret| secret.expose_secret().to_owned()),
             token: self.token.as_ref().map(|token| StoredToken {
@@ -164,6 +171,7 @@ impl Identity {
             name: stored.name,
             backend_url: stored.backend_url,
             registered_at: stored.registered_at,
+            collector_since: stored.collector_since,
             certificate_expires_at: stored.certificate_expires_at,
             secret: stored.secret.map(SecretString::from),
             token: stored

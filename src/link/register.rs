@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use http::header::{self, HeaderName};
+use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -25,6 +26,7 @@ use super::key::NewKey;
 use super::skew::TimeAsker;
 use super::tls::{self, ClientCertificate, Fingerprint, OwnCertificate, Pin, Trust};
 use super::{Answer, Identity, LinkConfig, LinkError, SendError, SendErrorKind, identity_file};
+use crate::clock;
 
 pub use journal::finish;
 
@@ -101,10 +103,11 @@ pub async fn register(registration: &Registration) -> Result<Registered, Registe
     let old = Identity::find(&registration.state_dir).ok().flatten();
     let endpoints = registration.link.endpoints()?;
     let plaintext = endpoints.iter().all(Endpoint::is_plaintext);
+    let former = old.as_ref().map(|old| (old.collector_id.clone(), old.collector_since));
     let trust = if plaintext { None } else { Some(first_trust(registration, old)?) };
     let key = NewKey::generate(&registration.hostname)?;
     let places = Places::of(registration);
-    let outcome = enrol(registration, endpoints, trust, &key, &places).await;
+    let outcome = enrol(registration, (endpoints, trust), &key, &places, former).await;
     if outcome.is_err() {
         places.forget();
     }
@@ -113,10 +116,10 @@ pub async fn register(registration: &Registration) -> Result<Registered, Registe
 
 async fn enrol(
     registration: &Registration,
-    endpoints: Vec<Endpoint>,
-    trust: Option<Trust>,
+    (endpoints, trust): (Vec<Endpoint>, Option<Trust>),
     key: &NewKey,
     places: &Places,
+    former: Option<(String, Option<Timestamp>)>,
 ) -> Result<Registered, RegisterError> {
     // A folder that cannot be written must show before the backend has enrolled this host.
     files::prepare(&files::next_to(&places.key), key.pem().as_bytes(), Readers::Owner)?;
@@ -147,6 +150,10 @@ async fn enrol(
         name: response.name.unwrap_or_else(|| registration.name.clone()),
         backend_url: base,
         registered_at: registration.link.clock.now(),
+        collector_since: match former {
+            Some((collector_id, since)) if collector_id == response.collector_id => since,
+            _ => Some(clock::now()),
+        },
         certificate_expires_at: response.certificate_expires_at,
         ca_file: learned.map(|_| places.ca.clone()),
         secret: response.secret,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::agent_limits::{self, Cut};
-use super::{Invalid, sequences::Sequences, shape};
+use super::{Invalid, sequences::Sequences, shape, value};
 use crate::clock;
 
 /// The version of the documents, in every envelope.
@@ -177,7 +177,7 @@ impl PushRequest {
     /// Reads an envelope field by field; the error names the first that is missing or of the wrong
     /// type. `metrics_count` may be absent; when it is there it must be the array's length.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
-        let value: Value = serde_json::from_slice(body).map_err(|e| {
+        let value = value::parse_value(body).map_err(|e| {
             Invalid::new(
                 "",
                 format!("the body is no JSON: line {}, column {}", e.line(), e.column()),

@@ -5,8 +5,17 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// Whether an object in `text` names a key twice; `value` is what the text was read as.
-pub fn names_a_key_twice(text: &str, value: &Value) -> bool {
+use super::Invalid;
+
+/// Refuses a text in which an object names a key twice; `value` is what the text was read as.
+pub fn check_keys(text: &str, value: &Value) -> Result<(), Invalid> {
+    if names_a_key_twice(text, value) {
+        return Err(Invalid::new("", "a key stands twice in one object"));
+    }
+    Ok(())
+}
+
+pub(super) fn names_a_key_twice(text: &str, value: &Value) -> bool {
     // A key that stands twice in the text stands once in the value.
     serde_json::from_str::<Members>(text).is_ok_and(|members| members.0 != count(value))
 }

@@ -1,6 +1,8 @@
-//! A quick look at a metric's text: one pass over the bytes, nothing allocated.
+//! A quick look at a metric's text: one pass over the bytes, and nothing allocated but a list of
+//! the keys of the objects that are open.
 //!
-//! It says either "[`validate`](super::validate) accepts this" or "ask it". So the verdict is
+//! It says either "[`validate`](super::validate) accepts this, and no key stands twice in an
+//! object" or "ask". So the verdict is
 //! always that of the shapes, and what is wrong is always told in its words; what is sound, nearly
 //! everything, costs no value to be built first. A property test holds the two together.
 
@@ -17,6 +19,9 @@ const NUMBER_BYTES_MAX: usize = 40;
 /// Percentages this far outside 0 to 100 are left to the shapes, which know the slack: their
 /// parser may round the last digit otherwise than this one.
 const PERCENT_MARGIN: f64 = 0.05;
+
+/// Keys of one object that are compared with each other; objects with more are left to the parser.
+const KEYS_COMPARED_MAX: usize = 64;
 
 /// A sound metric, as far as the queue wants to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +63,8 @@ struct Look<'a> {
     found: Option<&'a str>,
     /// The metric's own time.
     taken: Option<Timestamp>,
+    /// The keys so far of each object that is open, but those of fields, outermost first.
+    keys: Vec<&'a str>,
 }
 
 /// A string as it stands in the text.
@@ -69,7 +76,8 @@ struct Raw<'a> {
 
 impl<'a> Look<'a> {
     fn new(text: &'a str, now: Timestamp, believed: &'a str) -> Self {
-        Self { text, at: 0, bounds: TimeBounds::new(now), believed, found: None, taken: None }
+        let bounds = TimeBounds::new(now);
+        Self { text, at: 0, bounds, believed, found: None, taken: None, keys: Vec::new() }
     }
 
     fn metric(&mut self) -> Option<Sound> {
@@ -113,29 +121,36 @@ impl<'a> Look<'a> {
             return None;
         }
         self.eat(b'{')?;
-        let has_fields = !(own.is_empty() && common.is_empty());
+        let outer = self.keys.len();
         let mut present = 0_u128;
         let mut ended = self.peek()? == b'}';
         self.at += usize::from(ended);
         while !ended {
             let key = self.string()?;
-            if key.text.len() > STRING_BYTES_MAX {
+            // An escaped key may be that of a field, or one that stands there already.
+            if key.text.len() > STRING_BYTES_MAX || !key.is_plain {
                 return None;
             }
             self.eat(b':')?;
             let fields = || own.iter().chain(common);
-            match fields().position(|field| field.name == key.text) {
-                Some(index) => {
-                    let (field, bit) = (fields().nth(index)?, 1_u128.checked_shl(bits(index)?)?);
-                    self.field(field, depth)?;
-                    present |= bit;
+            if let Some(index) = fields().position(|field| field.name == key.text) {
+                let (field, bit) = (fields().nth(index)?, 1_u128.checked_shl(bits(index)?)?);
+                if present & bit != 0 {
+                    return None;
                 }
-                // An escaped key may be that of a field.
-                None if !key.is_plain && has_fields => return None,
-                None => self.value(Kind::Any, depth)?,
+                present |= bit;
+                self.field(field, depth)?;
+            } else {
+                let others = self.keys.get(outer..)?;
+                if others.len() == KEYS_COMPARED_MAX || others.contains(&key.text) {
+                    return None;
+                }
+                self.keys.push(key.text);
+                self.value(Kind::Any, depth)?;
             }
             ended = self.ends(b'}')?;
         }
+        self.keys.truncate(outer);
         let missing = own.iter().chain(common).enumerate().any(|(index, field)| {
             field.required && bits(index).is_none_or(|bit| present & (1 << bit) == 0)
         });
@@ -311,7 +326,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::super::validate;
+    use super::super::{keys::names_a_key_twice, parse_value, validate};
     use super::*;
 
     fn now() -> Timestamp {
@@ -322,9 +337,10 @@ mod tests {
     fn held_together(text: &str) -> Option<Sound> {
         let sound = look(text, now());
         if let Some(sound) = &sound {
-            let value: Value = serde_json::from_str(text)
+            let value = parse_value(text.as_bytes())
                 .unwrap_or_else(|error| panic!("accepted, and is no JSON: {error}: {text}"));
             assert_eq!(validate(&value, now()).as_ref(), Ok(&sound.metric_type), "{text}");
+            assert!(!names_a_key_twice(text, &value), "accepted with a key twice: {text}");
             let at = value["timestamp"].as_str().map(str::parse::<Timestamp>);
             assert_eq!(at.and_then(Result::ok), Some(sound.at), "{text}");
         }
@@ -353,6 +369,9 @@ mod tests {
         check(
             json!({"type": "custom.x", "timestamp": at, "a": {"type": "sysstat"}, "n": -1.5e300}),
         );
+        check(
+            json!({"type": "custom.x", "timestamp": at, "a": [{"b": {"a": 1}}, {"b": 2}], "b": 3}),
+        );
     }
 
     /// What is not sound, or not sure, is left to the shapes.
@@ -379,6 +398,12 @@ mod tests {
         check(&of("sysstat", r#","x":"\ud800""#));
         check(&of("sysstat", r#","type":"pg_log""#));
         check(&of("sysstat", r#","timestamp":null"#));
+        check(&of("sysstat", r#","cpu":{},"cpu":{}"#));
+        check(&of("sysstat", r#","cpu":{"user":1,"user":1}"#));
+        check(&of("custom.x", r#","a":1,"b":2,"a":1"#));
+        check(&of("custom.x", r#","a":1,"\u0061":1"#));
+        check(&of("custom.x", r#","x":[{"y":{"a":{"b":1},"b":{"a":1},"a":2}}]"#));
+        check(&of("custom.x", r#","timestamp":"2026-03-01T11:59:00Z""#));
         check(&of("sysstat", r#","\u0063pu":{"user":101}"#));
         check(&of("sysstat", r#","timestamp":"1999-01-01T00:00:00Z""#));
         check(&of("sysstat", r#","timestamp":"2026-03-03T00:00:00Z""#));
@@ -463,6 +488,7 @@ mod tests {
             "mount",
             "status",
             "typ\\u0065",
+            "$serde_json::private::RawValue",
             "percent_used",
             "total_gb",
             "read_only",

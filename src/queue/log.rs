@@ -338,6 +338,14 @@ impl<D: WriteDisk> Log<D> {
         }
     }
 
+    /// Forgets how far `collector` had read.
+    pub fn forget_position(&mut self, collector: &str) {
+        let Some(change) = self.journal.forget_position(collector) else { return };
+        if let Err(error) = self.put(vec![change]) {
+            tracing::warn!(%error, "a position that is not needed any more stays for now");
+        }
+    }
+
     /// Changes lines of the dead letters: what has been delivered since goes.
     pub fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
         self.store.disk.change_dead(changes)
@@ -359,6 +367,7 @@ impl<D: WriteDisk> Log<D> {
         self.writer.health.ask_now();
         self.seal(now_ms);
         self.abandon_merge();
+        self.put_away_lost();
         let left = self.backlog.sealed().filter(|sealed| sealed.home == Home::MemoryOnly);
         let records: u64 = left.map(|sealed| sealed.row.waiting_records()).sum();
         if records > 0 {

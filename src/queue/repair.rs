@@ -6,6 +6,7 @@ mod plan;
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,13 +20,18 @@ use uuid::Uuid;
 use super::{
     aside::Aside,
     files::{at, copy_files, move_dir, sync_file},
-    format::record::{Group, NewRecord, Record},
+    format::{
+        record::{Group, NewRecord, Position, Record},
+        segment::BatchLimits,
+    },
     log::{
         BatchKey, Log, LogLimits,
+        ring::Home,
         view::{SegmentInfo, SegmentState},
+        writing,
     },
     store::{
-        StoreError, identity,
+        FRAMES_FILE, QUARANTINE, StoreError, identity,
         real::{RealDisk, space},
         segment_folder,
     },
@@ -165,11 +171,15 @@ impl Repair {
             match &step.action {
                 Action::Salvage(id) => salvage(&mut log, *id, now.as_millisecond())?,
                 Action::Adopt(name) => {
-                    adopt(&mut log, &self.dir, name, now.as_millisecond())?;
+                    let now_ms = now.as_millisecond();
+                    let place = Adopted::of(&self.dir, name)?;
+                    adopt(&mut log, (&self.dir, name), self.limits.batch, now_ms)?;
+                    log.seal(now_ms);
                     let to = backup.join(&step.path);
                     fs::create_dir_all(to.parent().unwrap_or(&backup))
                         .map_err(at("create", &to))?;
                     move_dir(&self.dir.join(&step.path), &to)?;
+                    log.forget_position(&place.collector);
                 }
                 _ => {}
             }
@@ -266,21 +276,90 @@ fn salvage(log: &mut Log<RealDisk>, id: u64, now_ms: i64) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Appends what can be read of a stranger in quarantine. What a kill in the middle repeats has
-/// other numbers.
-fn adopt(log: &mut Log<RealDisk>, dir: &Path, name: &str, now_ms: i64) -> Result<(), StoreError> {
-    let record = |record: Record| NewRecord {
-        kind: record.kind,
-        at_ms: record.at_ms,
-        payload: record.payload,
-    };
-    Aside::of(dir).each_block(name, |records| {
-        log.append(vec![Group::of(records.into_iter().map(record).collect())], now_ms);
+/// Appends what can be read of a stranger in quarantine. How far it came becomes durable with each
+/// block: after a kill the next try goes on there, and gives no record a second number.
+fn adopt(
+    log: &mut Log<RealDisk>,
+    (dir, name): (&Path, &str),
+    batch: BatchLimits,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let place = Adopted::of(dir, name)?;
+    let after = place.last(log);
+    let mut failed = None;
+    Aside::of(dir).each_block(name, |mut records| {
+        records.retain(|record| after.is_none_or(|after| record.seq > after));
+        for block in writing::blocks_of(&records, batch) {
+            if failed.is_none() {
+                failed = append(log, block, &place, now_ms).err();
+            }
+        }
     })?;
-    log.seal(now_ms);
+    let failed = failed.map(|error| StoreError::new("queue again", dir.join(name), error));
+    failed.map_or(Ok(()), Err)
+}
+
+/// Appends one block of a stranger's records, if it can be on disk at once.
+fn append(
+    log: &mut Log<RealDisk>,
+    block: &[Record],
+    place: &Adopted,
+    now_ms: i64,
+) -> io::Result<()> {
+    let Some(last) = block.last() else { return Ok(()) };
+    if !log.takes_records(now_ms) || log.would_evict(now_ms) {
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "the queue is full"));
+    }
+    let record = |record: &Record| NewRecord {
+        kind: record.kind.clone(),
+        at_ms: record.at_ms,
+        payload: record.payload.clone(),
+    };
+    let records = block.iter().map(record).collect();
+    let position = Some(place.position(last.seq, now_ms.saturating_add(ADOPTED_KEPT_MS)));
+    let home = log.append(vec![Group { position, ..Group::of(records) }], now_ms).home;
     match log.disk_error() {
+        Some(error) => Err(io::Error::other(error.to_owned())),
+        None if home != Home::Disk => Err(io::Error::other("the disk does not take its records")),
         None => Ok(()),
-        Some(error) => Err(StoreError::new("queue again", dir, io::Error::other(error.to_owned()))),
+    }
+}
+
+/// How long it is remembered how far a stranger was queued. It is forgotten earlier when that is
+/// done.
+const ADOPTED_KEPT_MS: i64 = 400 * 86_400_000;
+
+/// How far the records of a stranger have been queued: a position beside those of the collectors.
+/// It is that of one copy: another that comes under the same name may have what this one lacked.
+struct Adopted {
+    collector: String,
+    /// Device and inode of the copy's frames.
+    file: [u64; 2],
+}
+
+impl Adopted {
+    fn of(dir: &Path, name: &str) -> Result<Self, StoreError> {
+        let path = dir.join(QUARANTINE).join(name).join(FRAMES_FILE);
+        let data = fs::metadata(&path).map_err(at("open", &path))?;
+        Ok(Self { collector: format!("adopted/{name}"), file: [data.dev(), data.ino()] })
+    }
+
+    fn position(&self, last_seq: u64, keep_until_ms: i64) -> Position {
+        let numbers = [last_seq, self.file[0], self.file[1]];
+        Position {
+            collector: self.collector.clone(),
+            bytes: numbers.iter().flat_map(|number| number.to_be_bytes()).collect(),
+            keep_until_ms: Some(keep_until_ms),
+        }
+    }
+
+    /// The last number, in the stranger's own queue, that was queued here.
+    fn last(&self, log: &Log<RealDisk>) -> Option<u64> {
+        let bytes = log.position(&self.collector)?;
+        let (numbers, _) = bytes.as_chunks::<8>();
+        let [last_seq, file @ ..] = numbers else { return None };
+        let is_same = file.iter().map(|number| u64::from_be_bytes(*number)).eq(self.file);
+        is_same.then(|| u64::from_be_bytes(*last_seq))
     }
 }
 

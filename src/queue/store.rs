@@ -46,7 +46,7 @@ const TRASH: &str = "trash";
 /// What a person has to look at.
 pub(super) const QUARANTINE: &str = "quarantine";
 /// The file of a segment that its frames are in.
-const FRAMES_FILE: &str = "db";
+pub(super) const FRAMES_FILE: &str = "db";
 /// The folders of a queue, but for that of its state.
 pub(super) const FOLDERS: [&str; 4] = [SEGMENTS, TRASH, QUARANTINE, KEPT];
 
@@ -241,6 +241,12 @@ impl<D: WriteDisk> Store<D> {
     pub fn quarantine(&mut self, id: u64) -> Result<(), StoreError> {
         let aside = self.free_name(&Path::new(QUARANTINE).join(format!("{id:020}")));
         self.move_folder(&segment_folder(id), &aside)
+    }
+
+    /// The same with what lies among the delivered ones.
+    pub fn quarantine_kept(&mut self, id: u64) -> Result<(), StoreError> {
+        let aside = self.free_name(&Path::new(QUARANTINE).join(format!("{id:020}")));
+        self.move_folder(&kept_folder(id), &aside)
     }
 
     /// Puts a segment of another queue, or of another number, aside, under the name that its frames

@@ -71,8 +71,10 @@ enum Found {
     Here(Batch),
     /// It is elsewhere and the next, or is gone.
     Moved,
-    /// It is there, and nothing of it can be read.
+    /// It is there, and nothing of it is left to read.
     Corrupt,
+    /// The disk does not give it now.
+    NotGiven,
 }
 
 /// How often a job's place is written down: what was sent since is sent again after a crash, under
@@ -175,8 +177,23 @@ impl ReplaySource {
                     return Ok(Some(seams::outgoing(batch, queue_id, (), Lane::Backlog)));
                 }
                 Found::Moved => {}
-                Found::Corrupt => self.state().job.note_corrupt(item),
+                Found::Corrupt => {
+                    self.put_away(&item).await;
+                    self.state().job.note_corrupt(item);
+                }
+                Found::NotGiven => self.state().job.note_corrupt(item),
             }
+        }
+    }
+
+    /// Of a batch with nothing left to read the ledger has every record: it does not wait any more.
+    async fn put_away(&self, item: &Item) {
+        let Place { queue, origin, .. } = &self.0.place;
+        if *origin == Origin::Own
+            && item.standing == Standing::Waits
+            && let Err(error) = queue.delivered(item.key, 0, Vec::new()).await
+        {
+            tracing::warn!(%error, "an empty batch could not be put away");
         }
     }
 
@@ -189,7 +206,7 @@ impl ReplaySource {
             Ok(None) => {}
             Err(QueueError::Store(error)) => {
                 tracing::warn!(%error, "a replay passes over what cannot be read");
-                return Ok(Found::Corrupt);
+                return Ok(Found::NotGiven);
             }
             Err(error) => return Err(error.to_string()),
         }

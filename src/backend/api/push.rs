@@ -251,9 +251,7 @@ fn add(
         })
     };
     check_size(text, bounds)?;
-    if metric::names_a_key_twice(text, &value) {
-        return Err(Invalid::new("", "a key stands twice in one object"));
-    }
+    metric::check_keys(text, &value)?;
     let nested = value.get("database").is_none_or(Value::is_null)
         && value.get("databases").is_some_and(Value::is_array);
     if !nested {

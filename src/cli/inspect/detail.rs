@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 use comfy_table::Cell;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{Args, Shown, lists, pages, tables, verify};
 use crate::cli::local::Reader;
 use crate::cli::screen::{Screen, count, counted, right};
 use crate::control::{RecordQuery, ShownRecord};
+use crate::metric;
 use crate::queue::{BlockInfo, Damage, QueueStatus, SegmentDetail};
 use crate::units;
 
@@ -159,7 +159,7 @@ impl Shown for Record {
         let _ = writeln!(text, "batch      {} ({state})", record.batch);
         let _ = writeln!(text, "size       {} of JSON", units::show_size(record.bytes));
         if self.decode {
-            let value: Result<Value, _> = serde_json::from_str(record.metric.get());
+            let value = metric::parse_value(record.metric.get().as_bytes());
             let pretty = value.and_then(|value| serde_json::to_string_pretty(&value));
             let _ = writeln!(text, "\n{}", pretty.unwrap_or_else(|_| record.metric.to_string()));
         } else {

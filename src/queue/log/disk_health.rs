@@ -91,7 +91,7 @@ impl<D: WriteDisk> Log<D> {
         let health = &mut self.writer.health;
         let wait = (PROBE_FIRST_MS << health.failures.min(6)).min(PROBE_MAX_MS);
         health.failures += 1;
-        health.probe_at_ms = now_ms + wait;
+        health.probe_at_ms = now_ms.saturating_add(wait);
         if health.error.is_none() {
             tracing::error!(%error, "the queue's disk does not take records; they stay in memory");
         }

@@ -61,13 +61,13 @@ impl<D: WriteDisk> Log<D> {
 
     /// Whether an append is to be taken: not when the queue is full and `on_full` is `block`.
     pub fn takes_records(&mut self, now_ms: i64) -> bool {
-        self.now_ms = now_ms;
+        self.make_ready(now_ms);
         self.limits.budget.on_full != OnFull::Block || self.has_room()
     }
 
     /// Whether an append would be evicted at once: the queue is full, and the newest go.
     pub fn would_evict(&mut self, now_ms: i64) -> bool {
-        self.now_ms = now_ms;
+        self.make_ready(now_ms);
         self.limits.budget.on_full == OnFull::EvictNewest && !self.has_room()
     }
 

@@ -174,6 +174,11 @@ impl Journal {
         self.positions.insert(collector, at);
     }
 
+    /// Drops a position; the change that says so, when there was one.
+    pub(in crate::queue) fn forget_position(&mut self, collector: &str) -> Option<StateChange> {
+        self.positions.remove(collector).map(|_| rows::drop_position_row(collector))
+    }
+
     /// The same, from a segment that was found: an older one does not count.
     pub(in crate::queue) fn find_positions(&mut self, segment: u64, positions: Vec<Position>) {
         for position in positions {

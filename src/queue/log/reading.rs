@@ -1,6 +1,6 @@
 //! Reading batches: from the ring when it still has their segment, else from the frames on disk.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use uuid::Uuid;
 
@@ -87,7 +87,9 @@ impl<D: WriteDisk> Log<D> {
     /// What it costs grows with the batches that are being sent or wait for another try, not with
     /// the backlog.
     pub fn pick_batch(&mut self, pick: Pick, now_ms: i64) -> Option<Picked> {
-        while let Some(key) = self.next_key(pick, now_ms) {
+        // What is passed over is not asked twice in one call, whatever the clock says.
+        let mut passed = BTreeSet::new();
+        while let Some(key) = self.next_key(pick, now_ms, &passed) {
             let damaged = self.counts.corrupt_records;
             let read = self.read_batch(key);
             if self.counts.corrupt_records > damaged {
@@ -109,10 +111,29 @@ impl<D: WriteDisk> Log<D> {
                     let lane = if is_fresh { Lane::Fresh } else { Lane::Backlog };
                     return Some(Picked { queue_id: self.queue_id(), batch, lane });
                 }
-                Err(error) => self.pass_over(key.segment, &error, now_ms),
+                Err(error) => {
+                    passed.insert(key.segment);
+                    self.pass_over(key.segment, &error, now_ms);
+                }
             }
         }
         None
+    }
+
+    /// Batches whose every block is damaged are in the ledger: they do not wait beside that, when
+    /// nobody comes to send them any more.
+    pub(super) fn put_away_lost(&mut self) {
+        let damaged = self.backlog.sealed().filter(|sealed| sealed.damaged);
+        for id in damaged.map(|sealed| sealed.row.id).collect::<Vec<_>>() {
+            let Ok(plans) = self.plans(id) else { continue };
+            let Some(sealed) = self.backlog.get(id) else { continue };
+            let is_lost = |number: &u32| plans.iter().all(|plan| plan.number != *number);
+            for number in sealed.row.pending().filter(is_lost).collect::<Vec<_>>() {
+                if let Err(error) = self.delivered(BatchKey { segment: id, number }, 0, &[]) {
+                    tracing::warn!(%error, "an empty batch could not be put away");
+                }
+            }
+        }
     }
 
     fn pass_over(&mut self, id: u64, error: &StoreError, now_ms: i64) {
@@ -142,8 +163,12 @@ impl<D: ReadDisk> Log<D> {
         Ok(self.index.as_ref().map_or_else(|| Arc::from([]), |index| Arc::clone(&index.plans)))
     }
 
-    fn next_key(&self, pick: Pick, now_ms: i64) -> Option<BatchKey> {
+    /// The next batch of what waits, but for the segments in `passed`.
+    fn next_key(&self, pick: Pick, now_ms: i64, passed: &BTreeSet<u64>) -> Option<BatchKey> {
         let waiting = |sealed: &Sealed| {
+            if passed.contains(&sealed.row.id) {
+                return None;
+            }
             if sealed.unreadable.as_ref().is_some_and(|known| !is_due(known.retry_at_ms, now_ms)) {
                 return None;
             }

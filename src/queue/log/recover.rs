@@ -163,11 +163,18 @@ fn told_of_stranger(id: u64, owner: Stranger, path: &std::path::Path) {
 }
 
 /// Gives segments whose folders were renamed their names back, and takes those that wait, and that
-/// somebody has moved to the delivered ones, back from there.
+/// somebody has moved to the delivered ones, back from there. One that was copied there waits where
+/// it is, and the copy is put aside: it stands where the segment is to be kept.
 fn rename_back<D: WriteDisk>(store: &mut Store<D>, rows: &SegmentRows) -> Result<(), StoreError> {
     for id in store.kept()? {
-        let waits = rows.sealed.get(&id).is_some_and(|row| !row.is_done());
-        if waits && !rows.kept.contains_key(&id) && !store.has_segment(id) {
+        let row = rows.sealed.get(&id);
+        if rows.kept.contains_key(&id) || row.is_some_and(SegmentRow::is_done) {
+            continue;
+        }
+        if store.has_segment(id) {
+            store.quarantine_kept(id)?;
+            tracing::error!(segment = id, "a copy of a segment that waits is put aside");
+        } else if row.is_some() {
             store.keep_no_more(id)?;
             tracing::error!(segment = id, "a segment that waits was among the delivered ones");
         }
@@ -461,8 +468,8 @@ impl<D: ReadDisk> Log<D> {
         }
     }
 
-    /// The segments that are delivered and kept. One whose row is lost was delivered all the same;
-    /// one that is not there is forgotten.
+    /// The segments that are delivered and kept. One whose row is lost was delivered all the same,
+    /// unless it is a copy of one that waits; one that is not there is forgotten.
     fn recover_kept(
         &mut self,
         rows: BTreeMap<u64, KeptRow>,
@@ -485,6 +492,7 @@ impl<D: ReadDisk> Log<D> {
         }
         for id in there {
             if self.backlog.get_kept(id).is_none()
+                && !waiting.contains(&id)
                 && let Some(kept) = self.find_kept(id)
             {
                 found.changes.push(rows::kept_row(&kept));
@@ -514,10 +522,12 @@ impl<D: ReadDisk> Log<D> {
             return;
         }
         let range = (row.first_seq, row.end_seq.saturating_sub(1));
-        self.note_lost(range, row.records - row.corrupt, row.window_ms);
+        // What was delivered of it is not lost.
+        let records = row.waiting_records().saturating_sub(row.corrupt);
+        self.note_lost(range, records, row.window_ms);
         tracing::error!(
             segment = row.id,
-            records = row.records - row.corrupt,
+            records,
             first_seq = row.first_seq,
             "records lost: their segment has vanished from the queue directory"
         );

@@ -30,15 +30,13 @@ impl<D: WriteDisk> Log<D> {
     /// stay in memory, are delivered from there, and are written when the disk is back. With
     /// `on_full = "block"`, `has_room` is asked first.
     pub fn append(&mut self, groups: Vec<Group>, now_ms: i64) -> Appended {
-        self.now_ms = now_ms;
-        self.save_unsaved(now_ms);
+        self.make_ready(now_ms);
         let Numbered { records, positions, rejected } = self.number(groups);
         let first_seq = records.first().map_or(self.journal.next_seq(), |record| record.seq);
         self.note_rejected(rejected);
         let home = if records.is_empty() && positions.is_empty() {
             Home::Disk
         } else {
-            self.roll_if_full(now_ms);
             self.admit(&records, &positions)
         };
         let active = self.writer.active.as_ref();
@@ -158,7 +156,11 @@ impl<D: WriteDisk> Log<D> {
         numbered
     }
 
-    fn roll_if_full(&mut self, now_ms: i64) {
+    /// Does what has to be done before it can be said whether there is room for more records: what
+    /// is only in memory is written, and a segment that is full ends.
+    pub(super) fn make_ready(&mut self, now_ms: i64) {
+        self.now_ms = now_ms;
+        self.save_unsaved(now_ms);
         let full = |active: &Active| active.row.stored_bytes >= self.limits.segment_bytes_max;
         if self.writer.active.as_ref().is_some_and(full) {
             self.seal(now_ms);
@@ -354,7 +356,10 @@ pub(super) fn encode_again(
 }
 
 /// Splits records into runs of about [`BLOCK_RAW_BYTES_MAX`], none larger than a batch may be.
-fn blocks_of(records: &[Record], batch: BatchLimits) -> impl Iterator<Item = &[Record]> {
+pub(in crate::queue) fn blocks_of(
+    records: &[Record],
+    batch: BatchLimits,
+) -> impl Iterator<Item = &[Record]> {
     let bytes_max = usize::try_from(batch.raw_bytes_max)
         .map_or(BLOCK_RAW_BYTES_MAX, |max| max.min(BLOCK_RAW_BYTES_MAX));
     let records_max = usize::try_from(batch.records_max).unwrap_or(usize::MAX);

@@ -302,3 +302,52 @@ fn copies_of_a_segment_are_queued_again_once() {
     assert_eq!(segments(dir.path()), [original]);
     assert_eq!(deliverable(dir.path()), (0..50).collect::<Vec<_>>());
 }
+
+/// Q3, Q4: the process that queues a stranger's records is killed after any number of blocks, or
+/// before it has put the copy away: the next try gives no record a second number.
+#[test]
+fn a_stranger_is_queued_once_over_kills() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), filled());
+    drop(open(dir.path()));
+    let stranger = segments(other.path())[0].clone();
+    let queue = fs::read_to_string(other.path().join("QUEUE")).unwrap();
+    let queue = queue.split_whitespace().last().unwrap();
+    let number = stranger.file_name().unwrap().to_str().unwrap();
+    let name = format!("stranger-{queue}-{number}");
+    let aside = Path::new("quarantine").join(&name);
+    copy_files(&stranger, &dir.path().join(&aside)).unwrap();
+    let mut log = open(dir.path());
+    adopt(&mut log, (dir.path(), &name), LogLimits::default().batch, 1_000).unwrap();
+    drop(log); // killed
+    let written = segments(dir.path()).pop().unwrap();
+    let written = written.strip_prefix(dir.path()).unwrap();
+    for frames in 0..=5 {
+        let killed = tempfile::tempdir().unwrap();
+        let (from, to) =
+            (|name: &str| dir.path().join(name), |name: &str| killed.path().join(name));
+        fs::copy(from("QUEUE"), to("QUEUE")).unwrap();
+        copy_files(&from("state"), &to("state")).unwrap();
+        fs::create_dir(to("segments")).unwrap();
+        copy_files(&dir.path().join(written), &killed.path().join(written)).unwrap();
+        // The stranger itself, and not a copy of it.
+        fs::create_dir_all(killed.path().join(&aside)).unwrap();
+        let db = aside.join("db");
+        fs::hard_link(dir.path().join(&db), killed.path().join(&db)).unwrap();
+        let unwritten: Vec<u64> = (frames..5).collect();
+        damage(&killed.path().join(written), &unwritten);
+        let repair = Repair::plan(killed.path(), LogLimits::default(), Requeue::Yes).unwrap();
+        assert!(kinds(&repair).contains(&StepKind::Stranger), "{frames} frames");
+        apply(repair);
+        assert!(!killed.path().join(&aside).exists());
+        let mut log = open(killed.path());
+        let mut numbers = Vec::new();
+        while let Some(batch) = log.next_batch(i64::MAX) {
+            let own = batch.records.iter().map(|record| record.at_ms);
+            numbers.extend(own);
+            log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..50).collect::<Vec<_>>(), "{frames} frames");
+        assert_eq!(log.position(&format!("adopted/{name}")), None, "it is done");
+    }
+}

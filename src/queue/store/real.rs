@@ -10,6 +10,7 @@ use std::{
 
 use fs_err::{self as fs, File};
 use rustix::fs::{FallocateFlags, FlockOperation};
+use uuid::Uuid;
 
 use super::{
     FOLDERS, StoreError,
@@ -357,9 +358,57 @@ fn make_folders(dir: &Path) -> Result<(), StoreError> {
             tracing::warn!(%error, "the queue's directory can be read by others");
         }
     }
+    put_aside_unless(dir, LOCK, std::fs::Metadata::is_file)?;
     for folder in FOLDERS {
+        put_aside_unless(dir, folder, std::fs::Metadata::is_dir)?;
         let path = dir.join(folder);
         fs::create_dir_all(&path).map_err(|error| StoreError::new("create", &path, error))?;
+    }
+    check_apart(dir)
+}
+
+/// Moves what stands in the place of one of the queue's files or folders, and is not one, to where
+/// a person finds it. It may hold records, so it is not removed.
+fn put_aside_unless(
+    dir: &Path,
+    name: &str,
+    is_right: impl Fn(&std::fs::Metadata) -> bool,
+) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    if std::fs::symlink_metadata(&path).is_err() {
+        return Ok(()); // nothing is there, or whoever opens it says why it cannot be had
+    }
+    match std::fs::metadata(&path) {
+        Ok(data) if is_right(&data) => return Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::new("open", &path, error));
+        }
+        _ => {} // another kind of thing, or a link to nothing
+    }
+    let aside = dir.join(format!("misplaced-{name}-{}", Uuid::new_v4()));
+    fs::rename(&path, &aside).map_err(|error| StoreError::new("move aside", &path, error))?;
+    tracing::error!(
+        path = %path.display(), kept = %aside.display(),
+        "something else stood in the place of a part of the queue; it is moved aside, and the \
+         queue goes on; hint: look at what it is, then remove it"
+    );
+    Ok(())
+}
+
+/// Fails when two of the folders are one, by a link or a mount: what is removed from the delivered
+/// ones would be taken from those that wait.
+fn check_apart(dir: &Path) -> Result<(), StoreError> {
+    let mut seen = BTreeMap::new();
+    for folder in FOLDERS {
+        let path = dir.join(folder);
+        let Ok(data) = std::fs::metadata(&path) else { continue };
+        if let Some(other) = seen.insert((data.dev(), data.ino()), folder) {
+            let message = format!(
+                "it is the same directory as {other}; nothing is changed\n  hint: remove the link \
+                 of the two, so that each is a directory of its own"
+            );
+            return Err(StoreError::new("use", path, io::Error::other(message)));
+        }
     }
     Ok(())
 }

@@ -8,6 +8,13 @@ use super::{
     *,
 };
 
+/// Makes a named pipe. Not by another program: a process that begins has for a moment what this one
+/// has open, the locks of other tests among it.
+fn pipe(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
 /// Q5: a state that is lost, with a backlog that is empty, gives no number a second time.
 #[test]
 fn no_number_is_given_again_after_the_loss_of_the_state() {
@@ -81,6 +88,40 @@ fn a_waiting_segment_among_the_delivered_ones_is_delivered() {
     assert_eq!(log.losses(), []);
 }
 
+/// Q3: a segment that waits, and that somebody has copied to the delivered ones, waits and is
+/// delivered, is kept then, and is in no ledger; the copy is put aside. With the state and without.
+#[test]
+fn a_copy_among_the_delivered_ones_takes_nothing_from_those_that_wait() {
+    for (sealed, has_state) in [(true, true), (false, true), (true, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap();
+        let mut log = open();
+        log.append(vec![group(0..5)], 10);
+        if sealed {
+            log.seal(20);
+        }
+        let name = format!("{:020}", log.segments()[0].id);
+        drop(log); // as a kill would
+        let at = |place: &str| dir.path().join(place);
+        let copy = at("delivered").join(&name);
+        crate::queue::files::copy_files(&at("segments").join(&name), &copy).unwrap();
+        if !has_state {
+            std::fs::remove_dir_all(at("state")).unwrap();
+        }
+        let looked = Log::look(LookedAt::at(dir.path()), KEEPING).unwrap();
+        assert_eq!((looked.status().records, looked.losses()), (5, vec![]), "{sealed} {has_state}");
+        drop(looked);
+        let mut log = open();
+        assert_eq!((log.status().records, log.losses()), (5, vec![]), "{sealed} {has_state}");
+        assert!(at("quarantine").join(&name).is_dir() && !copy.exists());
+        let mut backend = Backend::default();
+        drain(&mut log, &mut backend);
+        assert_all(&backend, 0..5);
+        drop(log);
+        assert_eq!((open().losses(), copy.exists()), (vec![], true), "it is kept");
+    }
+}
+
 /// Q12: a folder or a pipe in the place of a file of the state, or of `QUEUE`, is put aside; and a
 /// file with the notes of another queue is written anew.
 #[test]
@@ -92,10 +133,6 @@ fn what_is_no_file_of_the_state_is_put_aside() {
         let known = Known::of(&log);
         drop(log);
         (dir, known)
-    };
-    let pipe = |path: &Path| {
-        let done = std::process::Command::new("mkfifo").arg(path).status().unwrap();
-        assert!(done.success());
     };
     let folder = |path: &Path| std::fs::create_dir(path).unwrap();
     for name in ["state/a", "state/b", "QUEUE"] {
@@ -177,4 +214,81 @@ fn a_part_of_a_batch_is_another_batch() {
     // The backend knows by their numbers what came twice.
     let stored: BTreeSet<&Bytes> = backend.payloads().into_iter().collect();
     assert_eq!(stored, (0..8).map(payload).collect::<Vec<_>>().iter().collect());
+}
+
+/// Q3: what stands where a part of the queue should be is moved aside, and everything is delivered.
+#[test]
+fn what_stands_in_the_place_of_a_folder_is_moved_aside() {
+    type Make = fn(&Path);
+    let file = |path: &Path| std::fs::write(path, "mine").unwrap();
+    let folder = |path: &Path| {
+        std::fs::create_dir(path).unwrap();
+        std::fs::write(path.join("record"), "mine").unwrap();
+    };
+    let link = |path: &Path| std::os::unix::fs::symlink("nowhere", path).unwrap();
+    let cases: [(&str, Make); 8] = [
+        ("lock", folder),
+        ("lock", pipe),
+        ("trash", file),
+        ("trash", link),
+        ("quarantine", file),
+        ("quarantine", pipe),
+        ("delivered", file),
+        ("delivered", link),
+    ];
+    for (name, make) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Log::open(RealDisk::open(dir.path()).unwrap(), KEEPING).unwrap();
+        let mut log = open();
+        log.append(vec![group(0..5)], 10);
+        log.close(20);
+        let path = dir.path().join(name);
+        if name == "lock" {
+            std::fs::remove_file(&path).unwrap();
+        } else {
+            std::fs::remove_dir(&path).unwrap();
+        }
+        make(&path);
+        let mut backend = Backend::default();
+        drain(&mut open(), &mut backend);
+        assert_all(&backend, 0..5);
+        let asides = std::fs::read_dir(dir.path()).unwrap().filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            name.starts_with("misplaced-").then_some(name)
+        });
+        let asides: Vec<String> = asides.collect();
+        let [aside] = &asides[..] else { panic!("{name}: {asides:?}") };
+        assert!(aside.starts_with(&format!("misplaced-{name}-")), "{aside}");
+    }
+}
+
+/// Q3: where two folders are one, a start takes nothing from either.
+#[test]
+fn folders_that_are_one_are_refused() {
+    for (name, target) in [("delivered", "segments"), ("trash", "segments"), ("segments", ".")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap();
+        log.append(vec![group(0..5)], 10);
+        log.close(20);
+        let (path, away) = (dir.path().join(name), dir.path().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink(target, &path).unwrap();
+        let other = dir.path().join("quarantine");
+        if target == "." {
+            std::fs::remove_dir(&other).unwrap();
+            std::os::unix::fs::symlink(target, &other).unwrap();
+        }
+        for _ in 0..2 {
+            let error = RealDisk::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("hint: remove the link"), "{name}: {error}");
+        }
+        if target == "." {
+            std::fs::remove_file(&other).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&away, &path).unwrap();
+        let mut backend = Backend::default();
+        drain(&mut Log::open(RealDisk::open(dir.path()).unwrap(), LIMITS).unwrap(), &mut backend);
+        assert_all(&backend, 0..5);
+    }
 }

@@ -86,3 +86,20 @@ fn many_delivered_batches_are_stepped_over() {
     row.deliver(u32::MAX - 1);
     assert!(row.is_done());
 }
+
+/// A disk that gives no segment is asked for each of them once, also by a clock at its end.
+#[test]
+fn a_disk_that_gives_nothing_ends_the_look() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    window(&mut log, 0..1);
+    window(&mut log, 1..2);
+    log.close(30);
+    let mut log = open(&disk);
+    disk.make_unreadable("segments", std::io::ErrorKind::Other);
+    assert_eq!(log.next_batch(i64::MAX), None);
+    disk.heal();
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    assert_all(&backend, 0..2);
+}

@@ -15,6 +15,7 @@ use super::super::rows::{
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, text};
+use crate::metric;
 
 /// Rows of one statement: a few hundred KiB of documents.
 const ROWS_AT_ONCE: usize = 500;
@@ -199,7 +200,7 @@ fn document(json: &str) -> Cow<'_, str> {
     if !json.contains("\\u0000") {
         return json.into();
     }
-    match serde_json::from_str(json) {
+    match metric::parse_value(json.as_bytes()) {
         Ok(value) => without_zeros(value).to_string().into(),
         Err(_) => json.into(),
     }

@@ -127,6 +127,28 @@ fn appends_wait_when_so_wanted() {
     assert_eq!(drain(&mut log), (3..n * 3).collect());
 }
 
+/// Whoever is told to come again is told so before anything of it has a number: the ledger has only
+/// what was taken and given up.
+#[test]
+fn what_is_not_taken_is_not_lost() {
+    for on_full in [OnFull::EvictNewest, OnFull::Block] {
+        // Segments that end by their size, and not by a window.
+        let budget = Budget { on_full, ..LIMITS.budget };
+        let limits = LogLimits { budget, segment_bytes_max: 2 << 10, ..LIMITS };
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk, limits);
+        let mut n = 0;
+        while !log.would_evict(1_000) && log.takes_records(1_000) {
+            let home = log.append(vec![window(n)], 1_000).home;
+            assert_eq!((home, log.losses()), (Home::Disk, vec![]), "{on_full:?}: window {n}");
+            n += 1;
+            assert!(n < 2_000, "it is full in the end");
+        }
+        assert!(n > 5, "{n} windows");
+        assert!(log.usage() <= CAP, "{on_full:?}: {} bytes", log.usage());
+    }
+}
+
 #[test]
 fn what_is_too_old_goes() {
     let disk = MemoryDisk::new();
