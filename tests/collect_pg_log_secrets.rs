@@ -83,6 +83,7 @@ proptest! {
         prefix in prop_oneof![
             Just("%m [%p] ".to_owned()),
             Just("%m [%p] %q%u@%d ".to_owned()),
+            Just("%m [%p] %u@%d ".to_owned()),
             Just("%m [7] ".to_owned()),
             Just("%m ".to_owned()),
             "%m \\[%p\\] ?%[audrheclq]?[ @:,'(=]{0,2}%?[audrhelq]?[ '\"]?",

@@ -95,8 +95,13 @@ impl Prefix {
         always.into_iter().any(is_time)
     }
 
-    /// Splits `line` into what its prefix says and the rest, which begins with the level.
+    /// Splits `line` into what its prefix says and the rest, which begins with the level; `None`
+    /// when the line has another prefix.
     pub(super) fn split<'a>(&self, line: &'a str) -> Option<(Said<'a>, &'a str)> {
+        self.matched(line).map(|(said, rest)| (said.believed(), rest))
+    }
+
+    fn matched<'a>(&self, line: &'a str) -> Option<(Said<'a>, &'a str)> {
         let mut said = Said::default();
         let mut rest = line;
         let mut before_quit = None;
@@ -127,6 +132,16 @@ impl Prefix {
 }
 
 impl<'a> Said<'a> {
+    /// Without its names when one of them has a quote in it, which a text has and a name does not:
+    /// the line may be one of another prefix, and its names pieces of a statement.
+    fn believed(self) -> Self {
+        let names = [self.user, self.database, self.application, self.client];
+        if names.into_iter().flatten().any(|name| name.contains(is_quote)) {
+            return Self { user: None, database: None, application: None, client: None, ..self };
+        }
+        self
+    }
+
     fn set(&mut self, kind: char, text: &'a str) {
         let text = text.trim_matches(' ');
         // A process without a session has empty fields or `[unknown]`.
@@ -177,8 +192,9 @@ fn take<'a>(
     Some((&line[..length], &line[end..]))
 }
 
-/// The length of a name, which may hold any character and ends where the prefix goes on. A name
-/// with `:  ` in it is refused: the line has another prefix, and its message begins before.
+/// The length of a name, which may hold any character and ends where the prefix goes on. One that
+/// begins with a blank, or has the colon of a level in it, is refused: the line has another
+/// prefix, and its message begins before.
 fn text_length(line: &str, width: usize, next: Option<&Token>) -> Option<usize> {
     let length = match next {
         Some(Token::Literal(literal)) => {
@@ -189,7 +205,9 @@ fn text_length(line: &str, width: usize, next: Option<&Token>) -> Option<usize> 
         // Two escapes in a row, or the level right after: names with blanks would be ambiguous.
         _ => run(line, |c| !c.is_whitespace() && c != ':'),
     };
-    Some(length).filter(|length| !line[..*length].contains(":  "))
+    let is_message = words::first_colon(line).is_some_and(|at| at < length);
+    let is_tail = width == 0 && length > 0 && line.starts_with([' ', '\u{a0}']);
+    Some(length).filter(|_| !is_message && !is_tail)
 }
 
 /// `2024-05-01 10:00:00.123 CEST`: date, time and zone.
@@ -202,6 +220,23 @@ fn time_length(line: &str) -> Option<usize> {
     let zone_length = run(zone, |c| c.is_ascii_alphanumeric() || "+-<>".contains(c));
     (date == 10 && clock_length >= 8 && zone_length > 0)
         .then_some(date + 1 + clock_length + 1 + zone_length)
+}
+
+/// The quotation marks of the languages that servers write.
+fn is_quote(c: char) -> bool {
+    matches!(
+        c,
+        '\'' | '"'
+            | '`'
+            | '\u{ab}'
+            | '\u{b4}'
+            | '\u{bb}'
+            | '\u{2018}'..='\u{201f}'
+            | '\u{2039}'..='\u{203a}'
+            | '\u{300c}'..='\u{300f}'
+            | '\u{ff02}'
+            | '\u{ff07}'
+    )
 }
 
 fn run(text: &str, of: impl Fn(char) -> bool) -> usize {
@@ -282,6 +317,45 @@ mod tests {
             Some(("time=1714557600.123|state=57014|session=6632.1f", "LOG:  x")),
         );
         check("", "LOG:  x", Some(("", "LOG:  x")));
+    }
+
+    /// Lines of servers that have another prefix, such as the one of before: whatever their texts
+    /// say, nothing of it is a name.
+    #[test]
+    fn a_line_with_another_prefix_is_none() {
+        let texts = [
+            "INSTRUCTION : ",
+            "REQU\u{ca}TE : ",
+            "D\u{c9}TAIL : ",
+            "D\u{c9}TAIL\u{a0}: ",
+            "\u{8be6}\u{7ec6}\u{4fe1}\u{606f}: ",
+            "\u{8a73}\u{7d30}\u{ff1a} ",
+            "\u{8a73}\u{7d30}\u{ff1a}",
+            "STATEMENT:  ",
+            "LOG: ",
+            "LOG:  ",
+            "word of no language: ",
+        ];
+        for text in texts {
+            let line = format!("2024-05-01 10:00:00.123 UTC [42] {text}a@b ERROR:  y");
+            check("%m [%p] %u@%d ", &line, None);
+            // What follows %q may be missing: then its text is not even looked at.
+            let rest = line.split_once("] ").map(|(_, rest)| rest).expect("it has one");
+            let background = ("time=2024-05-01 10:00:00.123 UTC|pid=42", rest);
+            check("%m [%p] %q%u@%d ", &line, Some(background));
+            let line = format!("2024-05-01 10:00:00 UTC:{text}a@b:[42]:ERROR:  y");
+            check("%t:%r:%u@%d:[%p]:", &line, None);
+        }
+    }
+
+    /// A quote tells a text from a name: then none of the line's names is believed.
+    #[test]
+    fn quotes_are_not_in_names() {
+        for quote in ["'", "\"", "`", "\u{ab}", "\u{201e}", "\u{2019}"] {
+            let line = format!("2024-05-01 10:00:00.123 UTC [42] it{quote}s a@b ERROR:  y");
+            let expected = Some(("time=2024-05-01 10:00:00.123 UTC|pid=42", "ERROR:  y"));
+            check("%m [%p] %u@%d ", &line, expected);
+        }
     }
 
     #[test]

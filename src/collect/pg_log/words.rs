@@ -49,16 +49,33 @@ fn meaning(english: &'static str) -> Word {
     }
 }
 
+/// The blanks beside a colon; French has one before it, too, and it may be one that does not break.
+const BLANKS: [char; 2] = [' ', '\u{a0}'];
+/// The colon of Chinese and Japanese, which needs no blank after it.
+const WIDE_COLON: char = '\u{ff1a}';
+
 /// `ERROR:  text`, `INSTRUCTION :  text`: what the word means, and the text.
 pub(super) fn read(rest: &str) -> Option<(Word, &str)> {
     TABLE.iter().find_map(|(word, means)| {
         let after = rest.strip_prefix(word)?;
-        // French puts a space before the colon; it may be one that does not break.
-        let after = after.strip_prefix([' ', '\u{a0}']).unwrap_or(after);
-        let text = after.strip_prefix([':', '\u{ff1a}'])?;
-        let text = text.strip_prefix([' ', '\u{a0}'])?;
-        Some((*means, text.strip_prefix(' ').unwrap_or(text)))
+        let colon = after.strip_prefix(BLANKS).unwrap_or(after);
+        Some((*means, after_colon(colon)?))
     })
+}
+
+/// Where the first colon is that may stand between a level and its text, known or not.
+pub(super) fn first_colon(line: &str) -> Option<usize> {
+    let colons = line.match_indices([':', WIDE_COLON]).map(|(at, _)| at);
+    colons.into_iter().find(|at| after_colon(&line[*at..]).is_some())
+}
+
+/// The text after a colon that separates a level from it.
+fn after_colon(colon: &str) -> Option<&str> {
+    let text = match colon.strip_prefix(WIDE_COLON) {
+        Some(text) => text.strip_prefix(BLANKS).unwrap_or(text),
+        None => colon.strip_prefix(':')?.strip_prefix(BLANKS)?,
+    };
+    Some(text.strip_prefix(' ').unwrap_or(text))
 }
 
 #[cfg(test)]
