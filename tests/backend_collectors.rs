@@ -146,6 +146,35 @@ async fn the_secret_takes_over_no_host() {
     assert_eq!(register("db1-new", "db1.example.com").await.status, 200);
 }
 
+/// Two names that look the same are one, however they are written, and so are two hosts; what
+/// cannot be seen, or is no name of a host, is refused.
+#[tokio::test]
+async fn names_and_hosts_are_what_they_look_like() {
+    let served = Served::start().await;
+    let register = async |name: &str, hostname: &str| {
+        served.try_register(&json!({"name": name, "hostname": hostname})).await
+    };
+    let seen = [("K\u{f6}ln", "koeln"), ("\u{391}\u{3a3}", "h.example"), ("db 1", "10.0.0.1")];
+    for (name, host) in seen {
+        assert_eq!(register(name, host).await.status, 200, "{name}");
+    }
+    for same in ["Ko\u{308}ln", "K\u{d6}LN", "\u{3b1}\u{3c3}", "\u{3b1}\u{3c2}", "\u{ff44}B 1"] {
+        assert_eq!(register(same, "x").await.refused(409), "name_taken", "{same}");
+    }
+    for blank in ["\u{2800}", "\u{a0}", "\u{2003}", "\u{3000}", "\u{1d173}", "\u{1bca0}"] {
+        register(&format!("db{blank}1"), "x").await.refused(400);
+        register("x", &format!("db{blank}1")).await.refused(400);
+    }
+    for same in ["h.example.", "H.EXAMPLE"] {
+        assert_eq!(register("x", same).await.refused(409), "host_taken", "{same}");
+    }
+    for odd in ["010.0.0.1", "10.0.1", "k\u{f6}ln", "a b", "a..b", ".", "-a", "a/b", "[::1]"] {
+        register("x", odd).await.refused(400);
+    }
+    assert_eq!(register("x", "2001:DB8:0::1").await.status, 200);
+    assert_eq!(register("y", "2001:db8::1").await.refused(409), "host_taken");
+}
+
 /// C47: the certificate decides whose registration it is, whatever the request says; the collector
 /// keeps its name, its id and its server, and its old certificate and secret are dead.
 #[tokio::test]
@@ -157,6 +186,9 @@ async fn a_host_comes_back_with_its_certificate() {
     let metric = json!({"type": "custom.x", "timestamp": clock::rfc3339(clock::now()), "n": 1});
     assert_eq!(first.push(json!([metric])).await.status, 200);
     let (key, csr) = key_and_request();
+    let body = json!({"name": "whoever", "hostname": "DB2.example.com", "csr": csr});
+    let ask = Ask::post("/api/v1/collectors/register").json(&body);
+    assert_eq!(first.client.send(ask).await.refused(409), "host_taken");
     let body = json!({"name": "whoever", "hostname": "new.example.com", "csr": csr});
     let ask = Ask::post("/api/v1/collectors/register").json(&body);
     let answer = first.client.send(ask).await.json();
@@ -196,6 +228,8 @@ async fn a_host_comes_back_after_its_certificates_end() {
     let ask = Ask::post("/api/v1/collectors/register").json(&body);
     let answer = first.client.send(ask).await.json();
     assert_eq!(answer["collector_id"], first.id.as_str());
+    let audits = served.running().store().audits(Page::first(1)).await.expect("audits").rows;
+    assert!(audits[0].actor.ends_with("with its certificate, past its end"), "{audits:?}");
 }
 
 /// C47: the secret of a release brings one collector back, once, and no other.

@@ -57,7 +57,9 @@ for_each_store!(
     a_collector_brings_metrics_of_several_hosts,
     metrics_are_found_by_range_type_and_step,
     a_name_is_its_first_collectors,
+    a_host_is_its_live_collectors,
     secrets_end,
+    a_release_ends_with_the_next_and_with_the_removal,
     brought_hosts_are_bounded,
     a_deregistered_collector_has_no_credentials,
     a_renewed_certificate_replaces_the_old_one_when_it_is_used,
@@ -641,6 +643,34 @@ async fn a_name_is_its_first_collectors(opened: Opened) {
     assert!(!second.rows[0].name_collides);
 }
 
+/// S3: nobody takes the host of another live collector, by whatever right. A collector may give its
+/// own host another name.
+async fn a_host_is_its_live_collectors(opened: Opened) {
+    let store = &opened.store;
+    let (first, second) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let back = secret(store, "back", Some(3)).await;
+    let (certificate, back) = (Right::Certificate, Right::Back(back.id));
+    let register = async |id: u128, right: Right, host: &str| {
+        let again = Enrolment { right, ..enrolment(id, "x", host) };
+        store.enrol(again).await.expect("enrol")
+    };
+    for right in [certificate, back] {
+        assert_eq!(register(2, right, "DB1").await, Enrolled::HostTaken, "{right:?}");
+    }
+    let held = store.credentials(second).await.expect("credentials").expect("there");
+    assert_eq!(held.hostname, "host-2");
+    let secret = store.secret_marked(b"back").await.expect("secrets").expect("there");
+    assert_eq!(secret.uses, 0, "no use is gone");
+    for host in ["db2", "DB2", "db2"] {
+        assert_eq!(register(2, certificate, host).await, Enrolled::Done, "{host}");
+    }
+    // The host of a removed one is free; who has it keeps it.
+    assert!(store.deregister(first, audit("out")).await.expect("deregister"));
+    assert_eq!(register(2, back, "db1").await, Enrolled::Done);
+    assert_eq!(register(1, back, "db1").await, Enrolled::HostTaken);
+    assert_eq!(register(1, back, "db3").await, Enrolled::Done);
+}
+
 /// A secret is good until it is used up, over or revoked.
 async fn secrets_end(opened: Opened) {
     let store = &opened.store;
@@ -702,6 +732,41 @@ async fn brought_hosts_are_bounded(opened: Opened) {
     let servers = store.servers(Page::first(9)).await.expect("servers").rows;
     let seen: Vec<_> = servers.iter().map(|row| (row.hostname.as_str(), row.brought)).collect();
     assert_eq!(seen, [("db1", false), ("db1", true), ("db7", true)]);
+}
+
+/// The secret of a release is good until there is another of the collector, or the collector goes.
+async fn a_release_ends_with_the_next_and_with_the_removal(opened: Opened) {
+    let store = &opened.store;
+    let (first, second) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let release = async |name: &str, id: Uuid| {
+        let new = NewSecret {
+            name: name.to_owned(),
+            mark: name.as_bytes().to_vec(),
+            uses_max: Some(1),
+            expires_at: Some(after(10)),
+            reclaims: false,
+            collector_id: Some(id),
+            audit: audit("collector.release"),
+        };
+        store.add_secret(new).await.expect("add");
+    };
+    let good = async || {
+        let kept = store.secrets().await.expect("secrets");
+        let good = kept.into_iter().filter(|kept| kept.is_good(now())).map(|kept| kept.name);
+        good.collect::<Vec<_>>().join(" ")
+    };
+    release("a", first).await;
+    release("b", second).await;
+    assert_eq!(good().await, "a b s1 s2");
+    release("c", first).await;
+    assert_eq!(good().await, "b c s1 s2");
+    assert!(store.deregister(first, audit("out")).await.expect("deregister"));
+    assert_eq!(good().await, "b s1 s2");
+    let ended = store.secret_marked(b"c").await.expect("secrets").expect("there");
+    let back = Enrolment { right: Right::Back(ended.id), ..enrolment(1, "collector-1", "db1") };
+    assert_eq!(store.enrol(back).await.expect("enrol"), Enrolled::SecretUsedUp);
+    release("d", first).await;
+    assert_eq!(good().await, "b d s1 s2");
 }
 
 async fn a_deregistered_collector_has_no_credentials(opened: Opened) {

@@ -13,7 +13,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::FromDer as _;
 
 use super::auth::random;
 
@@ -183,6 +185,9 @@ impl Authority {
         params.not_after = moment(expires_at);
         request.params = params;
         let certificate = request.signed_by(&self.issuer)?;
+        if !has_key_of(certificate.der(), csr) {
+            return Err(PkiError::Request(rcgen::Error::UnsupportedSignatureAlgorithm));
+        }
         Ok(Issued {
             certificate: certificate.pem(),
             private_key: None,
@@ -214,6 +219,15 @@ pub(super) fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
     }
     let ends = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
     Some(ClientCertificate { thumbprint: thumbprint(der), ends })
+}
+
+/// Whether a certificate has the key that `csr` is for, kind and curve included: these the signer
+/// infers from the algorithm that signed the request, which need not be the one of such a key.
+fn has_key_of(certificate: &[u8], csr: &str) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(csr.as_bytes()) else { return false };
+    let request = X509CertificationRequest::from_der(&pem.contents);
+    let (Ok((_, request)), Ok(certificate)) = (request, parse(certificate)) else { return false };
+    request.certification_request_info.subject_pki.raw == certificate.public_key().raw
 }
 
 fn der_of(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
@@ -371,9 +385,54 @@ mod tests {
         }
     }
 
+    /// Requests whose hash is not the one that goes with their curve: P-384 with SHA-256 and P-256
+    /// with SHA-384.
+    const CROSSED: [&str; 2] = [
+        "MIH3MH8CAQAwADB2MBAGByqGSM49AgEGBSuBBAAiA2IABMuwuLCl1Q45ONfi5rdd\
+         8l4g7YJ+M/0nzNpUHprkJJt9TpJp0xNYg9ZCPpRnOmkVFuqMHub/yDldbZJ+EB5s\
+         B1vyqELD6ISNd35aVNLe55TNtz2pK0UUkbW40UoVJbkZwqAAMAoGCCqGSM49BAMC\
+         A2gAMGUCMGx07GVWwmtC10Wc0sAgl7XcKmoHh4unVeyfeSmRYXFkyCfx3fAOp4Zy\
+         OUXIuc7gegIxAIh/oiECyqkQSUFX83HJChIr/D6DrS47DF/3UTV4Q7KiR2pMFvMt\
+         wa76K5XwDggfoQ==",
+        "MIG5MGICAQAwADBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABGt9tji26uwEQeaE\
+         DebYzDNQ7hft3lxZLYr5Ff1ySUW3Q/LJWYssx8+LBC2faEFdiNj8LEeY83A08Si+\
+         sKF8QFygADAKBggqhkjOPQQDAwNHADBEAiB3jn+sn7x1vGVqGRuo7ZjCeUVD1uMW\
+         2ryntFHYQPXyagIgPeY1ugyvaZs+dY/5c7EvMvneUXLTbCYzxVU5CpcKVY0=",
+    ];
+
+    const RSA: &str = "MIICRTCCAS0CAQAwADCCASIwDQYJKoZIhvcNAQEBBQADggEPADCCAQoCggEBANZr\
+         iLpKkf2dL7d//gyW7v+GpUA/R/SKSTO1cUsURQea+jvSkwLI2AicQOX4INfBAVU5\
+         oyZ1ZFiK6sZXjOlwOVWA+4rMlUQ5KG+LWUZo3L0hWXND+ADYJzE0ZNY3FMH2y3D5\
+         h9iWQyOtLvlanmd/+6hQGk3ygbO+zsHQwNu7AQ+TlZtp0SV/fdKHAggByt5wsVFR\
+         jQMuZeGAbPXgEruCogMBm23YJJTpkrzX6BrikTLkaOC3YvPLc28eQ5brE1r4yMbN\
+         FgNKb2a5GAu94GBxM4BGcjaGMNdZHsRLmcUoYNrHl6OCL9ijz4V/3pwHRknaZE37\
+         IKgxcYLzIr+PDqit3j8CAwEAAaAAMA0GCSqGSIb3DQEBCwUAA4IBAQCBLQnkBJhT\
+         ovas3C1oGNwtH1nmYcUFbVXtM23h66qD6ieOrpv7tTPuZWNLxrAsANOu6DFOUqlM\
+         yMJnh/nQne9A7KaJKHBeY911rFZLvnBiJasUjje6BBaMe/3aBggN2ek1Ms45+FwJ\
+         HGWBuHTM0G2lXpgmkUTZTmV0kpJRln8c48Ic8YeLkziRw8IgAG9wKcczADH+Kkzs\
+         hL5azDFP443JOniiDyHpIsLzWp9fcLt97ZhYIheTUu3+WZnkrueTNqtREUSIC7lb\
+         oBQk2kqj3QFfGj26ZjHgJ+kKT4MpmDYIrqGzPPTli5gOHqMriHEXmcF4D3APx0Ye\
+         WC2Vxk9V9KoF";
+
+    /// A certificate has the key of its request, or is not made.
+    #[test]
+    fn a_request_whose_key_would_not_be_certified_is_refused() {
+        let (authority, _) = Authority::create(now()).expect("an authority");
+        for request in CROSSED {
+            let pem = labelled(request);
+            let refused = authority.certify_client(&pem, "c-1", now(), Duration::from_secs(3600));
+            assert!(matches!(refused, Err(PkiError::Request(_))), "{refused:?}");
+        }
+        let rsa = labelled(RSA);
+        authority.certify_client(&rsa, "c-1", now(), Duration::from_secs(3600)).expect("sound");
+    }
+
     fn pem_of(der: &[u8]) -> String {
         use base64::Engine as _;
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        labelled(&base64::engine::general_purpose::STANDARD.encode(der))
+    }
+
+    fn labelled(text: &str) -> String {
         let label = "CERTIFICATE REQUEST";
         format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
     }

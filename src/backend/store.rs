@@ -8,9 +8,10 @@
 //! - S2: one collector's batch id is accepted once, for ever; the second time no metric is written
 //!   and the first answer's refusals are returned again. What the agent says of itself with a
 //!   batch, its known holes among it, is kept each time.
-//! - S3: a name, without regard to case, belongs to the collector that bore it first, for ever; the
-//!   host of a live collector belongs to that collector. A registration and the use of its secret
-//!   are one transaction.
+//! - S3: a name, without regard to case and to how Unicode writes its letters, belongs to the
+//!   collector that bore it first, for ever; the host of a live collector is that collector's, by
+//!   whatever right another one registers. A registration and the use of its secret are one
+//!   transaction. The secret of a release ends with the next one and with the collector's removal.
 //! - S4: a refresh token is good once; presenting a used one ends the whole session.
 //! - S5: a metric that comes in two batches of one server is one row: the row's key is its server,
 //!   its time and a digest of its type, database and JSON text. A push without a batch id, and

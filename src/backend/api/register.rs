@@ -17,6 +17,10 @@ use crate::backend::names;
 use crate::backend::store::{Audit, Enrolled, Enrolment, KeptSecret, Known, Right};
 use crate::clock;
 
+/// Who has copied a host's certificate and key can register over them, and then is the host.
+const IF_NOT_ASKED: &str = "what it had before is worth nothing now: if nobody ran `agent register \
+    --force` on the host, its key was stolen: release it";
+
 #[derive(Deserialize)]
 struct RegisterRequest {
     #[serde(default)]
@@ -71,12 +75,15 @@ pub(super) async fn register(
     let pass = pass(&shared, &peer, &headers).await?;
     let request: RegisterRequest = body::json(&shared.room, &headers, body).await?;
     let request = checked(request)?;
+    let now = clock::now();
     let by = match &pass {
+        Pass::Certificate(_) if peer.certificate_ends.is_some_and(|end| end <= now) => {
+            "its certificate, past its end".to_owned()
+        }
         Pass::Certificate(_) => "its certificate".to_owned(),
         Pass::Secret(secret) => format!("the secret {}", secret.name),
     };
     let Standing { id, name, right } = standing(&shared, pass, &request).await?;
-    let now = clock::now();
     let issued = collectors::certify(&shared, request.csr.as_deref(), id, now)?;
     let secret = random::<32>();
     let enrolment = Enrolment {
@@ -102,7 +109,17 @@ pub(super) async fn register(
         Enrolled::HostTaken => return Err(host_taken(&request.hostname)),
         Enrolled::SecretUsedUp | Enrolled::Deregistered => return Err(bad_secret()),
     }
-    tracing::info!(collector = %id, name, from = %peer.address, by, "registered");
+    let (from, hostname) = (peer.address, &request.hostname);
+    match right {
+        Right::Certificate => {
+            let hint = IF_NOT_ASKED;
+            let message = "registered over its certificate";
+            tracing::warn!(collector = %id, name, hostname, %from, by, hint, message);
+        }
+        Right::New(_) | Right::Back(_) => {
+            tracing::info!(collector = %id, name, hostname, %from, by, "registered");
+        }
+    }
     let life = shared.config.lifetimes.collector_token;
     let minted = shared.keys.tokens.mint_collector(id, &request.hostname, now, life);
     Ok(ok(&RegisterResponse {
@@ -177,7 +194,8 @@ fn checked(request: RegisterRequest) -> Result<RegisterRequest, ApiError> {
     let option = |what, given: Option<String>| given.map(|given| text(what, &given)).transpose();
     Ok(RegisterRequest {
         name: text("name", &request.name)?,
-        hostname: text("hostname", &request.hostname)?,
+        hostname: names::checked_host("hostname", &request.hostname)
+            .map_err(ApiError::bad_request)?,
         address: option("address", request.address.filter(|text| !text.trim().is_empty()))?,
         version: option("version", request.version.filter(|text| !text.trim().is_empty()))?,
         csr: request.csr,

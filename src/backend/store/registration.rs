@@ -1,6 +1,7 @@
 //! What a registration writes, by what right, and what comes of it.
 
 use jiff::Timestamp;
+use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
 use super::rows::Audit;
@@ -80,9 +81,14 @@ pub enum Renamed {
     Unknown,
 }
 
-/// A name without regard to case: what makes two names the same.
+/// What makes two names the same: their letters, without regard to case and to how Unicode writes
+/// them (composed or not, wide, as a ligature). It is made here, not in SQL: a database's `lower`
+/// follows its locale, and that of SQLite knows ASCII alone.
 pub fn name_key(name: &str) -> String {
-    name.trim().to_lowercase()
+    // By way of the upper case: that of both small sigmas is one.
+    let upper = name.trim().nfkc().flat_map(char::to_uppercase);
+    let folded: String = upper.flat_map(char::to_lowercase).collect();
+    folded.nfkc().collect()
 }
 
 /// A registration secret to keep.

@@ -36,6 +36,7 @@ pub(super) async fn bind_keys(db: &Client, fingerprint: &str) -> Result<(), Stor
 /// Reserves the names of collectors that have none reserved yet, those of a store of before.
 pub(super) async fn reserve_names(db: &mut Client) -> Result<(), StoreError> {
     let transaction = db.transaction().await?;
+    renew_keys(&transaction).await?;
     let rows = transaction
         .query(
             "SELECT id, name FROM collectors c
@@ -51,6 +52,21 @@ pub(super) async fn reserve_names(db: &mut Client) -> Result<(), StoreError> {
         }
     }
     Ok(transaction.commit().await?)
+}
+
+/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now, that of
+/// the older collector stays.
+async fn renew_keys(db: &Transaction<'_>) -> Result<(), StoreError> {
+    let select = "SELECT n.key, n.collector_id FROM names n
+                    JOIN collectors c ON c.id = n.collector_id ORDER BY c.created_at, c.id";
+    for row in db.query(select, &[]).await? {
+        let (key, id): (String, Uuid) = (row.try_get(0)?, row.try_get(1)?);
+        if name_key(&key) != key {
+            db.execute("DELETE FROM names WHERE key = $1", &[&key]).await?;
+            reserve(db, &key, id).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the name is the collector's from now on.
@@ -87,9 +103,7 @@ async fn insert(
     new: &Enrolment,
     secret: i64,
 ) -> Result<Enrolled, StoreError> {
-    let host = "SELECT count(*) AS n FROM collectors
-                 WHERE deregistered_at IS NULL AND lower(hostname) = lower($1)";
-    if counted(&db.query_one(host, &[&new.hostname]).await?, "n")? > 0 {
+    if is_host_taken(db, new).await? {
         return Ok(Enrolled::HostTaken);
     }
     let name = "SELECT count(*) AS n FROM names WHERE key = $1";
@@ -118,7 +132,20 @@ async fn insert(
     Ok(if is_good { Enrolled::Done } else { Enrolled::SecretUsedUp })
 }
 
+/// Whether the host is another live collector's. Who has it already keeps it, although two had it
+/// in a store of before.
+async fn is_host_taken(db: &Transaction<'_>, new: &Enrolment) -> Result<bool, StoreError> {
+    let select = "SELECT count(*) AS n, coalesce(bool_or(id = $2), false) AS is_own FROM collectors
+                   WHERE deregistered_at IS NULL AND rtrim(lower(hostname), '.') = lower($1)";
+    let row = db.query_one(select, &[&new.hostname, &new.id]).await?;
+    let is_own: bool = row.try_get("is_own")?;
+    Ok(counted(&row, "n")? > 0 && !is_own)
+}
+
 async fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    if is_host_taken(db, new).await? {
+        return Ok(Enrolled::HostTaken);
+    }
     // The collector's own server row goes with it to its new host name.
     db.execute(
         "UPDATE servers SET hostname = $2, name = $2, updated_at = $3
@@ -312,6 +339,7 @@ pub(super) async fn deregister(
         )
         .await?;
     if changed > 0 {
+        secrets::end_releases(&transaction, id, audit.at).await?;
         users::audit(&transaction, audit).await?;
     }
     transaction.commit().await?;

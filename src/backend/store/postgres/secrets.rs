@@ -3,6 +3,7 @@
 use deadpool_postgres::{Client, Transaction};
 use jiff::Timestamp;
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::registration::{KeptSecret, NewSecret};
@@ -16,6 +17,9 @@ pub(super) async fn add(db: &mut Client, new: &NewSecret) -> Result<(), StoreErr
 }
 
 async fn insert(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreError> {
+    if let Some(id) = new.collector_id {
+        end_releases(db, id, new.audit.at).await?;
+    }
     db.execute(
         "INSERT INTO registration_secrets
              (name, mark, uses_max, expires_at, reclaims, collector_id, created_at)
@@ -32,6 +36,21 @@ async fn insert(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreError>
     )
     .await?;
     users::audit(db, &new.audit).await
+}
+
+/// Ends the secrets that bring this collector back.
+pub(super) async fn end_releases(
+    db: &Transaction<'_>,
+    id: Uuid,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    db.execute(
+        "UPDATE registration_secrets SET revoked_at = $2
+          WHERE collector_id = $1 AND revoked_at IS NULL",
+        &[&id, &now],
+    )
+    .await?;
+    Ok(())
 }
 
 pub(super) async fn keep_of_file(db: &mut Client, new: &NewSecret) -> Result<(), StoreError> {

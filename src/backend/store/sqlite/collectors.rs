@@ -33,6 +33,7 @@ pub(super) fn bind_keys(db: &Transaction<'_>, fingerprint: &str) -> Result<(), S
 
 /// Reserves the names of collectors that have none reserved yet, those of a store of before.
 pub(super) fn reserve_names(db: &Transaction<'_>) -> Result<(), StoreError> {
+    renew_keys(db)?;
     let mut statement = db.prepare(
         "SELECT id, name FROM collectors c
           WHERE NOT EXISTS (SELECT 1 FROM names WHERE collector_id = c.id)
@@ -43,6 +44,23 @@ pub(super) fn reserve_names(db: &Transaction<'_>) -> Result<(), StoreError> {
         if !reserve(db, &name, &id)? {
             tracing::warn!(collector = id, name, "this name is another's, but for case");
         }
+    }
+    Ok(())
+}
+
+/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now, that of
+/// the older collector stays.
+fn renew_keys(db: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut statement = db.prepare(
+        "SELECT n.key, n.collector_id FROM names n JOIN collectors c ON c.id = n.collector_id
+          ORDER BY c.created_at, c.id",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let rows = rows.collect::<Result<Vec<(String, String)>, _>>()?;
+    let stale = rows.iter().filter(|(key, _)| name_key(key) != *key);
+    for (key, id) in stale {
+        db.execute("DELETE FROM names WHERE key = ?1", [key])?;
+        reserve(db, key, id)?;
     }
     Ok(())
 }
@@ -73,9 +91,7 @@ pub(super) fn enrol(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, S
 }
 
 fn insert(db: &Transaction<'_>, new: &Enrolment, secret: i64) -> Result<Enrolled, StoreError> {
-    let host = "SELECT count(*) AS n FROM collectors
-                 WHERE deregistered_at IS NULL AND lower(hostname) = lower(?1)";
-    if db.query_row(host, [&new.hostname], |row| counted(row, "n"))? > 0 {
+    if is_host_taken(db, new)? {
         return Ok(Enrolled::HostTaken);
     }
     let name = "SELECT count(*) AS n FROM names WHERE key = ?1";
@@ -101,7 +117,22 @@ fn insert(db: &Transaction<'_>, new: &Enrolment, secret: i64) -> Result<Enrolled
     Ok(if is_good { Enrolled::Done } else { Enrolled::SecretUsedUp })
 }
 
+/// Whether the host is another live collector's. Who has it already keeps it, although two had it
+/// in a store of before.
+fn is_host_taken(db: &Transaction<'_>, new: &Enrolment) -> Result<bool, StoreError> {
+    let select = "SELECT count(*) AS n, coalesce(max(id = ?2), 0) AS is_own FROM collectors
+                   WHERE deregistered_at IS NULL AND rtrim(lower(hostname), '.') = lower(?1)";
+    let (holders, is_own) =
+        db.query_row(select, params![new.hostname, new.id.to_string()], |row| {
+            Ok((counted(row, "n")?, row.get::<_, bool>("is_own")?))
+        })?;
+    Ok(holders > 0 && !is_own)
+}
+
 fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError> {
+    if is_host_taken(db, new)? {
+        return Ok(Enrolled::HostTaken);
+    }
     let id = new.id.to_string();
     // The collector's own server row goes with it to its new host name.
     db.execute(
@@ -291,6 +322,7 @@ pub(super) fn deregister(
         params![id.to_string(), micros(audit.at)],
     )?;
     if changed > 0 {
+        secrets::end_releases(db, id, audit.at)?;
         users::audit(db, audit)?;
     }
     Ok(changed > 0)

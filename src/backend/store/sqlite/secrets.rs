@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::registration::{KeptSecret, NewSecret};
@@ -9,6 +10,9 @@ use super::super::rows::Audit;
 use super::{count, counted, micros, time, time_option, users, wrong};
 
 pub(super) fn add(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreError> {
+    if let Some(id) = new.collector_id {
+        end_releases(db, id, new.audit.at)?;
+    }
     db.execute(
         "INSERT INTO registration_secrets
              (name, mark, uses_max, expires_at, reclaims, collector_id, created_at)
@@ -24,6 +28,20 @@ pub(super) fn add(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreErro
         ],
     )?;
     users::audit(db, &new.audit)
+}
+
+/// Ends the secrets that bring this collector back.
+pub(super) fn end_releases(
+    db: &Transaction<'_>,
+    id: Uuid,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    db.execute(
+        "UPDATE registration_secrets SET revoked_at = ?2
+          WHERE collector_id = ?1 AND revoked_at IS NULL",
+        params![id.to_string(), micros(now)],
+    )?;
+    Ok(())
 }
 
 pub(super) fn keep_of_file(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreError> {
