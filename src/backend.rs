@@ -117,7 +117,7 @@ impl Backend {
         let shared = Arc::new(Shared::new(config, keys, store)?);
         let config = &shared.config;
         let router = api::router(&shared);
-        let tls = serve::tls(&shared.keys)?;
+        let tls = serve::tls(&shared.keys, &shared.store)?;
         let main = Listener::bind(config.listen, Some(tls), router.clone(), &config.limits).await?;
         let address = main.address()?;
         let mut listeners = vec![main];

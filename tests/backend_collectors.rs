@@ -175,6 +175,25 @@ async fn names_and_hosts_are_what_they_look_like() {
     assert_eq!(register("y", "2001:db8::1").await.refused(409), "host_taken");
 }
 
+/// Renewals are few: each makes a certificate that connections can be made with.
+#[tokio::test]
+async fn renewals_have_a_limit() {
+    let served = Served::start().await;
+    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let renew = async |host: &Host| {
+        let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);
+        host.client.send(ask.json(&json!({"csr": key_and_request().1}))).await
+    };
+    for _ in 0..6 {
+        assert_eq!(renew(&host).await.status, 200);
+    }
+    let reply = renew(&host).await;
+    assert_eq!(reply.refused(429), "too_many_requests");
+    let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+    assert!((1..=3600).contains(&wait), "{wait}");
+    assert_eq!(renew(&other).await.status, 200);
+}
+
 /// C47: the certificate decides whose registration it is, whatever the request says; the collector
 /// keeps its name, its id and its server, and its old certificate and secret are dead.
 #[tokio::test]

@@ -3,10 +3,14 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::Method;
-use pganalytics::clock;
+use pganalytics::{backend, clock};
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::backend::{Ask, Client, Served};
 use crate::support::hostile::{ATTACKS, Attack, Target};
@@ -283,4 +287,78 @@ async fn bodies_of_many_connections_have_a_bound_together() {
     let memory = backend.memory();
     assert!(memory <= MEMORY_MAX_KIB, "{memory} KiB");
     tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Evil {
+    Live,
+    Removed,
+}
+
+/// Requests that do not end, of a collector that was given several certificates, far more than
+/// there are places for: a host is served beside them. What is left of them then.
+async fn served_beside(evil_is: Evil) -> (Served, Vec<TlsStream<TcpStream>>) {
+    const HEAD: &str = "POST /api/v1/auth/refresh HTTP/1.1\r\nhost: localhost\r\n\
+                        content-type: application/json\r\ncontent-length: 900\r\n\r\n{";
+    let served = Served::start_with(|config| {
+        config.limits.connections_max = 12;
+        config.limits.connections_unverified_max = 8;
+        config.limits.connections_per_address_max = 4;
+    })
+    .await;
+    let host = served.register("db1").await;
+    let body = json!({"name": "evil", "hostname": "evil"});
+    let answer = served.try_register(&body).await.json();
+    let text = |key: &str| answer[key].as_str().expect(key);
+    let (mut certificates, key) = (vec![text("certificate").to_owned()], text("private_key"));
+    let csr = rcgen::KeyPair::from_pem(key)
+        .and_then(|key| rcgen::CertificateParams::default().serialize_request(&key)?.pem())
+        .expect("a request");
+    let evil = served.client(&certificates[0], key);
+    for _ in 0..3 {
+        let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(text("token"));
+        let renewed = evil.send(ask.json(&json!({"csr": csr}))).await.json();
+        certificates.push(renewed["certificate"].as_str().expect("a certificate").to_owned());
+    }
+    if evil_is == Evil::Removed {
+        backend::remove(&served.config, "evil").await.expect("removed");
+    }
+    let running = served.running();
+    let mut holding = JoinSet::new();
+    for n in 0..40 {
+        let own = (certificates[n % certificates.len()].as_str(), key);
+        let target = Target::verified(running.address(), running.ca_certificate(), own);
+        holding.spawn(async move { target.half_a_body(HEAD, 0).await });
+    }
+    let mut held = Vec::new();
+    let all = async {
+        while let Some(stream) = holding.join_next().await {
+            held.extend(stream.expect("it ends"));
+        }
+    };
+    // Where nobody makes room the later ones are not even accepted.
+    let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+    let client = host.client.from(address(1).into());
+    let push = client.try_send(host.ask(json!([])));
+    let reply = tokio::time::timeout(Duration::from_secs(5), push).await;
+    let reply = reply.unwrap_or_else(|_| panic!("not in time"));
+    assert_eq!(reply.expect("an answer").status, 200);
+    (served, held)
+}
+
+/// A collector that keeps all it can get busy gives of it to others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_collector_shuts_nobody_out() {
+    served_beside(Evil::Live).await;
+}
+
+/// A removed collector's certificates have the places of strangers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_collector_is_a_stranger() {
+    let (_served, mut held) = served_beside(Evil::Removed).await;
+    until_async("one address has its part", PATIENCE, || {
+        held.retain_mut(|stream| stream.read(&mut [0]).now_or_never().is_none());
+        std::future::ready(held.len() <= 4)
+    })
+    .await;
 }

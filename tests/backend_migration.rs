@@ -202,6 +202,54 @@ async fn a_first_postgres_18_store_is_brought_up_to_date() {
     a_first_postgres_store(18).await;
 }
 
+/// Two collectors whose names are one by their letters, as a store of before kept them.
+fn names_of_before(time: &str, secret: &str) -> String {
+    let other = Uuid::from_u128(2);
+    format!(
+        "INSERT INTO collectors (id, name, hostname, sealed_secret, created_at, updated_at)
+              VALUES ('{ID_TEXT}', 'Ko\u{308}ln', 'a', {secret}, {time}, {time}),
+                     ('{other}', 'KO\u{308}LN', 'b', {secret}, {time}, {time});
+         INSERT INTO names (key, collector_id)
+              VALUES ('ko\u{308}ln', '{ID_TEXT}'), ('ko\u{308}ln ', '{other}');"
+    )
+}
+
+async fn names_are_one(store: Arc<dyn Store>) {
+    let named = store.collector_named("K\u{d6}LN").await.expect("names");
+    assert_eq!(named.map(|known| known.id), Some(ID));
+    let all = store.collectors(Page::first(9), at()).await.expect("collectors").rows;
+    let mut collides: Vec<_> = all.iter().map(|row| (row.id, row.name_collides)).collect();
+    collides.sort_unstable();
+    assert_eq!(collides, [(ID, false), (Uuid::from_u128(2), true)]);
+}
+
+/// S3
+#[tokio::test]
+async fn names_of_an_earlier_sqlite_store_are_one_by_their_letters() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let url = format!("sqlite:{}", path.display());
+    store::open(&url).await.expect("open").close().await;
+    let old = rusqlite::Connection::open(&path).expect("the file");
+    let time = at().as_microsecond().to_string();
+    old.execute_batch(&names_of_before(&time, "X''")).expect("fill");
+    drop(old);
+    names_are_one(store::open(&url).await.expect("open")).await;
+}
+
+/// S3
+#[tokio::test]
+async fn names_of_an_earlier_postgres_store_are_one_by_their_letters() {
+    let server = support::postgres::shared(18);
+    let name = "earlier_names";
+    server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    let url = format!("postgres://postgres@/{name}?host={}", server.socket_dir().display());
+    store::open(&url).await.expect("open").close().await;
+    let time = format!("'{}'::timestamptz", at());
+    server.client(name).await.batch_execute(&names_of_before(&time, "''")).await.expect("fill");
+    names_are_one(store::open(&url).await.expect("open")).await;
+}
+
 /// A file that is no store is named as damaged, and left as it is.
 #[tokio::test]
 async fn a_file_that_is_no_store_is_refused() {

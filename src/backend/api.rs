@@ -34,6 +34,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
 
 use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
@@ -74,6 +75,7 @@ pub(super) struct Shared {
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
+    renewals: Attempts<Uuid>,
     refusals: Refusals,
     notices: Notices,
     health: Health,
@@ -97,6 +99,7 @@ impl Shared {
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
+            renewals: renewals::attempts(config.lifetimes.client_certificate),
             refusals: Refusals::default(),
             notices: Notices::default(),
             health: Health::default(),

@@ -49,7 +49,7 @@ pub struct Limits {
     /// How many of those may come from one address, or one /64 of IPv6.
     pub connections_per_address_max: usize,
     /// Connections with one client certificate.
-    pub connections_per_certificate_max: usize,
+    pub connections_per_collector_max: usize,
     /// Pushes worked on at a time; more wait for a moment and are then sent away with 429.
     pub pushes_at_once_max: usize,
     /// Other hosts that one collector may bring with replays.
@@ -151,8 +151,8 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
             64,
             1..=65_536,
         )),
-        connections_per_certificate_max: whole(section.integer(
-            "connections_per_certificate_max",
+        connections_per_collector_max: whole(section.integer(
+            "connections_per_collector_max",
             32,
             1..=65_536,
         )),

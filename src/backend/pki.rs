@@ -12,6 +12,7 @@ use ring::digest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
+use uuid::Uuid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::ParsedExtension;
@@ -55,6 +56,8 @@ pub(super) struct ClientCertificate {
     pub(super) thumbprint: String,
     /// Its end.
     pub(super) ends: Timestamp,
+    /// The collector that it was made for, as its subject says.
+    pub(super) collector: Option<Uuid>,
 }
 
 /// What is to be done about the server certificate that was kept.
@@ -218,7 +221,9 @@ pub(super) fn client_certificate(der: &[u8]) -> Option<ClientCertificate> {
         return None;
     }
     let ends = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
-    Some(ClientCertificate { thumbprint: thumbprint(der), ends })
+    let subject = certificate.subject().iter_common_name().next();
+    let collector = subject.and_then(|name| name.as_str().ok()?.parse().ok());
+    Some(ClientCertificate { thumbprint: thumbprint(der), ends, collector })
 }
 
 /// Whether a certificate has the key that `csr` is for, kind and curve included: these the signer

@@ -32,12 +32,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
+use uuid::Uuid;
 
 use super::BackendError;
 use super::api::{Channel, Peer};
 use super::config::Limits;
 use super::keys::Keys;
-use super::pki;
+use super::pki::{self, ClientCertificate};
+use super::store::Store;
+use crate::clock;
 use late::Late;
 use places::{Bounds, Place, Places};
 use progress::Patience;
@@ -58,17 +61,28 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Longest head of a request, bytes. Tokens are the largest part, and have a few hundred.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
 
+/// How long it may take to look up whose a certificate is; then its peer is a stranger.
+const LOOKED_UP_WITHIN: Duration = Duration::from_secs(2);
+
+/// How a port is served with TLS.
+#[derive(Clone)]
+pub(super) struct Tls {
+    acceptor: TlsAcceptor,
+    /// Says whose the certificates are.
+    store: Arc<dyn Store>,
+}
+
 /// One port and what is served there.
 pub(super) struct Listener {
     tcp: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     router: Router,
     limits: Limits,
 }
 
 #[derive(Clone)]
 struct Connection {
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     router: Router,
     patience: Patience,
 }
@@ -77,7 +91,7 @@ impl Listener {
     /// Listens; port 0 takes a free one.
     pub(super) async fn bind(
         address: SocketAddr,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Tls>,
         router: Router,
         limits: &Limits,
     ) -> Result<Self, BackendError> {
@@ -155,34 +169,40 @@ impl Connection {
     }
 
     async fn talk(self, socket: Socket, address: IpAddr, place: &Place, watcher: Watcher) {
-        let Some(acceptor) = &self.tls else {
+        let Some(tls) = &self.tls else {
             let peer = Peer { address, channel: Channel::Plain, certificate_ends: None };
             place.progress().greeted();
-            return self.answer(TokioIo::new(socket), Protocol::Http1, peer, place, watcher).await;
+            let terms = Terms { protocol: Protocol::Http1, streams_max: STREAMS_UNVERIFIED_MAX };
+            return self.answer(TokioIo::new(socket), terms, peer, place, watcher).await;
         };
-        match acceptor.accept(socket).await {
+        match tls.acceptor.accept(socket).await {
             Ok(stream) => {
                 let session = stream.get_ref().1;
-                let peer = peer_of(address, session.peer_certificates());
+                let shown = session.peer_certificates().and_then(<[_]>::first);
                 let protocol = match session.alpn_protocol() {
                     Some(b"h2") => Protocol::Http2,
                     _ => Protocol::Http1,
                 };
-                if let Channel::Mutual(thumbprint) = &peer.channel {
-                    place.verified(thumbprint);
+                let (peer, certificate) = peer_of(address, shown);
+                let collector = tls.collector(certificate).await;
+                if let Some(collector) = collector {
+                    place.verified(collector);
                 }
                 place.progress().greeted();
-                self.answer(TokioIo::new(stream), protocol, peer, place, watcher).await;
+                let streams_max =
+                    if collector.is_some() { STREAMS_MAX } else { STREAMS_UNVERIFIED_MAX };
+                let terms = Terms { protocol, streams_max };
+                self.answer(TokioIo::new(stream), terms, peer, place, watcher).await;
             }
             Err(err) => tracing::debug!(%address, %err, "TLS handshake failed"),
         }
     }
 
-    async fn answer<I>(self, io: I, protocol: Protocol, peer: Peer, place: &Place, watcher: Watcher)
+    async fn answer<I>(self, io: I, terms: Terms, peer: Peer, place: &Place, watcher: Watcher)
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let builder = http(protocol, &peer, &self.patience);
+        let builder = http(terms, &self.patience);
         let (router, from) = (self.router, peer.clone());
         let progress = Arc::clone(place.progress());
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -205,11 +225,20 @@ impl Connection {
     }
 }
 
-fn http(protocol: Protocol, peer: &Peer, patience: &Patience) -> auto::Builder<TokioExecutor> {
-    let streams_max = match peer.channel {
-        Channel::Mutual(_) => STREAMS_MAX,
-        Channel::Plain | Channel::Tls => STREAMS_UNVERIFIED_MAX,
-    };
+impl Tls {
+    /// The collector that has shown its present certificate, or the one that is to replace it, is
+    /// not removed, and whose certificate has not ended. Nobody else has the places of a host.
+    async fn collector(&self, certificate: Option<ClientCertificate>) -> Option<Uuid> {
+        let ClientCertificate { thumbprint, ends, collector } = certificate?;
+        let id = collector.filter(|_| clock::now() < ends)?;
+        let known = tokio::time::timeout(LOOKED_UP_WITHIN, self.store.credentials(id)).await;
+        let known = known.ok()?.ok()??;
+        let present = [known.thumbprint, known.next_thumbprint];
+        present.iter().flatten().any(|present| *present == thumbprint).then_some(id)
+    }
+}
+
+fn http(terms: Terms, patience: &Patience) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -222,12 +251,19 @@ fn http(protocol: Protocol, peer: &Peer, patience: &Patience) -> auto::Builder<T
         .keep_alive_interval(PING_EVERY)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(streams_max)
+        .max_concurrent_streams(terms.streams_max)
         .max_header_list_size(HEADERS_BYTES_MAX);
-    match protocol {
+    match terms.protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_only(),
     }
+}
+
+/// What is spoken on a connection, and how much of it at once.
+#[derive(Clone, Copy)]
+struct Terms {
+    protocol: Protocol,
+    streams_max: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -236,24 +272,25 @@ enum Protocol {
     Http2,
 }
 
-fn peer_of(address: IpAddr, certificates: Option<&[CertificateDer<'_>]>) -> Peer {
-    let shown = certificates.and_then(<[_]>::first);
-    let (channel, certificate_ends) = match shown.map(|shown| pki::client_certificate(shown)) {
-        Some(Some(certificate)) => {
-            (Channel::Mutual(certificate.thumbprint.into()), Some(certificate.ends))
-        }
-        Some(None) => {
-            tracing::debug!(%address, "shows a certificate that is not a client's");
-            (Channel::Tls, None)
-        }
-        None => (Channel::Tls, None),
+fn peer_of(
+    address: IpAddr,
+    shown: Option<&CertificateDer<'_>>,
+) -> (Peer, Option<ClientCertificate>) {
+    let certificate = shown.and_then(|shown| pki::client_certificate(shown));
+    if shown.is_some() && certificate.is_none() {
+        tracing::debug!(%address, "shows a certificate that is not a client's");
+    }
+    let channel = match &certificate {
+        Some(certificate) => Channel::Mutual(certificate.thumbprint.as_str().into()),
+        None => Channel::Tls,
     };
-    Peer { address, channel, certificate_ends }
+    let certificate_ends = certificate.as_ref().map(|certificate| certificate.ends);
+    (Peer { address, channel, certificate_ends }, certificate)
 }
 
 /// TLS 1.3 only. A client certificate is asked for, and must be of the backend's authority when
 /// one is shown; which endpoints need it is the API's business.
-pub(super) fn tls(keys: &Keys) -> Result<TlsAcceptor, BackendError> {
+pub(super) fn tls(keys: &Keys, store: &Arc<dyn Store>) -> Result<Tls, BackendError> {
     let unusable = |what: &str, err: &dyn std::fmt::Display| {
         BackendError::Keys(format!("the {what} cannot be used: {err}"))
     };
@@ -280,5 +317,5 @@ pub(super) fn tls(keys: &Keys) -> Result<TlsAcceptor, BackendError> {
         .with_single_cert(chain, key)
         .map_err(|err| unusable("server certificate", &err))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), store: Arc::clone(store) })
 }

@@ -1,18 +1,25 @@
 //! POST `/collectors/renew-certificate`: a new certificate in place of one that is still good.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::access::{self, Channel, Peer};
 use super::error::{ApiError, ok};
-use super::{Shared, body, collectors};
+use super::{Shared, admitted, body, collectors};
+use crate::backend::auth::Attempts;
 use crate::backend::store::{Audit, Renewal};
 use crate::clock;
+
+/// Renewals of one collector in [`WINDOW_MAX`], or in a certificate's life where that is shorter.
+const RENEWALS_MAX: u32 = 6;
+const WINDOW_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Deserialize)]
 struct RenewRequest {
@@ -24,6 +31,12 @@ struct RenewResponse {
     certificate: String,
     ca_certificate: String,
     certificate_expires_at: String,
+}
+
+/// The renewals of each collector, by its id. An agent renews once in a certificate's life, and
+/// again when the answer was lost; each one that is made can open connections until its end.
+pub(super) fn attempts(certificate_life: Duration) -> Attempts<Uuid> {
+    Attempts::within(certificate_life.min(WINDOW_MAX), RENEWALS_MAX)
 }
 
 /// The handler. The key of the request may be a new one: who asks is proven by the token and by the
@@ -40,6 +53,8 @@ pub(super) async fn renew_certificate(
         return Err(ApiError::forbidden("certificate_required", message));
     }
     let request: RenewRequest = body::json(&shared.room, &headers, body).await?;
+    admitted(&shared.renewals, caller.id)?;
+    shared.renewals.note(caller.id, clock::monotonic());
     let now = clock::now();
     let issued = collectors::certify(&shared, Some(&request.csr), caller.id, now)?;
     let renewal = Renewal {

@@ -5,13 +5,14 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const WINDOW: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_secs(60);
 /// So many are remembered. When there are more, the one that tried least is forgotten: whoever is
 /// blocked stays so.
 const KEPT_MAX: usize = 10_000;
 
-/// Attempts of each `K` in its current minute.
+/// Attempts of each `K` in its current window, a minute unless it is said.
 pub(in crate::backend) struct Attempts<K> {
+    window: Duration,
     per_window: u32,
     by_key: Mutex<HashMap<K, Window>>,
 }
@@ -24,14 +25,19 @@ struct Window {
 impl<K: Clone + Eq + Hash> Attempts<K> {
     /// At most `per_minute` attempts.
     pub(in crate::backend) fn new(per_minute: u32) -> Self {
-        Self { per_window: per_minute, by_key: Mutex::default() }
+        Self::within(MINUTE, per_minute)
+    }
+
+    /// At most `attempts` in each `window`.
+    pub(in crate::backend) fn within(window: Duration, attempts: u32) -> Self {
+        Self { window, per_window: attempts, by_key: Mutex::default() }
     }
 
     /// How long `key` must wait for its next attempt; `None` when it need not.
     pub(in crate::backend) fn blocked(&self, key: impl Into<K>, now: Instant) -> Option<Duration> {
         let by_key = self.lock();
         let window = by_key.get(&key.into())?;
-        if window.attempts < self.per_window { None } else { window.left(now) }
+        if window.attempts < self.per_window { None } else { window.left(self.window, now) }
     }
 
     /// Counts an attempt.
@@ -39,7 +45,7 @@ impl<K: Clone + Eq + Hash> Attempts<K> {
         let key = key.into();
         let mut by_key = self.lock();
         if by_key.len() >= KEPT_MAX && !by_key.contains_key(&key) {
-            by_key.retain(|_, window| window.left(now).is_some());
+            by_key.retain(|_, window| window.left(self.window, now).is_some());
         }
         if by_key.len() >= KEPT_MAX && !by_key.contains_key(&key) {
             let least = by_key.iter().min_by_key(|(_, window)| (window.attempts, window.began));
@@ -49,7 +55,7 @@ impl<K: Clone + Eq + Hash> Attempts<K> {
         }
         let fresh = Window { began: now, attempts: 0 };
         let window = by_key.entry(key).or_insert(fresh);
-        if window.left(now).is_none() {
+        if window.left(self.window, now).is_none() {
             *window = Window { began: now, attempts: 0 };
         }
         window.attempts = window.attempts.saturating_add(1);
@@ -68,8 +74,9 @@ impl<K: Clone + Eq + Hash> Attempts<K> {
 }
 
 impl Window {
-    fn left(&self, now: Instant) -> Option<Duration> {
-        WINDOW.checked_sub(now.saturating_duration_since(self.began)).filter(|left| !left.is_zero())
+    /// What is left of its `length`.
+    fn left(&self, length: Duration, now: Instant) -> Option<Duration> {
+        length.checked_sub(now.saturating_duration_since(self.began)).filter(|left| !left.is_zero())
     }
 }
 
@@ -113,8 +120,8 @@ mod tests {
             attempts.note(key, now);
         }
         assert_eq!(attempts.lock().len(), KEPT_MAX);
-        assert_eq!(attempts.blocked(0_u32, now), Some(WINDOW));
-        attempts.note(20_000_u32, now + WINDOW);
+        assert_eq!(attempts.blocked(0_u32, now), Some(MINUTE));
+        attempts.note(20_000_u32, now + MINUTE);
         assert_eq!(attempts.lock().len(), 1);
     }
 }

@@ -1,9 +1,11 @@
-//! Who has a connection: a bounded number of places, most of them for peers with a certificate.
+//! Who has a connection: a bounded number of places, most of them for hosts.
 //!
-//! A new connection is never shut out by ones that prove nothing: it takes the place of the one
-//! that is worth least. Peers without a verified certificate have a part of the places, each
-//! address a part of those. A verified one counts for its certificate instead of its address, so
-//! that any number of hosts may stand behind one address.
+//! A host is a peer that shows the present certificate of a collector that is not removed. All
+//! others are strangers, whatever certificate they show. A new connection is never shut out by ones
+//! that prove nothing: it takes the place of the one that is worth least. Strangers have a part of
+//! the places, each address a part of those. A host counts for its collector, not its address, so
+//! that any number of hosts may stand behind one address, and a collector that was given many
+//! certificates has the places of one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use super::super::config::Limits;
 use super::super::network::Network;
@@ -22,12 +25,12 @@ use crate::clock;
 pub(super) struct Bounds {
     /// In all.
     total: usize,
-    /// Without a verified certificate.
+    /// Of strangers.
     unverified: usize,
-    /// Without a verified certificate, of one address.
+    /// Of strangers at one address.
     per_address: usize,
-    /// With one certificate.
-    per_certificate: usize,
+    /// Of one collector.
+    per_collector: usize,
 }
 
 /// The places of one listener.
@@ -69,10 +72,10 @@ struct Holder {
     taken_away: Arc<Notify>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     Address(Network),
-    Certificate(Arc<str>),
+    Collector(Uuid),
 }
 
 impl Bounds {
@@ -82,14 +85,14 @@ impl Bounds {
             total: limits.connections_max,
             unverified: limits.connections_unverified_max.min(limits.connections_max),
             per_address: limits.connections_per_address_max,
-            per_certificate: limits.connections_per_certificate_max,
+            per_collector: limits.connections_per_collector_max,
         }
     }
 
     /// Of a listener on loopback, where all peers have one address and none has a certificate.
     pub(super) fn local(limits: &Limits) -> Self {
         let total = limits.connections_max;
-        Self { total, unverified: total, per_address: total, per_certificate: total }
+        Self { total, unverified: total, per_address: total, per_collector: total }
     }
 }
 
@@ -98,8 +101,8 @@ impl Places {
         Arc::new(Self { bounds, table: Mutex::default(), freed: Notify::new() })
     }
 
-    /// A place for a new connection. Waits only while every place is held by a verified peer with
-    /// a request in the works.
+    /// A place for a new connection. Waits only while every place is held by a host of its own
+    /// with a request in the works.
     pub(super) async fn take(self: &Arc<Self>, address: IpAddr) -> Place {
         loop {
             if let Some(place) = self.try_take(address.into(), clock::monotonic()) {
@@ -139,11 +142,11 @@ impl Place {
         &self.progress
     }
 
-    /// The peer has shown a good certificate.
-    pub(super) fn verified(&self, thumbprint: &Arc<str>) {
+    /// The peer has shown the present certificate of this collector.
+    pub(super) fn verified(&self, collector: Uuid) {
         let mut table = self.places.lock();
-        let owner = Owner::Certificate(Arc::clone(thumbprint));
-        if table.count(&owner) >= self.places.bounds.per_certificate {
+        let owner = Owner::Collector(collector);
+        if table.count(&owner) >= self.places.bounds.per_collector {
             table.take_away(clock::monotonic(), |holder| holder.owner == owner);
         }
         // Absent when the place was taken away meanwhile.
@@ -177,24 +180,31 @@ impl Table {
         if unverified < bounds.unverified && !is_full {
             return true;
         }
-        if let Some(most) = self.largest_address() {
+        if let Some((most, _)) = self.largest(|holder| !holder.is_verified()) {
             return self.take_away(now, |holder| holder.owner == most);
         }
-        // All places are held by verified peers: one that asks for nothing can come again.
-        self.take_away(now, |holder| holder.progress.worth(now) < Worth::Busy)
+        // All places are held by hosts: one that asks for nothing can come again.
+        if self.take_away(now, |holder| holder.progress.worth(now) < Worth::Busy) {
+            return true;
+        }
+        // All are busy: who has the most gives one, but nobody the only one.
+        match self.largest(Holder::is_verified) {
+            Some((most, 2..)) => self.take_away(now, |holder| holder.owner == most),
+            _ => false,
+        }
     }
 
     fn count(&self, owner: &Owner) -> usize {
         self.holders.values().filter(|holder| holder.owner == *owner).count()
     }
 
-    /// The address with the most connections that have no certificate.
-    fn largest_address(&self) -> Option<Owner> {
-        let mut counts: HashMap<&Owner, usize> = HashMap::new();
-        for holder in self.holders.values().filter(|holder| !holder.is_verified()) {
-            *counts.entry(&holder.owner).or_default() += 1;
+    /// The owner with the most of these connections, and their number.
+    fn largest(&self, of: impl Fn(&Holder) -> bool) -> Option<(Owner, usize)> {
+        let mut counts: HashMap<Owner, usize> = HashMap::new();
+        for holder in self.holders.values().filter(|holder| of(holder)) {
+            *counts.entry(holder.owner).or_default() += 1;
         }
-        counts.into_iter().max_by_key(|(_, count)| *count).map(|(owner, _)| owner.clone())
+        counts.into_iter().max_by_key(|(_, count)| *count)
     }
 
     /// Ends the connection that is worth least, the oldest of those, among the ones `of`.
@@ -232,7 +242,7 @@ impl Ended {
 
 impl Holder {
     fn is_verified(&self) -> bool {
-        matches!(self.owner, Owner::Certificate(_))
+        matches!(self.owner, Owner::Collector(_))
     }
 }
 
@@ -248,7 +258,7 @@ mod tests {
         places.try_take(address(last), clock::monotonic() + Duration::from_secs(2) * count)
     }
 
-    const BOUNDS: Bounds = Bounds { total: 6, unverified: 4, per_address: 2, per_certificate: 2 };
+    const BOUNDS: Bounds = Bounds { total: 6, unverified: 4, per_address: 2, per_collector: 2 };
 
     fn address(last: u8) -> Network {
         IpAddr::from([10, 0, 0, last]).into()
@@ -258,10 +268,10 @@ mod tests {
         place.taken_away().now_or_never().is_some()
     }
 
-    fn verified(places: &Arc<Places>, last: u8, certificate: &str) -> Place {
+    fn verified(places: &Arc<Places>, last: u8, collector: u128) -> Place {
         let place = later(places, last).expect("a place");
         place.progress().note_read();
-        place.verified(&certificate.into());
+        place.verified(Uuid::from_u128(collector));
         place
     }
 
@@ -290,15 +300,15 @@ mod tests {
         assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
     }
 
-    /// Verified peers have the other places to themselves, however many come from one address.
+    /// Hosts have the other places to themselves, however many come from one address.
     #[test]
-    fn a_certificate_frees_the_place_of_its_address() {
+    fn a_host_frees_the_place_of_its_address() {
         let places = Places::new(BOUNDS);
-        let hosts: Vec<_> = (0..5).map(|n| verified(&places, 1, &format!("host-{n}"))).collect();
+        let hosts: Vec<_> = (0..5).map(|n| verified(&places, 1, n)).collect();
         let strangers = [later(&places, 1), later(&places, 2)];
         assert!(hosts.iter().all(|host| !is_away(host)));
         assert!(is_away(strangers[0].as_ref().expect("it had one")));
-        let sixth = verified(&places, 1, "host-5");
+        let sixth = verified(&places, 1, 5);
         assert!(hosts.iter().chain([&sixth]).all(|host| !is_away(host)));
         // All places are held by hosts: the one that is idle for longest comes again.
         let work: Vec<_> = hosts.iter().skip(1).map(|host| host.progress().begin()).collect();
@@ -306,7 +316,7 @@ mod tests {
         assert!(is_away(&hosts[0]));
         drop(seventh);
         let _busy = sixth.progress().begin();
-        let eighth = verified(&places, 9, "host-8");
+        let eighth = verified(&places, 9, 8);
         let _busy = eighth.progress().begin();
         assert!(later(&places, 9).is_none(), "everybody is busy");
         drop(work);
@@ -326,13 +336,32 @@ mod tests {
         assert!(is_away(&held[0]) && told.is_some(), "the third has made room");
     }
 
+    /// All places are held by busy hosts: the one with the most gives one, and none its only one.
     #[test]
-    fn a_certificate_has_its_part() {
+    fn a_busy_collector_gives_what_it_has_more_than_others() {
+        let places = Places::new(Bounds { per_collector: 3, ..BOUNDS });
+        let owners = [1, 2, 2, 3, 3, 3];
+        let held = owners.map(|owner| verified(&places, 1, owner));
+        let busy: Vec<_> = held.iter().map(|place| place.progress().begin()).collect();
+        let new = [4, 5, 6].map(|owner| {
+            let place = verified(&places, 9, owner);
+            (place.progress().begin(), place)
+        });
+        let kept = held.each_ref().map(|place| !is_away(place));
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), 3, "{kept:?}");
+        assert!(kept[0] && kept[5], "{kept:?}");
+        assert!(new.iter().all(|(_, place)| !is_away(place)));
+        assert!(later(&places, 9).is_none(), "each has one");
+        drop(busy);
+    }
+
+    #[test]
+    fn a_collector_has_its_part() {
         let places = Places::new(BOUNDS);
-        let one = verified(&places, 1, "a");
-        let two = verified(&places, 2, "a");
-        let other = verified(&places, 3, "b");
-        let three = verified(&places, 4, "a");
+        let one = verified(&places, 1, 1);
+        let two = verified(&places, 2, 1);
+        let other = verified(&places, 3, 2);
+        let three = verified(&places, 4, 1);
         assert!(is_away(&one) && !is_away(&two) && !is_away(&other) && !is_away(&three));
     }
 }

@@ -54,8 +54,8 @@ pub(super) async fn reserve_names(db: &mut Client) -> Result<(), StoreError> {
     Ok(transaction.commit().await?)
 }
 
-/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now, that of
-/// the older collector stays.
+/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now the one
+/// that was right stays, else that of the older collector.
 async fn renew_keys(db: &Transaction<'_>) -> Result<(), StoreError> {
     let select = "SELECT n.key, n.collector_id FROM names n
                     JOIN collectors c ON c.id = n.collector_id ORDER BY c.created_at, c.id";

@@ -48,8 +48,8 @@ pub(super) fn reserve_names(db: &Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now, that of
-/// the older collector stays.
+/// Makes the keys anew that [`name_key`] made otherwise before. Of two that are one now the one
+/// that was right stays, else that of the older collector.
 fn renew_keys(db: &Transaction<'_>) -> Result<(), StoreError> {
     let mut statement = db.prepare(
         "SELECT n.key, n.collector_id FROM names n JOIN collectors c ON c.id = n.collector_id
