@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands talk to people")]
 
 pub mod backend; // the server, and its users
+pub mod collect; // one collection
 pub mod config; // config init, config check
 pub mod control; // the control socket of `agent run`
 pub mod demo; // agent and backend in one process, to look at
@@ -93,6 +94,15 @@ pub enum Command {
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
+    /// Collect once, now, and show what came of it; nothing is queued or sent.
+    Collect {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to collect.
+        #[command(flatten)]
+        args: collect::Args,
+    },
     /// Show every field that is collected: its unit, its meaning and where it comes from.
     Metrics(metrics::Args),
     /// Serve as the backend that agents report to.
@@ -134,6 +144,7 @@ pub fn execute(command: Command) -> ExitCode {
         }),
         Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Collect { config, args } => block_on(collect::run(args, &config)),
         Command::Metrics(args) => metrics::run(&args),
         Command::Backend(args) => {
             telemetry::start_log(tracing::Level::INFO);

@@ -19,6 +19,7 @@ mod backend_push; // pushes: what is taken, refused, known already, and stored
 mod backend_start; // keys: made once, kept, and refused when half is missing
 mod backend_store; // what both stores promise, held against SQLite and PostgreSQL
 mod backend_users; // login, refresh, logout, roles
+mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
