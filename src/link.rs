@@ -320,7 +320,7 @@ impl Link {
             }
             tokio::time::sleep(TOKEN_FILE_LOOK).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// This host's clock, and what is known of the server's.
