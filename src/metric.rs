@@ -14,6 +14,7 @@ pub mod disk_usage;
 pub mod envelope;
 pub mod error_body;
 mod keys;
+pub mod members;
 pub mod pg_log;
 pub mod pg_stats;
 mod quick;
