@@ -15,6 +15,7 @@ pub mod envelope;
 pub mod error_body;
 pub mod exposition;
 mod keys;
+pub mod members;
 pub mod pg_log;
 pub mod pg_stats;
 pub mod points;

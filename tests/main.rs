@@ -37,6 +37,7 @@ mod exactly_once; // kills, lost answers, doubled requests: an audit of every nu
 mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated
 mod identity; // a record is its queue and its number: equal documents, splits, replays
+mod foreign_owner; // root in directories of the agent's user
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
 mod io_faults; // reads, writes and syncs that fail while the agent runs
