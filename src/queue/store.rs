@@ -202,6 +202,7 @@ impl<D: WriteDisk> Store<D> {
     pub fn close(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
         let folder = segment_folder(id);
         self.disk.close_segment(&folder)?;
+        self.check_own()?;
         let scan = scan_in(&self.disk, &folder, self.queue_id, id)?;
         let sound = scan.found.iter().filter(|frame| frame.head.number < frames).count();
         if sound as u64 == frames {
