@@ -85,7 +85,7 @@ impl Opened {
 }
 
 /// A database of the test's own.
-async fn postgres_url(major: u32) -> String {
+pub(crate) async fn postgres_url(major: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let server = support::postgres::shared(major);
     let name = format!("store_{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -34,6 +34,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
 
 use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
@@ -111,9 +112,23 @@ impl Shared {
         })
     }
 
-    /// Logs when pushes begin or cease to fail, not each of them.
-    fn note_store(&self, failure: Option<&StoreError>) {
+    /// Logs when pushes begin or cease to fail, not each of them. What is refused for itself, once
+    /// an hour for a collector: it says nothing of the store.
+    fn note_store(&self, collector: Uuid, failure: Option<&StoreError>) {
         self.health.note(failure);
+        let hint = match failure {
+            Some(StoreError::Unavailable(_) | StoreError::Damaged(_)) | None => None,
+            Some(StoreError::Refused(_)) => Some("its agent puts aside what cannot be stored"),
+            Some(StoreError::TooMany(_) | StoreError::Conflict(_)) => {
+                Some("the same push is refused until what stands in its way is gone")
+            }
+        };
+        if let (Some(error), Some(hint)) = (failure, hint) {
+            if self.notices.is_first(collector, "refused by the store") {
+                tracing::warn!(%collector, %error, hint, "a push was refused");
+            }
+            return;
+        }
         let failed_before = self.store_failed.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) if !failed_before => {

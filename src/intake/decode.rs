@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{METRICS_MAX, Metric, REJECTS_NAMED_MAX};
+use super::{METRICS_MAX, Metric, REJECTED_NAMED_MAX};
 use crate::metric::{self, Invalid, envelope::Rejected};
 
 /// How metrics stand in a body.
@@ -119,7 +119,7 @@ impl Reading<'_> {
     fn reject(&mut self, index: usize, Invalid { path, message }: Invalid) {
         let rejects = &mut self.decoded.rejects;
         rejects.total += 1;
-        if rejects.named.len() < REJECTS_NAMED_MAX {
+        if rejects.named.len() < REJECTED_NAMED_MAX {
             rejects.named.push(Rejected { index, path, message });
         }
     }
@@ -301,10 +301,10 @@ mod tests {
 
     #[test]
     fn rejects_beyond_the_named_ones_are_counted() {
-        let many = format!("{{\"metrics\":[1{}]}}", ",1".repeat(REJECTS_NAMED_MAX + 4));
+        let many = format!("{{\"metrics\":[1{}]}}", ",1".repeat(REJECTED_NAMED_MAX + 4));
         let decoded = read(Format::Any, many).unwrap();
-        assert_eq!(decoded.rejects.named.len(), REJECTS_NAMED_MAX);
-        assert_eq!(decoded.rejects.total, REJECTS_NAMED_MAX as u64 + 5);
+        assert_eq!(decoded.rejects.named.len(), REJECTED_NAMED_MAX);
+        assert_eq!(decoded.rejects.total, REJECTED_NAMED_MAX as u64 + 5);
     }
 
     #[test]
