@@ -4,6 +4,7 @@
 //! refusals: who is asking, then whether they may, then whether the body is right.
 
 mod access;
+mod alerts;
 mod bodies;
 mod body;
 mod collectors;
@@ -72,6 +73,7 @@ pub(super) struct Shared {
     pub(super) store: Arc<dyn Store>,
     passwords: Passwords,
     logins: Attempts<Network>,
+    refreshes: Attempts<Network>,
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
@@ -95,6 +97,7 @@ impl Shared {
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
+            refreshes: Attempts::new(config.limits.attempts_per_minute),
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
@@ -162,7 +165,10 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/config/{id}/versions", get(configs::versions))
         .route("/servers", get(servers::list))
         .route("/servers/{id}", get(servers::one))
-        .route("/servers/{id}/metrics", get(servers::metrics));
+        .route("/servers/{id}/metrics", get(servers::metrics))
+        .route("/alerts", get(alerts::list))
+        .route("/alerts/{id}", get(alerts::one))
+        .route("/alerts/{id}/acknowledge", post(alerts::one));
     let router = Router::new().route("/version", get(version)).nest("/api/v1", v1);
     finish(router, shared).with_state(Arc::clone(shared))
 }

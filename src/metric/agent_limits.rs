@@ -240,12 +240,14 @@ mod tests {
         let cut = Cut { config_error_bytes: 2, ..none };
         check("config_error", json!("\u{e9}".repeat(2049)), json!("\u{e9}".repeat(2048)), cut);
         check("config_error", json!("\0a\0b"), json!("ab"), cut);
-        let loss = |reason: &str| json!({"from": 1, "to": 2, "records": 2, "reason": reason, "at": "2026-01-01T00:00:00Z"});
-        let kept = |reason: &str| json!({"from": 1, "to": 2, "records": 2, "reason": reason, "at": "2026-01-01T00:00:00Z"});
+        let loss = |reason: &str| {
+            let at = "2026-01-01T00:00:00Z";
+            json!({"from": 1, "to": 2, "records": 2, "reason": reason, "at": at})
+        };
         let many = json!(vec![loss("evict"); 1005]);
-        check("lost", many, json!(vec![kept("evict"); 1000]), Cut { lost: 5, ..none });
+        check("lost", many, json!(vec![loss("evict"); 1000]), Cut { lost: 5, ..none });
         let odd = json!([loss("evict"), loss("else"), loss("corrupt"), {"from": -1}, 5, []]);
-        check("lost", odd, json!([kept("evict"), kept("corrupt")]), Cut { lost: 4, ..none });
+        check("lost", odd, json!([loss("evict"), loss("corrupt")]), Cut { lost: 4, ..none });
         check("lost", Value::Null, json!([]), none);
         let out = Cut { numbers: 1, ..none };
         let century = CLOCK_OFFSET_MS_MAX;
