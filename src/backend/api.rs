@@ -24,7 +24,7 @@ use std::any::Any;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
@@ -33,7 +33,7 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
@@ -56,6 +56,10 @@ pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
+/// Answers with documents that are made at a time: each takes a few times its bytes.
+const READS_AT_ONCE_MAX: usize = 2;
+/// How long a request waits for its turn to read.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// What a browser is told with every answer: nothing of it runs, is framed, or is guessed at.
 const SHIELDS: [(HeaderName, &str); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -84,6 +88,8 @@ pub(super) struct Shared {
     pushes: Semaphore,
     /// The turn of large pushes: one at a time.
     large_pushes: Semaphore,
+    /// The turn of reading documents.
+    reads: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
 }
@@ -107,12 +113,21 @@ impl Shared {
             room: Room::new(&config.limits),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             large_pushes: Semaphore::new(1),
+            reads: Semaphore::new(READS_AT_ONCE_MAX),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,
             keys,
             store,
         })
+    }
+
+    /// The turn of an answer with documents; 503 when it does not come in time.
+    pub(super) async fn turn_to_read(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        match tokio::time::timeout(READ_PATIENCE, self.reads.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(ApiError::busy()),
+        }
     }
 
     /// Logs when pushes begin or cease to fail, not each of them. What is refused for itself, once
