@@ -224,7 +224,8 @@ impl<'a> PushRequest<'a> {
     /// type, or stands twice. `metrics_count` may be absent; when it is there it must be the
     /// array's length.
     pub fn parse(body: &'a [u8]) -> Result<Self, NoPush> {
-        let Object(said) = serde_json::from_slice::<Object<Members<'_>>>(body).map_err(no_push)?;
+        let Object(said) =
+            serde_json::from_slice::<Object<Members<'_>>>(body).map_err(|error| no_push(&error))?;
         let collector_id = text("collector_id", said.collector_id)?;
         let hostname = text("hostname", said.hostname)?;
         let timestamp = text("timestamp", said.timestamp)?;
@@ -320,13 +321,13 @@ pub(super) fn words(error: &serde_json::Error) -> String {
 
 /// The members of an envelope are not looked into yet: what is wrong is the text, or that it is no
 /// object, or that a key stands twice.
-fn no_push(error: serde_json::Error) -> NoPush {
+fn no_push(error: &serde_json::Error) -> NoPush {
     if !error.is_data() {
         let (line, column) = (error.line(), error.column());
         let message = format!("the body is no JSON: line {line}, column {column}");
         return Invalid::new("", message).into();
     }
-    let words = words(&error);
+    let words = words(error);
     let twice = words.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`'));
     match twice {
         Some(name) => Invalid::new(name, "the key stands twice").into(),

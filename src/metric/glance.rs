@@ -1,5 +1,7 @@
 //! What a JSON text holds, told from its bytes before anything is built of it.
 
+use std::fmt::Write;
+
 use super::Invalid;
 
 /// The most digits after the point, those of the exponent counted, that a store can hold: the limit
@@ -93,7 +95,7 @@ fn path_to(text: &str, place: usize) -> String {
     let mut path = String::new();
     for step in steps {
         match step {
-            Step::Index(index) => path.push_str(&format!("[{index}]")),
+            Step::Index(index) => _ = write!(path, "[{index}]"),
             Step::Key(key) => {
                 path.extend((!path.is_empty()).then_some('.'));
                 path.extend(key.chars().take(80));
