@@ -9,11 +9,9 @@ mod receipt; // what the answer to a push says beside its status
 
 use std::time::Duration;
 
+use crate::metric::{error_body::ErrorBody, members};
 use bytes::Bytes;
 use http::HeaderMap;
-use serde_json::Value;
-
-use crate::metric::error_body::ErrorBody;
 
 pub use receipt::Receipt;
 
@@ -210,13 +208,18 @@ impl Meaning {
 
 /// Whether a 2xx is that of a backend: whatever stands on the way may answer 200.
 fn is_the_backends(purpose: Purpose, status: u16, body: &[u8]) -> bool {
-    let object = || serde_json::from_slice::<Value>(body).ok().filter(Value::is_object);
     match purpose {
         Purpose::Data => {
+            let mut is_success = false;
             matches!(status, 200 | 201 | 202 | 208)
-                && object().is_some_and(|body| body.get("status") == Some(&"success".into()))
+                && members::each_member(body, |name, value| {
+                    if name == "status" {
+                        is_success = members::text(value).as_deref() == Some("success");
+                    }
+                })
+                && is_success
         }
-        Purpose::Health => object().is_some(),
+        Purpose::Health => members::each_member(body, |_, _| {}),
         Purpose::Config => status == 200,
         Purpose::Probe | Purpose::Other => true,
     }

@@ -90,6 +90,7 @@ pub struct Running {
     plaintext_address: Option<SocketAddr>,
     page_address: Option<SocketAddr>,
     shared: Arc<Shared>,
+    shown: Arc<serve::Shown>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -117,7 +118,7 @@ impl Backend {
         let shared = Arc::new(Shared::new(config, keys, store)?);
         let config = &shared.config;
         let router = api::router(&shared);
-        let tls = serve::tls(&shared.keys, &shared.store)?;
+        let (tls, shown) = serve::tls(&shared.keys, &shared.store)?;
         let main = Listener::bind(config.listen, Some(tls), router.clone(), &config.limits).await?;
         let address = main.address()?;
         let mut listeners = vec![main];
@@ -135,9 +136,12 @@ impl Backend {
             listeners.push(page);
         }
         let (stop, stopped) = watch::channel(false);
-        let tasks = listeners.into_iter().map(|listener| listener.start(stopped.clone())).collect();
+        let start = |listener: Listener| listener.start(stopped.clone());
+        let mut tasks: Vec<_> = listeners.into_iter().map(start).collect();
+        let (keeper, kept) = (Arc::clone(&shared), Arc::clone(&shown));
+        tasks.push(serve::keep_certificate(keeper, kept, stopped));
         tracing::info!(%address, "the backend serves");
-        Ok(Running { address, plaintext_address, page_address, shared, stop, tasks })
+        Ok(Running { address, plaintext_address, page_address, shared, shown, stop, tasks })
     }
 }
 
@@ -180,6 +184,12 @@ impl Running {
     /// What a host must know to register.
     pub fn registration_secret(&self) -> &SecretString {
         &self.shared.keys.registration_secret
+    }
+
+    /// Makes the server certificate anew if it has to be, as is done by itself each hour; new
+    /// connections are shown it.
+    pub async fn renew_certificate(&self) -> Result<(), BackendError> {
+        serve::renew_certificate(&self.shared, &self.shown).await
     }
 
     /// The store behind the API.

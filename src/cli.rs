@@ -3,12 +3,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands talk to people")]
 
 pub mod backend; // the server, and its users
+pub mod collect; // one collection
 pub mod config; // config init, config check
 pub mod control; // the control socket of `agent run`
 pub mod demo; // agent and backend in one process, to look at
 pub mod inspect; // what is queued
 pub mod metrics; // what is collected
 pub mod local; // the queue of this host, live or from its directory
+mod owner; // root, in directories of others
 pub mod queue; // work on the queue's directory
 pub mod register; // enrols this host with a backend
 pub mod repair; // damage in the queue's directory
@@ -93,6 +95,15 @@ pub enum Command {
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
+    /// Collect once, now, and show what came of it; nothing is queued or sent.
+    Collect {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to collect.
+        #[command(flatten)]
+        args: collect::Args,
+    },
     /// Show every field that is collected: its unit, its meaning and where it comes from.
     Metrics(metrics::Args),
     /// Serve as the backend that agents report to.
@@ -113,15 +124,19 @@ pub struct ConfigFile {
 pub fn execute(command: Command) -> ExitCode {
     match command {
         Command::Run(file) => run::run(&file),
-        Command::Register { config, args } => file_and(&config, |path, config| {
-            let host = register::Host {
-                config_file: path.to_owned(),
-                link: config.link,
-                state_dir: config.agent.state_dir,
-                hostname: config.agent.hostname,
-            };
-            block_on(register::run(args, host))
-        }),
+        Command::Register { config, args } => {
+            // It may be root's own: before root works as somebody else.
+            let secret = args.read_secret_file();
+            file_and(&config, |path, config| {
+                let host = register::Host {
+                    config_file: path.to_owned(),
+                    link: config.link,
+                    state_dir: config.agent.state_dir,
+                    hostname: config.agent.hostname,
+                };
+                block_on(register::run(args, secret, host))
+            })
+        }
         Command::Status { config, args } => {
             file_and(&config, |_, config| block_on(status::run(args, &config)))
         }
@@ -134,15 +149,22 @@ pub fn execute(command: Command) -> ExitCode {
         }),
         Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Collect { config, args } => block_on(collect::run(args, &config)),
         Command::Metrics(args) => metrics::run(&args),
         Command::Backend(args) => {
+            if let Err(error) = args.become_owner() {
+                return refused_owner(&error);
+            }
             telemetry::start_log(tracing::Level::INFO);
             block_on(backend::run(args, async {
                 // Without signals there is nothing to wait for.
                 crate::shutdown::signalled().await.ok();
             }))
         }
-        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Demo(args) => match args.become_owner() {
+            Ok(()) => block_on(demo::run(args)),
+            Err(error) => refused_owner(&error),
+        },
     }
 }
 
@@ -161,12 +183,21 @@ fn named(file: &ConfigFile, command: impl FnOnce(&Path) -> ExitCode) -> ExitCode
 /// Loads the configuration that a command needs.
 fn file_and(file: &ConfigFile, command: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
     named(file, |path| match Config::load(path) {
-        Ok(config) => command(path, config),
+        Ok(config) => match owner::of_host(path, &config) {
+            Ok(()) => command(path, config),
+            Err(error) => refused_owner(&error),
+        },
         Err(error) => {
             terminal::complain(&format!("{error}"));
             ExitCode::from(EXIT_USAGE)
         }
     })
+}
+
+/// Says why root cannot work as the owner of a directory.
+fn refused_owner(error: &anyhow::Error) -> ExitCode {
+    terminal::complain(&format!("{error:#}").replace("; hint: ", "\n  hint: "));
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Runs a command on a runtime of two threads: a host's database needs the others.

@@ -31,6 +31,8 @@ use std::{
 
 use bytes::Bytes;
 
+pub use crate::metric::envelope::{METRICS_MAX, REJECTED_NAMED_MAX};
+
 pub use self::{
     server::Intake,
     tally::{IntakeCounts, IntakeView},
@@ -42,10 +44,6 @@ pub const BODIES_AT_ONCE: u64 = 4;
 pub const KEY_KEPT: Duration = Duration::from_secs(24 * 3_600);
 /// The longest idempotency key, bytes.
 pub const KEY_BYTES_MAX: usize = 128;
-/// The most metrics of one request.
-pub const METRICS_MAX: usize = 100_000;
-/// The most rejected metrics that an answer names; the others are counted.
-pub const REJECTS_NAMED_MAX: usize = 1_000;
 /// The one path.
 pub const PUSH_PATH: &str = "/api/v1/metrics/push";
 

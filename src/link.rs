@@ -25,6 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, header};
 use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, RwLock, watch};
 use uuid::Uuid;
@@ -157,6 +158,8 @@ pub struct Link {
 struct Own {
     shown: Arc<OwnCertificate>,
     files: OwnFiles,
+    /// Whose certificates are trusted of the backend, where that is said.
+    authorities: Vec<CertificateDer<'static>>,
 }
 
 #[derive(Debug, Clone)]
@@ -198,7 +201,7 @@ impl Link {
             (None, None, None)
         } else {
             let trust = tls::Trust::for_pushes(&config.tls, identity.ca_file.as_deref())?;
-            let own = Own::read(&config.tls)?;
+            let own = Own::read(&config.tls, trust.named())?;
             let shown = Some(Arc::clone(&own.shown));
             let asker = TimeAsker::new(&endpoints, config, &trust, shown.as_ref());
             let judge = tls::Judge::of(config.tls.clock);
@@ -320,7 +323,7 @@ impl Link {
             }
             tokio::time::sleep(TOKEN_FILE_LOOK).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// This host's clock, and what is known of the server's.
@@ -461,11 +464,12 @@ pub fn failure_reasons() -> impl Iterator<Item = &'static str> {
 }
 
 impl Own {
-    fn read(tls: &TlsConfig) -> Result<Self, LinkError> {
+    fn read(tls: &TlsConfig, authorities: &[CertificateDer<'static>]) -> Result<Self, LinkError> {
         let (cert, key) = (tls.cert_file.clone(), tls.key_file.clone());
         let pair = ClientCertificate::read(&cert, &key)?;
         let shown = Arc::new(OwnCertificate::new(pair)?);
-        Ok(Self { shown, files: OwnFiles { cert, key } })
+        let authorities = authorities.to_vec();
+        Ok(Self { shown, files: OwnFiles { cert, key }, authorities })
     }
 }
 

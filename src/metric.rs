@@ -13,15 +13,21 @@ pub mod declare;
 pub mod disk_usage;
 pub mod envelope;
 pub mod error_body;
+pub mod exposition;
+mod glance;
 mod keys;
+pub mod members;
+pub mod object;
 pub mod pg_log;
 pub mod pg_stats;
+pub mod points;
 mod quick;
 pub mod sequences;
 mod shape;
 pub mod sysstat;
 mod value;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -29,8 +35,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-pub use compat::{split_bytes, split_compat};
-pub use keys::check_keys;
+pub use compat::split_compat;
 pub use quick::Sound;
 pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
 pub use value::parse_value;
@@ -152,31 +157,54 @@ pub fn validate(metric: &Value, now: Timestamp) -> Result<MetricType, Invalid> {
 }
 
 /// [`validate`] for one metric's text, which must be a JSON value; no object in it may name a key
-/// twice. A document of an older collector, which [`split_compat`] splits, is sound when its parts
-/// are.
+/// twice, and no number have more digits than a store can hold. A document of an older collector,
+/// which [`split_compat`] splits, is sound when its parts are; the first is told of.
 ///
 /// Sound text costs no memory. Text that is not sound becomes a value, so that its place can be
-/// told, unless it holds more than `VALUES_MAX` values: these could take a hundred times the
-/// memory of their text.
-pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound, Invalid> {
+/// told, unless that would take more than 32 MiB: it could be a hundred times the text.
+pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound<'_>, Invalid> {
+    let mut first = None;
+    each_document(text, now, |sound, _| {
+        first.get_or_insert(sound);
+        Ok(())
+    })?;
+    first.ok_or_else(|| Invalid::new("", "no metric"))
+}
+
+/// [`validate_text`], and hands on each document of the text with its own: the text itself, or the
+/// parts that [`split_compat`] makes of it, until one is not sound or is not taken.
+pub fn each_document<'a>(
+    text: &'a str,
+    now: Timestamp,
+    mut take: impl FnMut(Sound<'a>, Cow<'a, str>) -> Result<(), Invalid>,
+) -> Result<(), Invalid> {
     if let Some(sound) = quick::look(text, now) {
-        return Ok(sound);
+        return take(sound, text.into());
     }
-    let values = text.bytes().filter(|byte| matches!(byte, b'{' | b'[' | b',')).count();
-    if values > VALUES_MAX {
-        let message = format!("not sound, and too large to say where: {values} values");
-        return Err(Invalid::new("", message));
-    }
+    let glance = glance::Glance::of(text);
+    glance.check_size()?;
     let value = parse_value(text.as_bytes())
         .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
-    check_keys(text, &value)?;
-    let parts = split_compat(value);
-    let types = parts.iter().map(|part| validate(part, now)).collect::<Result<Vec<_>, _>>()?;
-    let time = parts.first().and_then(|part| part.get("timestamp")?.as_str()?.parse().ok());
-    match (types.into_iter().next(), time) {
-        (Some(metric_type), Some(at)) => Ok(Sound { metric_type, at }),
-        _ => Err(Invalid::new("", "no metric")),
+    keys::check_keys(text, &value)?;
+    if !compat::is_split(&value) {
+        let sound = sound(&value, now)?;
+        glance.check_numbers(text)?;
+        return take(sound, text.into());
     }
+    glance.check_numbers(text)?;
+    compat::check_split(&value, text.len())?;
+    for part in split_compat(value) {
+        take(sound(&part, now)?, part.to_string().into())?;
+    }
+    Ok(())
+}
+
+fn sound(metric: &Value, now: Timestamp) -> Result<Sound<'static>, Invalid> {
+    let metric_type = validate(metric, now)?;
+    let text = |key| metric.get(key).and_then(Value::as_str);
+    let at = text("timestamp").and_then(|at| at.parse().ok());
+    let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
+    Ok(Sound { metric_type, at, database: text("database").map(|name| name.to_owned().into()) })
 }
 
 declare! {
@@ -186,9 +214,6 @@ declare! {
         timestamp: Time = time(host);
     }
 }
-
-/// The most values of a text that is made into one: about 32 MiB of memory.
-const VALUES_MAX: usize = 100_000;
 
 impl MetricType {
     fn fields(&self) -> &'static [Field] {

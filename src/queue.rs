@@ -19,12 +19,12 @@
 //!   that what was delivered is never found missing. Removing what is gone is not an error.
 //! - **Q3 A damaged byte costs at most its block.** Frames carry checksums of header and payload
 //!   and are found by their magic number. What holds a record with a sound checksum is deleted only
-//!   when it is delivered, or evicted by the rules: a segment of another queue goes to
-//!   `quarantine/`, and one that a later version wrote stays where it is. What can be read of a
-//!   damaged segment is delivered, or moved to a sound one when there is time; the damaged one goes
-//!   to `quarantine/`, and what is lost to the ledger, with its sequence numbers. A segment that
-//!   the disk does not give at all is passed over and tried again each minute. Panics of the
-//!   database are errors.
+//!   when it is delivered, or evicted by the rules: a segment of another queue, or of another
+//!   process that has given the same numbers, goes to `quarantine/` and stays there, and one that
+//!   a later version wrote stays where it is. What can be read of a damaged segment is delivered,
+//!   or moved to a sound one when there is time; the damaged one goes to `quarantine/`, and what is
+//!   lost to the ledger, with its sequence numbers. A segment that the disk does not give at all is
+//!   passed over and tried again each minute. Panics of the database are errors.
 //! - **Q4 Identity.** The queue has a UUID. A batch's id is a function of (queue, segment, batch
 //!   number) where it was written first, and of the numbers of its records; a block belongs to its
 //!   batch since then. No process gives a segment a number that an earlier one may have used
@@ -40,11 +40,12 @@
 //!   asked again after 1 s, 2 s, 4 s, at most 60 s. Over the bound the oldest are evicted. A failed
 //!   sync is never tried again: the segment is closed with what it had acknowledged, and the rest
 //!   is written to another. A directory that goes away, or its state, is made anew with what is
-//!   in memory; when it comes back, what is in it is delivered. A segment that cannot be read back
+//!   in memory; when it comes back, what is in it is delivered. Where another queue has come in its
+//!   place nothing is written. A segment that cannot be read back
 //!   when its window ends is written again. A thread that ends takes the process with it, so that
 //!   a supervisor starts another.
-//! - **Q8 Positions travel with records.** How far a collector had read is in the block that holds
-//!   what it read.
+//! - **Q8 Positions travel with records.** How far a collector had read is in the last block of
+//!   those that hold what it read, and none of them counts without the others.
 //! - **Q9 Opening reads state and unsealed segments**, not the backlog.
 //! - **Q10 A long outage fits.** Windows that wait are merged and compressed together. The merged
 //!   segment is durable and read back before its sources go; no merge begins while batches leave.
@@ -55,7 +56,8 @@
 //!   read for any other reason is waited for, with everything as it is: until then the collectors'
 //!   records stay in memory, and the intake takes nothing.
 //! - **Q13 Nothing goes for its age on the word of a clock that jumped.** Ages are told by a clock
-//!   of the queue's own, which follows the wall clock when the backend's time agrees with it.
+//!   of the queue's own, which follows the wall clock when the backend's time agrees with it. The
+//!   keys of requests are forgotten by it, too.
 //!
 //! # Limits
 //! A record is at most 64 MiB, a block about 256 KiB before compression (2 MiB in a merged

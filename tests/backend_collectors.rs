@@ -328,13 +328,13 @@ async fn labels_are_an_admins_words() {
     let (admin, viewer) =
         (served.user_token(Role::Admin).await, served.user_token(Role::Viewer).await);
     let path = format!("/api/v1/collectors/{}", host.id);
-    let patch = async |token: &str, body: Value| {
+    let change = async |token: &str, body: Value| {
         let ask = Ask::new(Method::PATCH, &path).json(&body).bearer(token);
         served.stranger().send(ask).await
     };
     let labels = json!({"site": "Lyon", "tier": "1"});
     let both = json!({"name": "primary", "labels": labels});
-    patch(&viewer, both.clone()).await.refused(403);
+    change(&viewer, both.clone()).await.refused(403);
     for (body, status) in [
         (json!({"name": "primary", "labels": {"a b": "x"}}), 400),
         (json!({"name": "primary", "labels": {"a": ""}}), 400),
@@ -343,17 +343,17 @@ async fn labels_are_an_admins_words() {
         (json!({"labels": labels, "name": "DB2"}), 409),
         (json!({"labels": labels, "more": 1}), 400),
     ] {
-        patch(&admin, body).await.refused(status);
+        change(&admin, body).await.refused(status);
     }
     let shown = served.stranger().get(&path, &viewer).await.json();
     assert_eq!((&shown["name"], shown.get("labels")), (&json!("db1"), None));
-    let answer = patch(&admin, both).await.json();
+    let answer = change(&admin, both).await.json();
     assert_eq!((&answer["name"], &answer["labels"]), (&json!("primary"), &labels));
-    assert_eq!(patch(&admin, json!({"name": "db1"})).await.json()["labels"], labels);
+    assert_eq!(change(&admin, json!({"name": "db1"})).await.json()["labels"], labels);
     let listed = served.stranger().get("/api/v1/collectors", &viewer).await.json();
     let ours = listed["data"].as_array().expect("rows").iter().find(|row| row["name"] == "db1");
     assert_eq!(ours.expect("it is listed")["labels"], labels);
-    assert_eq!(patch(&admin, json!({"labels": {}})).await.json().get("labels"), None);
+    assert_eq!(change(&admin, json!({"labels": {}})).await.json().get("labels"), None);
     let nobody = format!("/api/v1/collectors/{}", uuid::Uuid::nil());
     let ask = Ask::new(Method::PATCH, &nobody).json(&json!({"labels": {}})).bearer(&admin);
     served.stranger().send(ask).await.refused(404);

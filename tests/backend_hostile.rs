@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use http::Method;
 use pganalytics::{backend, clock};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -102,6 +102,7 @@ struct Spawned {
 struct Registered {
     client: Client,
     push: Ask,
+    envelope: Value,
     own: (String, String),
     token: String,
 }
@@ -177,7 +178,7 @@ impl Spawned {
         let push = Ask::post("/api/v1/metrics/push").json(&envelope).bearer(&token);
         let pair = Some((own.0.as_str(), own.1.as_str()));
         let client = Client::new(self.target.address, &self.authority, pair);
-        Registered { client, push, own, token }
+        Registered { client, push, envelope, own, token }
     }
 
     /// Waits, some seconds at most, until it has nearly as many connections as it takes.
@@ -361,4 +362,101 @@ async fn a_removed_collector_is_a_stranger() {
         std::future::ready(held.len() <= 4)
     })
     .await;
+}
+
+/// A list with `count` of these and one more.
+fn many(unit: &str, count: usize) -> String {
+    format!("[{}{unit}]", format!("{unit},").repeat(count))
+}
+
+const AT: &str = "2026-01-01T00:00:00Z";
+
+/// Lists of metrics that would be large as values.
+fn large_metrics() -> Vec<String> {
+    let deep = format!("{}{}", "[".repeat(1 << 20), "]".repeat(1 << 20));
+    let document =
+        |kind: &str, members: &str| format!(r#"{{"type":"{kind}","timestamp":"{AT}",{members}}}"#);
+    let objects = many(r#"{"":0}"#, 500_000);
+    let split = document(
+        "pg_stats",
+        &format!(
+            r#""x":{},"databases":[{{"tables":[]}}{}]"#,
+            many(r#"{"":0}"#, 10_000),
+            r#",{"name":"a"}"#.repeat(1_000),
+        ),
+    );
+    vec![
+        many(r#"{"":0}"#, 1_000_000),
+        many(r#"{"":0}"#, 99_000),
+        many("0", 5_000_000),
+        format!("[{}]", document("custom.x", &format!(r#""a":0,"a":{objects}"#))),
+        format!("[{}]", document("sysstat", &format!(r#""cpu":{objects}"#))),
+        format!("[{split}]"),
+        format!("[{deep}]"),
+    ]
+}
+
+/// Other members of an envelope that would be.
+fn large_members() -> Vec<String> {
+    let agent = |members: String| {
+        let sound = json!({
+            "queue_id": "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001", "config_version": 0,
+            "clock_offset_ms": 0,
+            "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
+        });
+        let sound = sound.to_string();
+        format!(r#""agent":{},{members}}}"#, &sound[..sound.len() - 1])
+    };
+    let loss =
+        format!(r#"{{"from":1,"to":1,"records":1,"reason":"evict","at":"{AT}","x":{{"":0}}}}"#);
+    vec![
+        format!(r#""x":{}"#, many(r#"{"":0}"#, 1_000_000)),
+        format!(r#""metrics_count":{}"#, many(r#"{"":0}"#, 1_000_000)),
+        agent(format!(r#""lost":{}"#, many(&loss, 100_000))),
+        agent(format!(r#""lost":{}"#, many("0", 5_000_000))),
+        agent(format!(r#""backlog":{}"#, many(r#"{"":0}"#, 1_000_000))),
+        agent(format!(
+            r#""sequences":{{"queue_id":"6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001","runs":{}}}"#,
+            many("[1,1]", 1_000_000)
+        )),
+    ]
+}
+
+/// Pushes that are small on the wire, and would be a hundred times their text as values: none of
+/// them costs more than its text, one after the other or all at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_costs_memory_by_its_text() {
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let Registered { client, push, envelope, .. } = backend.register("hostile").await;
+    let envelope = envelope.to_string();
+    let empty = r#""metrics":[]"#;
+    assert!(envelope.contains(empty), "{envelope}");
+    let metrics = large_metrics().into_iter().map(|metrics| format!(r#""metrics":{metrics}"#));
+    let others = large_members().into_iter().map(|members| format!("{empty},{members}"));
+    let pack = |members: String| {
+        let body = envelope.replace(empty, &members);
+        zstd::bulk::compress(body.as_bytes(), 1).expect("to memory")
+    };
+    let bodies: Vec<Vec<u8>> = metrics.chain(others).map(pack).collect();
+    let ask = |body: &Vec<u8>| push.clone().body(body.clone()).header("content-encoding", "zstd");
+    let mut answers = Vec::new();
+    for (place, body) in bodies.iter().enumerate() {
+        let reply = client.send(ask(body)).await;
+        assert!(matches!(reply.status, 200 | 400 | 413), "{place}: {reply:?}");
+        assert!(reply.body.len() < 1 << 20, "{place}: {} bytes", reply.body.len());
+        answers.push(format!("{place}: {} {} KiB", reply.status, backend.memory()));
+    }
+    let mut all = JoinSet::new();
+    for body in bodies.iter().chain(&bodies) {
+        let (client, ask) = (client.clone(), ask(body));
+        all.spawn(async move { client.send(ask).await.status });
+    }
+    let statuses = all.join_all().await;
+    assert!(
+        statuses.iter().all(|status| [200, 400, 408, 413, 429].contains(status)),
+        "{statuses:?}"
+    );
+    let memory = backend.memory();
+    assert!(memory <= 2 * MEMORY_MAX_KIB, "{memory} KiB, {answers:?}");
+    tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
 }

@@ -1,9 +1,12 @@
 //! What an agent says of itself, and documents over a limit: cut or refused by themselves, and
 //! the sound metrics beside them stored.
 
+use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{Page, Role};
+use pganalytics::clock;
 use serde_json::{Value, json};
 
+use crate::backend_store::postgres_url;
 use crate::support::backend::{Host, Reply, Served};
 
 const AT: &str = "2026-01-01T00:00:00Z";
@@ -68,36 +71,156 @@ async fn what_an_agent_says_of_itself_has_limits() {
     assert_eq!(report["clock_offset_ms"], 0);
     let wild = json!({"config_version": u64::MAX, "clock_offset_ms": i64::MIN});
     check(wild, json!({"numbers": 2})).await;
+    let report = check(json!({"config_error": "a\0b"}), json!({"config_error_bytes": 1})).await;
+    assert_eq!(report["config_error"], "ab");
+    let late = json!({"segments": 0, "batches": 0, "records": 0, "bytes": 0,
+        "oldest_at": "9999-12-31T23:59:59Z"});
+    let report = check(json!({"backlog": late}), json!({"times": 1})).await;
+    assert_eq!(report["backlog"].get("oldest_at"), None);
     check(json!({}), Value::Null).await;
-    assert_eq!(served.stored(None).await.len(), 7);
+    assert_eq!(served.stored(None).await.len(), 9);
 }
 
-/// A host may say that its clock is ahead, by as much as a clock may be; a number that no clock
+/// A host may say that its clock is ahead, by as much as a clock may be, and its envelope says so,
+/// too: then its metrics are taken, those of long before that clock are not. A number that no clock
 /// has lets nothing past the bound.
 #[tokio::test]
 async fn an_offset_that_no_clock_has_is_not_believed() {
     let served = Served::start().await;
     let host = served.register("db1").await;
-    let check = async |offset: Value, year: u64, inserted: u64| {
-        let mut body = host.envelope(json!([
-            {"type": "custom.test", "timestamp": format!("{year}-01-01T00:00:00Z")},
-        ]));
+    let day = 86_400_000;
+    let after = |days: i64| clock::now() + SignedDuration::from_hours(24 * days);
+    let check = async |offset: Value, sent: Timestamp, at: Timestamp, inserted: u64| {
+        let mut body =
+            host.envelope(json!([{"type": "custom.test", "timestamp": clock::rfc3339(at)}]));
+        body["timestamp"] = json!(clock::rfc3339(sent));
         body["agent"] = json!({
             "queue_id": uuid::Uuid::nil(), "config_version": 0, "clock_offset_ms": offset,
             "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
         });
         let reply = host.client.send(host.ask(json!([])).json(&body)).await;
         assert_eq!(reply.status, 200, "{reply:?}");
-        assert_eq!(reply.json()["metrics_inserted"], inserted, "{offset} {year}: {reply:?}");
+        assert_eq!(reply.json()["metrics_inserted"], inserted, "{offset} {at}: {reply:?}");
     };
-    let decade = -315_576_000_000_i64;
-    check(json!(decade), 2035, 1).await;
-    check(json!(decade), 9999, 0).await;
-    check(json!(-1_000_000_000_000_000_i64), 9999, 0).await;
-    check(json!(-1e15), 9999, 0).await;
-    check(json!(-1e15), 2035, 0).await;
-    check(json!(i64::MIN), 9999, 0).await;
-    check(json!(i64::MAX), 9999, 0).await;
+    let decade = 3_652;
+    let ahead = json!(-decade * day);
+    check(ahead.clone(), after(decade), after(decade), 1).await;
+    check(ahead.clone(), after(decade), after(decade - 399), 1).await;
+    check(ahead.clone(), after(decade), after(decade - 401), 0).await;
+    check(ahead.clone(), after(decade), after(0), 1).await;
+    check(ahead.clone(), after(decade), after(-100), 1).await;
+    check(ahead.clone(), after(decade), after(decade + 2), 0).await;
+    // The envelope's time and the offset do not agree.
+    check(ahead.clone(), after(0), after(decade), 0).await;
+    check(ahead, after(0), after(0), 1).await;
+    let century = json!(-36_525 * day);
+    check(century.clone(), after(0), after(34_000), 0).await;
+    check(century, after(36_525), after(34_000), 0).await;
+    for odd in [json!(-1_000_000_000_000_000_i64), json!(-1e15), json!(i64::MIN), json!(i64::MAX)] {
+        check(odd, after(decade), after(decade), 0).await;
+    }
+}
+
+/// What one store cannot hold, no store takes: the metric is refused and not the push, and a text
+/// that an agent says harms nothing.
+#[tokio::test]
+async fn what_postgresql_cannot_hold_is_one_refusal() {
+    let postgres = [postgres_url(10).await, postgres_url(18).await].map(Some);
+    for store in [None].into_iter().chain(postgres) {
+        let served = Served::start_with(|config| config.store.clone_from(&store)).await;
+        let host = served.register("db1").await;
+        let zeros = |count: usize| "0".repeat(count);
+        let numbers = [
+            ("1e-16383".to_owned(), true),
+            ("1e-16384".to_owned(), false),
+            ("-1.5e-16383".to_owned(), false),
+            ("1e-20000".to_owned(), false),
+            (format!("0.{}1", zeros(16_382)), true),
+            (format!("0.{}1", zeros(16_383)), false),
+            (format!("0.{}", zeros(20_000)), false),
+            ("0e131071".to_owned(), true),
+            ("0e131072".to_owned(), false),
+            ("0e99999999999".to_owned(), false),
+            ("1e308".to_owned(), true),
+            ("-1e308".to_owned(), true),
+            ("5e-324".to_owned(), true),
+            (format!("{}.5", "9".repeat(308)), true),
+        ];
+        for (number, is_held) in numbers {
+            let body = host.envelope(json!(["odd", metric(1)])).to_string();
+            let odd = format!(r#"{{"type":"custom.x","timestamp":"{AT}","a":[{{"b":{number}}}]}}"#);
+            let body = body.replacen("\"odd\"", &odd, 1);
+            let reply = host.client.send(host.ask(json!([])).body(body)).await;
+            let shown: String = number.chars().take(20).collect();
+            assert_eq!(reply.status, 200, "{shown} {store:?}: {reply:?}");
+            let answer = reply.json();
+            assert_eq!(answer["metrics_inserted"], 1 + u64::from(is_held), "{shown}: {answer}");
+            if !is_held {
+                let rejected = &answer["rejected"][0];
+                assert_eq!(rejected["path"], "a[0].b", "{rejected}");
+                let message = rejected["message"].as_str().expect("text");
+                assert!(message.contains("16383 digits after the point"), "{message}");
+            }
+        }
+        let change = json!({"config_error": "line 5: \0", "config_error_version": 1});
+        let reply = push_with(&host, 2, change).await;
+        assert_eq!(reply.json()["metrics_inserted"], 1, "{store:?}: {reply:?}");
+    }
+}
+
+/// What is said of refused metrics has a bound, in the answer and in the store. Whoever reads it
+/// is not left with a part of it: it sends less at a time.
+#[tokio::test]
+async fn refusals_are_bounded() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let metrics = |bad: usize| {
+        let bad = std::iter::repeat_n(json!(5), bad);
+        json!(bad.chain([metric(1)]).collect::<Vec<_>>())
+    };
+    let answer = host.push(metrics(3_000)).await.json();
+    assert_eq!(answer["metrics_inserted"], 1);
+    assert_eq!(answer["rejected"].as_array().map(Vec::len), Some(1_000));
+    assert_eq!(
+        (&answer["rejected"][999]["index"], &answer["rejected_total"]),
+        (&json!(999), &json!(3_000))
+    );
+    // Few, but long: the place of each is keys of 80 characters, 16 deep.
+    let long = (0..16).fold(json!(0), |inner, _| json!({"k".repeat(80): inner}));
+    let long = json!({"type": "custom.x", "timestamp": AT, "a": long});
+    let one = host.push(json!([long])).await;
+    assert!(one.json()["rejected"][0]["path"].as_str().is_some_and(|path| path.len() > 1_000));
+    let many = json!(std::iter::repeat_n(long, 300).collect::<Vec<_>>());
+    let reply = host.push(many.clone()).await;
+    assert!(reply.body.len() < 400 << 10, "{} bytes", reply.body.len());
+    assert_eq!(reply.json()["rejected_total"], 300);
+    let with_key = |metrics: &Value| {
+        host.ask(metrics.clone()).header("idempotency-key", &uuid::Uuid::new_v4().to_string())
+    };
+    assert_eq!(host.client.send(with_key(&many)).await.refused(413), "too_many_metrics");
+    let reply = host.client.send(with_key(&metrics(1_001))).await;
+    assert_eq!(reply.refused(413), "too_many_metrics");
+    let answer = host.client.send(with_key(&metrics(1_000))).await.json();
+    assert_eq!(answer["rejected"].as_array().map(Vec::len), Some(1_000));
+    assert_eq!(answer.get("rejected_total"), None);
+    let reply = host.push(json!(vec![5; 100_001])).await;
+    assert_eq!(reply.refused(413), "too_many_metrics");
+    assert_eq!(served.stored(None).await.len(), 2);
+}
+
+/// Readers differ in which of the two they take.
+#[tokio::test]
+async fn a_key_that_stands_twice_in_the_envelope_is_refused() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let body = host.envelope(json!([metric(1)])).to_string();
+    for key in ["collector_id", "hostname", "timestamp", "version", "metrics", "agent"] {
+        let twice = format!("{{\"agent\":null,\"{key}\":null,{}", &body[1..]);
+        let reply = host.client.send(host.ask(json!([])).body(twice)).await;
+        assert_eq!(reply.refused(400), "bad_request");
+        assert_eq!(reply.json()["details"]["path"], key);
+    }
+    assert_eq!(served.stored(None).await.len(), 0);
 }
 
 /// A document that is too large, or whose readers would not agree, is refused by itself.
@@ -137,7 +260,7 @@ async fn a_split_makes_little_more_than_its_input() {
         let text = "x".repeat(beside);
         json!([{"type": "pg_stats", "timestamp": AT, "text": text, "databases": list}, metric(1)])
     };
-    for (databases, beside) in [(2_000, 60_000), (300_000, 10)] {
+    for (databases, beside) in [(2_000, 60_000), (40_000, 100)] {
         let reply = host.push(nested(databases, beside)).await;
         assert_eq!(reply.json()["metrics_inserted"], 1, "{reply:?}");
         let rejected = reply.json()["rejected"][0].clone();

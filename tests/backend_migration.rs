@@ -68,8 +68,16 @@ fn batch(id: &str) -> Push {
 async fn works(store: Arc<dyn Store>) {
     let stored = async || {
         let (start, end) = (Timestamp::MIN, Timestamp::MAX);
-        let query = MetricQuery { server_id: 1, kind: None, start, end, step: None, limit: 10_000 };
-        store.metrics(query).await.expect("metrics").len()
+        let query = MetricQuery {
+            server_id: 1,
+            kind: None,
+            start,
+            end,
+            step: None,
+            limit: 10_000,
+            bytes_max: 1 << 30,
+        };
+        store.metrics(query).await.expect("metrics").metrics.len()
     };
     assert_eq!(stored().await, 5000);
     assert!(store.push(batch("old")).await.expect("push").duplicate);

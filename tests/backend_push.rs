@@ -305,7 +305,7 @@ async fn numbers_that_cannot_be_are_refused() {
     check(runs(json!([[1, -3]])), "invalid value: integer `-3`").await;
     check(runs(json!([[1.0, 3]])), "floating point").await;
     check(runs(json!([["1", 3]])), "invalid type: string").await;
-    check(runs(json!([[1, 3, 5]])), "invalid length 3").await;
+    check(runs(json!([[1, 3, 5]])), "trailing characters").await;
     check(runs(json!([[1]])), "invalid length 1").await;
     check(runs(json!([{"first": 1}])), "invalid type: map").await;
     check(runs(json!([[u64::MAX, 3]])), "is not a run").await;
@@ -583,4 +583,35 @@ async fn unknown_paths_and_methods_are_answered_in_json() {
     assert_eq!(reply.header("allow"), "POST");
     let reply = client.with_http2().send(Ask::post("/version")).await;
     assert_eq!(reply.refused(405), "method_not_allowed");
+}
+
+/// Reading has a bound in bytes: the newest within it, and a word that older ones are left out.
+#[tokio::test]
+async fn an_answer_with_documents_has_a_bound() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let token = served.user_token(Role::Viewer).await;
+    let text = "x".repeat(60_000);
+    let at = clock::rfc3339(clock::now());
+    for push in 0..4 {
+        let document = |n: u64| {
+            let (kind, n) = ("disk_usage", 40 * push + n);
+            json!({"type": kind, "timestamp": at, "n": n, "text": vec![&text; 4]})
+        };
+        let documents: Vec<Value> = (0..40).map(document).collect();
+        assert_eq!(host.push(json!(documents)).await.json()["metrics_inserted"], 40);
+    }
+    let path = "/api/v1/servers/1/metrics?limit=10000";
+    let end = clock::rfc3339(clock::now() + jiff::SignedDuration::from_secs(60));
+    let path = format!("{path}&end_time={end}");
+    let found = served.stranger().get(&path, &token).await;
+    assert!((30 << 20..33 << 20).contains(&found.body.len()), "{} bytes", found.body.len());
+    let found = found.json();
+    assert_eq!(found["cut"], true);
+    let metrics = found["metrics"].as_array().expect("metrics");
+    assert_eq!(metrics.last().expect("one")["n"], 159);
+    assert_eq!(metrics[0]["n"], 160 - metrics.len());
+    let path = path.replace("limit=10000", "limit=5");
+    let few = served.stranger().get(&path, &token).await.json();
+    assert_eq!((few["metrics"].as_array().map(Vec::len), few.get("cut")), (Some(5), None));
 }

@@ -10,6 +10,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use crate::support::backend::{Ask, Served};
+use crate::support::hostile::Target;
 use crate::support::process::{agent, run};
 
 async fn refusal(config: &BackendConfig) -> String {
@@ -103,6 +104,27 @@ async fn a_missing_server_certificate_is_made_anew() {
     let anew = after.insert("server.crt".to_owned(), before["server.crt"].clone());
     assert_ne!(anew.as_ref(), before.get("server.crt"));
     assert_eq!(after, before, "nothing else has changed");
+}
+
+/// A certificate that has to be made anew is, while the backend serves: new connections see it.
+#[tokio::test]
+async fn the_server_certificate_is_renewed_without_a_restart() {
+    let served = Served::start().await;
+    let host = served.register("db1").await;
+    let running = served.running();
+    let target = Target::new(running.address(), running.ca_certificate());
+    let shown = async || {
+        let stream = target.half_a_body("", 0).await.expect("a connection");
+        stream.get_ref().1.peer_certificates().expect("certificates")[0].to_vec()
+    };
+    let first = shown().await;
+    running.renew_certificate().await.expect("nothing to do");
+    assert_eq!(shown().await, first);
+    std::fs::remove_file(served.config.data_dir.join("keys/server.crt")).expect("remove");
+    assert_eq!(shown().await, first);
+    running.renew_certificate().await.expect("made anew");
+    assert_ne!(shown().await, first);
+    assert_eq!(host.push(json!([])).await.status, 200);
 }
 
 /// A key that others can read, or that is none, is named; certificates may be read by anyone.

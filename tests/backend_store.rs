@@ -87,7 +87,7 @@ impl Opened {
 }
 
 /// A database of the test's own.
-async fn postgres_url(major: u32) -> String {
+pub(crate) async fn postgres_url(major: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let server = support::postgres::shared(major);
     let name = format!("store_{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -184,14 +184,14 @@ fn hole(from: u64, seconds: i64) -> LostRows {
 async fn all(store: &Arc<dyn Store>) -> Vec<StoredMetric> {
     let mut found = Vec::new();
     for server in store.servers(Page::first(100)).await.expect("servers").rows {
-        found.extend(store.metrics(query(server.id)).await.expect("metrics"));
+        found.extend(store.metrics(query(server.id)).await.expect("metrics").metrics);
     }
     found
 }
 
 fn query(server_id: i64) -> MetricQuery {
     let (start, end) = (Timestamp::MIN, Timestamp::MAX);
-    MetricQuery { server_id, kind: None, start, end, step: None, limit: 10_000 }
+    MetricQuery { server_id, kind: None, start, end, step: None, limit: 10_000, bytes_max: 1 << 30 }
 }
 
 fn numbers(metrics: &[StoredMetric]) -> Vec<i64> {
@@ -576,9 +576,12 @@ async fn metrics_are_found_by_range_type_and_step(opened: Opened) {
         let mut query = query(server);
         change(&mut query);
         let found = store.metrics(query.clone()).await.expect("metrics");
-        assert_eq!(numbers(&found), expected, "{query:?}");
+        assert_eq!(numbers(&found.metrics), expected, "{query:?}");
+        assert_eq!(found.is_cut, query.bytes_max < 1 << 30, "{query:?}");
     };
     check(|q| q.limit = 3, &[7, 8, 9]).await;
+    check(|q| q.bytes_max = 1, &[9]).await;
+    check(|q| (q.bytes_max, q.step) = (1, Some(Duration::from_secs(1))), &[9]).await;
     check(|q| (q.start, q.end) = (after(2), after(4)), &[2, 3, 103, 203]).await;
     check(|q| q.kind = Some("pg_stats".to_owned()), &[103, 203]).await;
     check(|q| q.kind = Some("none\0".to_owned()), &[]).await;

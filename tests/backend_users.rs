@@ -281,3 +281,60 @@ async fn each_role_reads_and_changes_what_is_its_own() {
         assert_eq!(answers, expected, "{method} {path}");
     }
 }
+
+/// Who tries refresh tokens is held back as who tries passwords is; good ones cost nothing.
+#[tokio::test]
+async fn refreshes_are_limited_like_logins() {
+    let served = Served::start_with(|config| config.limits.attempts_per_minute = 5).await;
+    served.add_user("ann", Role::User).await;
+    let mut answer = served.login("ann").await;
+    for _ in 0..7 {
+        let reply = refresh(&served, &answer["refresh_token"]).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        answer = reply.json();
+    }
+    for _ in 0..5 {
+        assert_eq!(refresh(&served, &json!("x.y.z")).await.refused(401), "unauthorized");
+    }
+    let reply = refresh(&served, &answer["refresh_token"]).await;
+    assert_eq!(reply.refused(429), "too_many_requests");
+    assert!(!reply.header("retry-after").is_empty());
+}
+
+/// Where an object is expected, an array with its values in order is none.
+#[tokio::test]
+async fn arrays_are_no_objects() {
+    let served = served().await;
+    served.add_user("ann", Role::Admin).await;
+    let token = served.login("ann").await["token"].as_str().expect("a token").to_owned();
+    let host = served.register("db1").await;
+    let collector = format!("/api/v1/collectors/{}", host.id);
+    let secret = served.secret();
+    for (method, path, body) in [
+        (Method::POST, "/api/v1/auth/login", json!(["ann", PASSWORD])),
+        (Method::POST, "/api/v1/auth/refresh", json!(["x"])),
+        (Method::POST, "/api/v1/collectors/register", json!(["db2", "db2", null, null, null])),
+        (Method::PATCH, collector.as_str(), json!(["db3", null])),
+        (Method::PATCH, collector.as_str(), json!([null, {"a": "b"}])),
+    ] {
+        let ask = Ask::new(method, path).json(&body).bearer(&token);
+        let ask = ask.header("x-registration-secret", &secret);
+        assert_eq!(served.stranger().send(ask).await.refused(400), "bad_request", "{path} {body}");
+    }
+}
+
+/// The backend raises no alerts, and says so to users.
+#[tokio::test]
+async fn there_are_no_alerts() {
+    let served = served().await;
+    let token = served.user_token(Role::Viewer).await;
+    let user = served.stranger();
+    let list = user.get("/api/v1/alerts?severity=warning&page_size=5", &token).await;
+    let expected = json!({"data": [], "total": 0, "page": 1, "page_size": 5, "total_pages": 0});
+    assert_eq!(list.json(), expected);
+    user.get("/api/v1/alerts?severity=odd", &token).await.refused(400);
+    user.get("/api/v1/alerts", "x").await.refused(401);
+    assert_eq!(user.get("/api/v1/alerts/1", &token).await.refused(404), "not_found");
+    let ask = Ask::post("/api/v1/alerts/1/acknowledge").json(&json!({})).bearer(&token);
+    assert_eq!(user.send(ask).await.refused(404), "not_found");
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pganalytics::backend::store::{MetricRow, StoredMetric};
 use pganalytics::metric::envelope::PushRequest;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
 use crate::intake::{push_of, run, site};
@@ -175,7 +175,9 @@ fn records(request: &Recorded) -> (Uuid, Uuid, Vec<(u64, Value)>) {
     let PushRequest { agent, metrics, .. } = PushRequest::parse(&text).expect("an envelope");
     let agent = agent.expect("every push has an agent object");
     let sequences = agent.sequences.expect("every push names its records");
-    (agent.queue_id, sequences.queue_id, sequences.numbers().zip(metrics).collect())
+    let value = |metric: &RawValue| serde_json::from_str(metric.get()).expect("JSON");
+    let numbered = sequences.numbers().zip(metrics.into_iter().map(value));
+    (agent.queue_id, sequences.queue_id, numbered.collect())
 }
 
 /// Takes batches apart, and refuses every third record.

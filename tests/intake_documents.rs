@@ -123,7 +123,7 @@ fn the_document_says_what_the_program_does() {
         .collect();
     assert!(missing.is_empty(), "rows are missing:\n{}", missing.join("\n"));
     assert_eq!(intake::METRICS_MAX, 100_000, "as the document says");
-    assert_eq!(intake::REJECTS_NAMED_MAX, 1_000, "as the document says");
+    assert_eq!(intake::REJECTED_NAMED_MAX, 1_000, "as the document says");
     assert_eq!((intake::KEY_BYTES_MAX, intake::KEY_KEPT), (128, Duration::from_secs(86_400)));
     assert_eq!(intake::BODIES_AT_ONCE, 4);
     assert_eq!(pganalytics::queue::PASSING_POSITIONS_MAX, 10_000, "the newest keys");

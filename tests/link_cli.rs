@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, Stub};
 use crate::support::directory;
 
+const FIRST: &str = "0b0e8f4c-0000-4000-8000-000000000001";
+const SECOND: &str = "0b0e8f4c-0000-4000-8000-000000000002";
+
 /// A backend that gives every registration a new collector id.
 struct World {
     authority: Arc<Authority>,
@@ -69,7 +72,8 @@ impl World {
             state_dir: self.path("state"),
             hostname: "db.example".to_owned(),
         };
-        let code = run(args, host).await;
+        let secret = args.read_secret_file();
+        let code = run(args, secret, host).await;
         (0..=u8::MAX)
             .find(|n| format!("{:?}", ExitCode::from(*n)) == format!("{code:?}"))
             .expect("a code")
@@ -83,10 +87,10 @@ impl World {
 #[tokio::test]
 async fn second_run_changes_nothing_unless_forced() {
     let world = World::new().await;
-    world.accepts("first");
+    world.accepts(FIRST);
     assert_eq!(world.run(|_| ()).await, 0);
     assert_eq!(world.stub.requests()[0].header("x-registration-secret"), "the secret");
-    assert_eq!(world.id(), "first");
+    assert_eq!(world.id(), FIRST);
 
     assert_eq!(world.run(|_| ()).await, 0);
     assert_eq!(world.run(|args| args.name = Some("other".to_owned())).await, 64);
@@ -94,9 +98,9 @@ async fn second_run_changes_nothing_unless_forced() {
     assert_eq!(world.run(|args| args.backend = Some(elsewhere)).await, 64);
     assert_eq!(world.stub.requests().len(), 1);
 
-    world.accepts("second");
+    world.accepts(SECOND);
     assert_eq!(world.run(|args| args.force = true).await, 0);
-    assert_eq!(world.id(), "second");
+    assert_eq!(world.id(), SECOND);
 }
 
 #[tokio::test]

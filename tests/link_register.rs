@@ -10,6 +10,7 @@ use pganalytics::clock;
 use pganalytics::link::register::{Contact, RegisterError, Registration, register};
 use pganalytics::link::tls::{Fingerprint, certificates_from_pem};
 use pganalytics::link::{Identity, Link, LinkConfig, Push, SendErrorKind, TlsConfig};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,6 +21,19 @@ use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, St
 use crate::support::directory;
 
 const COLLECTOR: &str = "0b0e8f4c-0000-4000-8000-000000000001";
+
+/// Something that is wrong with a certificate.
+type Change = fn(&mut CertificateParams);
+
+/// What makes a certificate one that cannot be shown, and what is said of it.
+pub const UNUSABLE: [(Change, &str); 3] = [
+    (|params| params.not_after = date_time_ymd(2020, 1, 1), "is good from"),
+    (|params| params.not_before = date_time_ymd(2200, 1, 1), "is good from 2200"),
+    (
+        |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
+        "is not for clients",
+    ),
+];
 
 /// A backend that registers, and an empty host.
 pub struct World {
@@ -74,6 +88,17 @@ impl World {
             for (key, value) in extra.as_object().expect("an object") {
                 answer[key] = value.clone();
             }
+            (200, Bytes::from(answer.to_string()))
+        }))]);
+    }
+
+    /// The next registration is answered with what `sign` makes of the request for signing.
+    fn answers_with(&self, sign: impl Fn(&str) -> String + Send + Sync + 'static) {
+        self.stub.reply([Reply::Made(Arc::new(move |request: &Recorded| {
+            let sent: Value = serde_json::from_slice(&request.body).expect("JSON");
+            let certificate = sign(sent["csr"].as_str().expect("a request"));
+            let answer =
+                json!({"collector_id": COLLECTOR, "certificate": certificate, "secret": SECRET});
             (200, Bytes::from(answer.to_string()))
         }))]);
     }
@@ -279,7 +304,10 @@ async fn unusable_answers_leave_the_old_identity() {
         assert!(error.to_string().contains(part), "{error} lacks {part:?}");
         assert_eq!(world.files(), before, "{extra}");
     };
-    check(json!({"collector_id": ""}), "collector_id is empty").await;
+    for id in ["", "c-1", "..", &format!("{COLLECTOR}\r\nregistered"), &format!("{{{COLLECTOR}}}")]
+    {
+        check(json!({"collector_id": id}), "collector_id is no UUID").await;
+    }
     check(json!({"collector_id": 7}), "cannot be used").await;
     check(json!({"secret": null, "token": null}), "neither secret nor token").await;
     check(json!({"certificate": "nonsense"}), "holds no certificate").await;
@@ -287,6 +315,18 @@ async fn unusable_answers_leave_the_old_identity() {
     check(json!({"expires_at": "soon"}), "cannot be used").await;
     let foreign = world.authority.client();
     check(json!({"certificate": foreign.cert_pem}), "is for another key").await;
+    let refuses = async |sign: Box<dyn Fn(&str) -> String + Send + Sync>, part: &str| {
+        world.answers_with(sign);
+        let error = register(&world.registration()).await.expect_err("unusable");
+        assert!(error.to_string().contains(part), "{error} lacks {part:?}");
+        assert_eq!(world.files(), before, "{part}");
+    };
+    for (change, part) in UNUSABLE {
+        let authority = Arc::clone(&world.authority);
+        refuses(Box::new(move |csr| authority.sign_with(csr, change)), part).await;
+    }
+    let other = Authority::new("test CA");
+    refuses(Box::new(move |csr| other.sign(csr)), "is not of the authority").await;
     world.stub.reply([Reply::with(200, &[], "<html>")]);
     let error = register(&world.registration()).await.expect_err("no JSON").to_string();
     assert!(error.contains("cannot be used"), "{error}");

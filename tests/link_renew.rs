@@ -17,8 +17,9 @@ use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::link_register::UNUSABLE;
 use crate::support::backend::Served;
-use crate::support::backend_stub::{Authority, Clients, Flaw, Reply, Stub, set_mode};
+use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, Stub, set_mode};
 use crate::support::{directory, until_async};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -366,6 +367,48 @@ async fn an_answer_that_does_not_fit_is_not_kept() {
     check(Reply::with(200, &[], &body), "do not belong together").await;
     check(Reply::with(200, &[], "{}"), "holds no certificate").await;
     check(Reply::with(403, &[], r#"{"message": "not you"}"#), "says 403 not you").await;
+}
+
+/// A certificate that could not be shown does not take the place of a pair that works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_no_use_is_not_kept() {
+    type Sign = Box<dyn Fn(&str) -> String + Send + Sync>;
+    let check = async |of_authority: bool, sign: Sign, expected: Option<&str>| {
+        let (authority, folder) = (Authority::new("test CA"), directory());
+        let issuer = if of_authority { &authority } else { &Authority::new("clients' CA") };
+        let end = clock::now() + SignedDuration::from_hours(24);
+        let old = issuer.client_with(|params| *params = aged(end));
+        let tls = old.install(folder.path(), &authority);
+        let stub = Stub::https(&authority.server(Flaw::None), Clients::Anyone).await;
+        let config = stub.link_config(tls);
+        let link = Arc::new(Link::new(&config, kept_identity(folder.path())).expect("a link"));
+        stub.reply([Reply::Made(Arc::new(move |request: &Recorded| {
+            let sent: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
+            let certificate = sign(sent["csr"].as_str().expect("a request"));
+            (200, Bytes::from(serde_json::json!({"certificate": certificate}).to_string()))
+        }))]);
+        let _renewing = renewing(&link);
+        let is_over =
+            |state: &CertificateState| state.error.is_some() || state.renewed_at.is_some();
+        until_state(&link, "it has an answer", is_over).await;
+        let state = link.certificate().expect("one");
+        let kept = fs_err::read_to_string(&config.tls.cert_file).expect("a file");
+        assert_eq!(kept == old.cert_pem, expected.is_some(), "{state:?}");
+        let error = state.error.unwrap_or_default();
+        assert!(error.contains(expected.unwrap_or_default()), "{error} lacks {expected:?}");
+        assert_eq!(error.is_empty(), expected.is_none(), "{error}");
+    };
+    // The stub's own authority is made in `check`: these are made by ones of its name.
+    for (change, expected) in UNUSABLE {
+        let other = Authority::new("clients' CA");
+        check(false, Box::new(move |csr| other.sign_with(csr, change)), Some(expected)).await;
+    }
+    let (one, other) = (Authority::new("test CA"), Authority::new("clients' CA"));
+    let (third, fourth) = (Authority::new("clients' CA"), Authority::new("another CA"));
+    check(true, Box::new(move |csr| one.sign(csr)), Some("is not of the authority")).await;
+    check(true, Box::new(move |csr| other.sign(csr)), Some("is not of the authority")).await;
+    check(false, Box::new(move |csr| third.sign(csr)), None).await;
+    check(false, Box::new(move |csr| fourth.sign(csr)), Some("is of CN=another CA")).await;
 }
 
 /// A certificate that is not the backend's to renew: said in status, and the backend is not asked.

@@ -19,6 +19,7 @@ mod backend_push; // pushes: what is taken, refused, known already, and stored
 mod backend_start; // keys: made once, kept, and refused when half is missing
 mod backend_store; // what both stores promise, held against SQLite and PostgreSQL
 mod backend_users; // login, refresh, logout, roles
+mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
@@ -36,6 +37,7 @@ mod exactly_once; // kills, lost answers, doubled requests: an audit of every nu
 mod faults; // every fault of the network, and of what meddles with requests
 mod fleet; // ten thousand agents, one backend, simulated
 mod identity; // a record is its queue and its number: equal documents, splits, replays
+mod foreign_owner; // root in directories of the agent's user
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
 mod io_faults; // reads, writes and syncs that fail while the agent runs

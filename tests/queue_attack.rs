@@ -61,7 +61,9 @@ fn give(path: &Path, user: u32) {
 /// `agent run` as a user without rights, from a copy of the program that this user can read.
 fn run_as_nobody(site: &Site) -> Process {
     let program = site.directory.path().join("agent");
-    fs_err::copy(env!("CARGO_BIN_EXE_agent"), &program).expect("copy the program");
+    // By a process: this one's other tests start theirs while it would have the copy open.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_agent")).arg(&program).status();
+    assert!(copied.expect("copy the program").success());
     let config = site.config();
     let mut command = Command::new(program);
     command.args(["run", "--config", config.to_str().expect("UTF-8")]).env_remove("RUST_LOG");
@@ -111,13 +113,13 @@ async fn files_of_root_are_waited_for() {
     agent.stop();
     assert!(site.queue_number("next_seq") >= numbers + 5);
 
+    let (numbers, segments) = (site.queue_number("next_seq"), kept(&site));
     // Somebody has copied the state back as root.
     let state = ["a", "b"].map(|name| site.queue().join("state").join(name));
     for file in &state {
         std::os::unix::fs::lchown(file, Some(0), Some(0)).expect("give");
         fs_err::set_permissions(file, PermissionsExt::from_mode(0o600)).expect("close");
     }
-    let (numbers, segments) = (site.queue_number("next_seq"), kept(&site));
     let agent = run_as_nobody(&site);
     until("it says so", LIMIT, || agent.stderr().contains("the queue's state cannot be read"));
     until("the intake listens", LIMIT, || place.connect().is_ok());

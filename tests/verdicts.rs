@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pganalytics::metric::envelope::PushRequest;
 use pganalytics::{clock, encoding};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use crate::intake::{metric, push_of};
 use crate::operator::Host;
@@ -118,7 +118,9 @@ impl Bench {
 fn pushed(request: &Recorded) -> Pushed {
     let text = encoding::inflate(None, request.body.clone(), 1 << 20).expect("a body");
     let envelope = PushRequest::parse(&text).expect("an envelope");
-    let number = |metric: &Value| metric["n"].as_u64();
+    let number = |metric: &&RawValue| {
+        serde_json::from_str::<Value>(metric.get()).expect("JSON")["n"].as_u64()
+    };
     Pushed {
         key: request.header("idempotency-key").to_owned(),
         token: request.token().to_owned(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pganalytics_agent_fuzz::{
     input_of,
     queue::{
-        block::{HEADER_BYTES, Place, encode},
+        block::{Chain, HEADER_BYTES, Place, encode},
         record::{Position, Record},
     },
 };
@@ -29,7 +29,9 @@ fn main() -> io::Result<()> {
     let mut all = Vec::new();
     for (name, records, positions) in blocks {
         let number = all.len() as u64;
-        let place = Place { queue: Uuid::nil(), segment: 1, number, batch: 0, first_seq: 100 };
+        let chain = Chain::default();
+        let (queue, first_seq) = (Uuid::nil(), 100);
+        let place = Place { queue, segment: 1, number, batch: 0, first_seq, chain };
         let mut frames = encode(place, &records, &vec![position(); positions]);
         if name == "parts" {
             frames = in_two(&frames[0]);

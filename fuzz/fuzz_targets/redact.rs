@@ -7,11 +7,13 @@ use libfuzzer_sys::fuzz_target;
 use pganalytics_agent_fuzz::pg_log::{classes, forms, text_of, told};
 
 const PREFIXES: [&str; 3] = ["%m [%p] ", "%m [%p] %q%u@%d ", ""];
+/// More lines of one input would say nothing new, and take long.
+const LINES_MAX: usize = 16;
 /// Before the corpus's lines, which have none of their own.
 const HEAD: &str = "2026-03-01 12:00:00.000 UTC [7] ";
 
 fuzz_target!(|input: &[u8]| {
-    for line in String::from_utf8_lossy(input).lines() {
+    for line in String::from_utf8_lossy(input).lines().take(LINES_MAX) {
         check(line);
         for line in [line.to_owned(), format!("{HEAD}{line}")] {
             for prefix in PREFIXES {
@@ -24,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn check(message: &str) {
-    for sqlstate in [None, Some("42601"), Some("XX000"), Some("no state")] {
+    for sqlstate in [None, Some("42601")] {
         let told = told(message, sqlstate);
         let length = format!("(text of {} characters)", message.chars().count());
         let class = told.strip_suffix(&length).map(str::trim_end);

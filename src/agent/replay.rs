@@ -15,7 +15,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::{
-    dead::{Count, count as count_dead},
+    dead::{Asked, Count, count as count_dead},
     job::{Job, JobFile, amount},
     run::Replayer,
 };

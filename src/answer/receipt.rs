@@ -3,10 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Answer, Meaning};
-use crate::metric::envelope::Rejected;
+use crate::metric::{envelope::Rejected, members};
+
+/// Characters that are kept of a text of the backend's.
+const TEXT_MAX: usize = 1_000;
 
 /// A backend's word for what it has taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,35 +30,65 @@ impl Receipt {
         if answer.meaning() != Meaning::Success {
             return Ok(Self::default());
         }
-        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        Ok(Self {
-            duplicate: body.get("duplicate") == Some(&Value::Bool(true)),
-            next_config_version: body.get("next_config_version").and_then(Value::as_i64),
-            rejected: match body.get("rejected") {
-                None | Some(Value::Null) => Vec::new(),
-                Some(Value::Array(list)) => read_rejected(list, records)?,
-                Some(_) => return Err("`rejected` is not a list".to_owned()),
-            },
-        })
+        let (mut receipt, mut rejected) = (Self::default(), None);
+        members::each_member(&answer.body, |name, value| match name {
+            "duplicate" => receipt.duplicate = value.get() == "true",
+            "next_config_version" => {
+                receipt.next_config_version = serde_json::from_str(value.get()).ok();
+            }
+            "rejected" => rejected = Some(value),
+            _ => {}
+        });
+        if let Some(list) = rejected.filter(|list| list.get() != "null") {
+            receipt.rejected = read_rejected(list, records)?;
+        }
+        Ok(receipt)
     }
 }
 
-/// Each metric once, with what was said of it first.
-fn read_rejected(list: &[Value], records: usize) -> Result<Vec<Rejected>, String> {
-    let mut named = BTreeSet::new();
-    let mut rejected = Vec::new();
-    for (place, entry) in list.iter().enumerate() {
-        let index = entry.get("index").and_then(Value::as_u64);
-        let index = index.and_then(|index| usize::try_from(index).ok());
-        let index = index.filter(|index| *index < records).ok_or_else(|| {
-            format!("`rejected[{place}].index` names none of the {records} metrics of the push")
-        })?;
-        let text = |field| entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        if named.insert(index) {
-            rejected.push(Rejected { index, path: text("path"), message: text("message") });
+/// Each metric once, with what was said of it first. A list that is longer than the push is not
+/// about it.
+fn read_rejected(list: &RawValue, records: usize) -> Result<Vec<Rejected>, String> {
+    let (mut named, mut rejected, mut place) = (BTreeSet::new(), Vec::new(), 0);
+    let mut problem = None;
+    let is_read = members::each_entry(list, |entry| {
+        if place == records {
+            problem = Some(format!("`rejected` has more entries than the push has, {records}"));
+            return false;
         }
+        let Some(found) = read_entry(entry, records) else {
+            problem = Some(format!(
+                "`rejected[{place}].index` names none of the {records} metrics of the push"
+            ));
+            return false;
+        };
+        place += 1;
+        if named.insert(found.index) {
+            rejected.push(found);
+        }
+        true
+    });
+    match problem {
+        Some(problem) => Err(problem),
+        None if is_read => Ok(rejected),
+        None => Err("`rejected` is not a list".to_owned()),
     }
-    Ok(rejected)
+}
+
+fn read_entry(entry: &RawValue, records: usize) -> Option<Rejected> {
+    let (mut index, mut path, mut message) = (None, String::new(), String::new());
+    let text = |value| {
+        let text = members::text(value).unwrap_or_default();
+        text.chars().take(TEXT_MAX).collect()
+    };
+    members::each_member(entry.get().as_bytes(), |name, value| match name {
+        "index" => index = serde_json::from_str(value.get()).ok(),
+        "path" => path = text(value),
+        "message" => message = text(value),
+        _ => {}
+    });
+    let index = index.filter(|index| *index < records)?;
+    Some(Rejected { index, path, message })
 }
 
 #[cfg(test)]
@@ -94,6 +127,25 @@ mod tests {
         let twice = r#"{"status":"success","rejected":[{"index":1,"message":"a"},
             {"index":0,"message":"b"},{"index":1,"message":"c"}]}"#;
         assert_eq!(read(200, twice).unwrap().rejected, [bad(1, "", "a"), bad(0, "", "b")]);
+    }
+
+    /// An answer of the largest size costs what it is, and not hundreds of times as much; a list that
+    /// is longer than the push is not about it.
+    #[test]
+    fn a_list_is_bounded_by_the_push() {
+        let list = |count: usize| {
+            let entries = vec![r#"{"index":0}"#; count].join(",");
+            format!(r#"{{"status":"success","rejected":[{entries}]}}"#)
+        };
+        assert_eq!(read(200, &list(3)).unwrap().rejected, [bad(0, "", "")]);
+        for count in [4, 300_000] {
+            let error = read(200, &list(count)).expect_err("too many");
+            assert!(error.contains("more entries than the push has, 3"), "{error}");
+        }
+        let long = "m".repeat(1 << 20);
+        let body =
+            format!(r#"{{"status":"success","rejected":[{{"index":1,"message":"{long}"}}]}}"#);
+        assert_eq!(read(200, &body).unwrap().rejected[0].message.len(), TEXT_MAX);
     }
 
     /// What is refused and not named is in no batch's letters: nothing is taken for delivered.

@@ -4,6 +4,7 @@
 //! refusals: who is asking, then whether they may, then whether the body is right.
 
 mod access;
+mod alerts;
 mod bodies;
 mod body;
 mod collectors;
@@ -23,7 +24,7 @@ use std::any::Any;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
@@ -32,7 +33,7 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
@@ -55,6 +56,10 @@ pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
+/// Answers with documents that are made at a time: each takes a few times its bytes.
+const READS_AT_ONCE_MAX: usize = 2;
+/// How long a request waits for its turn to read.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// What a browser is told with every answer: nothing of it runs, is framed, or is guessed at.
 const SHIELDS: [(HeaderName, &str); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -72,6 +77,7 @@ pub(super) struct Shared {
     pub(super) store: Arc<dyn Store>,
     passwords: Passwords,
     logins: Attempts<Network>,
+    refreshes: Attempts<Network>,
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
@@ -83,6 +89,8 @@ pub(super) struct Shared {
     pushes: Semaphore,
     /// The turn of large pushes: one at a time.
     large_pushes: Semaphore,
+    /// The turn of reading documents.
+    reads: Semaphore,
     store_failed: AtomicBool,
     started: Instant,
 }
@@ -96,6 +104,7 @@ impl Shared {
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
+            refreshes: Attempts::new(config.limits.attempts_per_minute),
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
@@ -106,6 +115,7 @@ impl Shared {
             room: Room::new(&config.limits),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             large_pushes: Semaphore::new(1),
+            reads: Semaphore::new(READS_AT_ONCE_MAX),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,
@@ -114,9 +124,31 @@ impl Shared {
         })
     }
 
-    /// Logs when pushes begin or cease to fail, not each of them.
-    fn note_store(&self, failure: Option<&StoreError>) {
+    /// The turn of an answer with documents; 503 when it does not come in time.
+    pub(super) async fn turn_to_read(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        match tokio::time::timeout(READ_PATIENCE, self.reads.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(ApiError::busy()),
+        }
+    }
+
+    /// Logs when pushes begin or cease to fail, not each of them. What is refused for itself, once
+    /// an hour for a collector: it says nothing of the store.
+    fn note_store(&self, collector: Uuid, failure: Option<&StoreError>) {
         self.health.note(failure);
+        let hint = match failure {
+            Some(StoreError::Unavailable(_) | StoreError::Damaged(_)) | None => None,
+            Some(StoreError::Refused(_)) => Some("its agent puts aside what cannot be stored"),
+            Some(StoreError::TooMany(_) | StoreError::Conflict(_)) => {
+                Some("the same push is refused until what stands in its way is gone")
+            }
+        };
+        if let (Some(error), Some(hint)) = (failure, hint) {
+            if self.notices.is_first(collector, "refused by the store") {
+                tracing::warn!(%collector, %error, hint, "a push was refused");
+            }
+            return;
+        }
         let failed_before = self.store_failed.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) if !failed_before => {
@@ -150,7 +182,10 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/config/{id}/versions", get(configs::versions))
         .route("/servers", get(servers::list))
         .route("/servers/{id}", get(servers::one))
-        .route("/servers/{id}/metrics", get(servers::metrics));
+        .route("/servers/{id}/metrics", get(servers::metrics))
+        .route("/alerts", get(alerts::list))
+        .route("/alerts/{id}", get(alerts::one))
+        .route("/alerts/{id}/acknowledge", post(alerts::one));
     let router = Router::new().route("/version", get(version)).nest("/api/v1", v1);
     finish(router, shared).with_state(Arc::clone(shared))
 }

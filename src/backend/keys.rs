@@ -124,6 +124,21 @@ pub(super) fn load(config: &BackendConfig, now: Timestamp) -> Result<Keys, Backe
     })
 }
 
+/// Another server certificate, if the one that is kept has to be made anew by now.
+pub(super) fn renewed(
+    config: &BackendConfig,
+    keys: &Keys,
+    now: Timestamp,
+) -> Result<Option<String>, BackendError> {
+    let (directory, names) = (directory(&config.data_dir), &config.server_names);
+    let held = fs_err::read_to_string(directory.join(SERVER_CERTIFICATE)).ok();
+    let standing = held.map(|held| keys.authority.standing(&held, names, now));
+    if matches!(standing, Some(Ok(Standing::Good | Standing::Foreign))) {
+        return Ok(None);
+    }
+    server_certificate(&directory, &keys.authority, (&keys.server_key, names), now).map(Some)
+}
+
 /// The server certificate, made anew where the authority can and it has to be. While the authority
 /// itself is not valid, it is the clock that is in doubt: a certificate that is there stays.
 fn server_certificate(

@@ -34,6 +34,8 @@ const ROWS_MAX: u32 = 500;
 const POINTS: u32 = 240;
 /// Metrics read for one kind of chart: [`POINTS`] of many databases.
 const METRICS_MAX: u32 = 10_000;
+/// Bytes of their documents.
+const METRICS_BYTES_MAX: usize = 12 << 20;
 const RANGE: SignedDuration = SignedDuration::from_mins(15);
 const RANGE_MAX: SignedDuration = SignedDuration::from_hours(31 * 24);
 
@@ -66,6 +68,8 @@ struct Host {
     end: i64,
     step: i64,
     charts: Charts,
+    /// The beginning of the range is left out: it has too many bytes.
+    cut: bool,
     lost: Vec<Hole>,
 }
 
@@ -179,7 +183,8 @@ async fn host(
     let step = std::time::Duration::from_millis(
         u64::try_from(range.as_millis()).unwrap_or(0).max(u64::from(POINTS)) / u64::from(POINTS),
     );
-    let mut metrics = Vec::new();
+    let (mut metrics, mut cut) = (Vec::new(), false);
+    let _turn = shared.turn_to_read().await?;
     for kind in ["sysstat", "disk_usage", "pg_stats"] {
         let query = MetricQuery {
             server_id: server.id,
@@ -188,8 +193,11 @@ async fn host(
             end,
             step: Some(step),
             limit: METRICS_MAX,
+            bytes_max: METRICS_BYTES_MAX,
         };
-        metrics.extend(shared.store.metrics(query).await?);
+        let found = shared.store.metrics(query).await?;
+        cut |= found.is_cut;
+        metrics.extend(found.metrics);
     }
     let charts = tokio::task::spawn_blocking(move || charts(&metrics)).await.map_err(|err| {
         tracing::error!(%err, "charts could not be made");
@@ -211,6 +219,7 @@ async fn host(
         end: end.as_millisecond(),
         step: i64::try_from(step.as_millis()).unwrap_or(i64::MAX),
         charts,
+        cut,
         lost: lost.into_iter().map(hole).collect(),
     }))
 }

@@ -25,9 +25,9 @@ use super::auth::random;
 const BACKDATE: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The authority outlives the hosts that trust it: changing it means visiting each.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(20 * 365 * 24);
-/// Renewed at a start when [`RENEW_BEFORE`] is left.
+/// Renewed when [`RENEW_BEFORE`] is left.
 const SERVER_LIFE: SignedDuration = SignedDuration::from_hours(2 * 365 * 24);
-/// A backend is expected to be started at least this often.
+/// Long enough for a person to see to a disk that does not take the new one.
 const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(180 * 24);
 
 /// The key and certificate that sign all others.

@@ -7,6 +7,7 @@
 mod late;
 mod places;
 mod progress;
+mod shown;
 mod socket;
 
 use std::io;
@@ -22,11 +23,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use secrecy::ExposeSecret as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -35,19 +35,23 @@ use tower::Service as _;
 use uuid::Uuid;
 
 use super::BackendError;
-use super::api::{Channel, Peer};
+use super::api::{Channel, Peer, Shared};
 use super::config::Limits;
-use super::keys::Keys;
+use super::keys::{self, Keys};
 use super::pki::{self, ClientCertificate};
 use super::store::Store;
 use crate::clock;
 use late::Late;
 use places::{Bounds, Place, Places};
 use progress::Patience;
+pub(super) use shown::Shown;
 use socket::Socket;
 
 /// After an accept failed, as it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the server certificate is looked at: a clock that was years off when the backend was
+/// started, and has been set since, is noticed so.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(3600);
 /// Requests in the works at the end have so long to finish.
 const GRACE: Duration = Duration::from_secs(5);
 /// HTTP/2: how a connection's peer is found to be gone.
@@ -290,7 +294,7 @@ fn peer_of(
 
 /// TLS 1.3 only. A client certificate is asked for, and must be of the backend's authority when
 /// one is shown; which endpoints need it is the API's business.
-pub(super) fn tls(keys: &Keys, store: &Arc<dyn Store>) -> Result<Tls, BackendError> {
+pub(super) fn tls(keys: &Keys, store: &Arc<dyn Store>) -> Result<(Tls, Arc<Shown>), BackendError> {
     let unusable = |what: &str, err: &dyn std::fmt::Display| {
         BackendError::Keys(format!("the {what} cannot be used: {err}"))
     };
@@ -298,24 +302,51 @@ pub(super) fn tls(keys: &Keys, store: &Arc<dyn Store>) -> Result<Tls, BackendErr
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(keys.authority.certificate_pem().as_bytes())
         .map_err(|err| unusable("authority's certificate", &err))?;
-    roots.add(authority.clone()).map_err(|err| unusable("authority's certificate", &err))?;
+    roots.add(authority).map_err(|err| unusable("authority's certificate", &err))?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|err| unusable("authority's certificate", &err))?;
-    let mut chain = CertificateDer::pem_slice_iter(keys.server_certificate.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|err| unusable("server certificate", &err))?;
-    // A host that registers knows at most the authority's fingerprint: it must see the authority.
-    chain.push(authority);
-    let key = PrivateKeyDer::from_pem_slice(keys.server_key.expose_secret().as_bytes())
-        .map_err(|err| unusable("server key", &err))?;
+    let shown = Arc::new(Shown::new(keys, Arc::clone(&provider))?);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|err| unusable("TLS configuration", &err))?
         .with_client_cert_verifier(Arc::new(Late(verifier)))
-        .with_single_cert(chain, key)
-        .map_err(|err| unusable("server certificate", &err))?;
+        .with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), store: Arc::clone(store) })
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    Ok((Tls { acceptor, store: Arc::clone(store) }, shown))
+}
+
+/// Looks at the server certificate now and then, until `stop` turns true.
+pub(super) fn keep_certificate(
+    shared: Arc<Shared>,
+    shown: Arc<Shown>,
+    mut stop: watch::Receiver<bool>,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            if let Err(error) = renew_certificate(&shared, &shown).await {
+                tracing::error!(%error, "the server certificate was not made anew");
+            }
+        }
+    })
+}
+
+/// Makes the server certificate anew when it has to be, and shows it to new connections.
+pub(super) async fn renew_certificate(
+    shared: &Arc<Shared>,
+    shown: &Arc<Shown>,
+) -> Result<(), BackendError> {
+    let (shared, shown) = (Arc::clone(shared), Arc::clone(shown));
+    let renew = move || match keys::renewed(&shared.config, &shared.keys, clock::now())? {
+        Some(certificate) => shown.replace(&shared.keys, &certificate),
+        None => Ok(()),
+    };
+    let renewed = tokio::task::spawn_blocking(renew).await;
+    renewed.unwrap_or_else(|err| Err(BackendError::Keys(err.to_string())))
 }

@@ -39,9 +39,9 @@ pub use registration::{
     Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed, Right, name_key,
 };
 pub use rows::{
-    Account, Audit, Collector, ConfigOutcome, Credentials, KeptConfig, LOST_KEPT_MAX, Labels,
-    Listing, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed, Renewal,
-    Role, Rotate, Rotation, Server, Session, StoredMetric, User,
+    Account, Audit, Collector, ConfigOutcome, Credentials, Found, KeptConfig, LOST_KEPT_MAX,
+    Labels, Listing, LostRows, MetricQuery, MetricRow, NewConfig, NewUser, Page, Push, Pushed,
+    Renewal, Role, Rotate, Rotation, Server, Session, StoredMetric, User,
 };
 
 /// Holes of one answer at most.
@@ -149,7 +149,7 @@ pub trait Store: Send + Sync + 'static {
     /// One server.
     async fn server(&self, id: i64) -> Result<Option<Server>, StoreError>;
     /// Stored metrics of one server, oldest first.
-    async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError>;
+    async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError>;
     /// The known holes in what a collector delivered, newest first.
     async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError>;
     /// The known holes that a time range shows, oldest first: the newest [`HOLES_MAX`]. A hole

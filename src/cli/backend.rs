@@ -1,7 +1,7 @@
 //! `agent backend`: serves, and adds or shuts out users.
 
 use std::io::{BufRead as _, IsTerminal as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::backend::store::Role;
 use crate::backend::{self, Backend, BackendConfig, BackendError, Running, UserRequest};
-use crate::cli::terminal;
+use crate::cli::{owner, terminal};
 use crate::config::reader::ConfigError;
 
 mod enrolment; // secrets and collectors
@@ -30,6 +30,24 @@ pub struct Args {
     /// What to do instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+impl Args {
+    /// Becomes the owner of the backend's directory, where this is root and that is not. What is
+    /// wrong with the configuration is the command's to say.
+    pub fn become_owner(&self) -> anyhow::Result<()> {
+        let file = match &self.command {
+            None => self.config.as_deref(),
+            Some(Command::User(UserCommand::Add(user))) => user.config.as_deref(),
+            Some(Command::User(UserCommand::Disable(user))) => user.config.as_deref(),
+            Some(Command::Secret(command)) => command.config_file(),
+            Some(Command::Collector(command)) => command.config_file(),
+        };
+        match load(file.map(Path::to_owned)) {
+            Ok(config) => owner::of_backend(file, &config),
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 /// What `agent backend` does besides serving.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use super::{EXIT_USAGE, run::identity};
+use super::{EXIT_USAGE, owner, refused_owner, run::identity};
 use crate::cli::terminal;
 use crate::{
     agent::Setup,
@@ -56,6 +56,9 @@ pub fn run(command: &Command) -> ExitCode {
         },
         Command::Show { config } => match Setup::load(config) {
             Ok(setup) => {
+                if let Err(error) = owner::of_host(config, &setup.loaded.config) {
+                    return refused_owner(&error);
+                }
                 let id = identity(&setup.loaded.config).map(|identity| identity.collector_id);
                 // A host that is not registered has nothing of a backend.
                 let setup = setup.with_kept(&id.unwrap_or_default());

@@ -15,7 +15,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 
 use self::{account::Account, screen::Screen};
-use crate::cli::terminal;
+use crate::cli::{owner, terminal};
 use crate::{
     agent::{Agent, Setup},
     backend::{Backend, BackendConfig, Running},
@@ -70,6 +70,13 @@ pub async fn run(args: Args) -> ExitCode {
             terminal::complain(&format!("agent demo: {error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+impl Args {
+    /// Becomes the owner of the demo's directory, where this is root and that is not.
+    pub fn become_owner(&self) -> anyhow::Result<()> {
+        self.dir.as_deref().map_or(Ok(()), |dir| owner::step_down(&[dir]))
     }
 }
 

@@ -48,6 +48,26 @@ pub struct Args {
     pub force: bool,
 }
 
+/// What `--secret-file` names.
+#[derive(Debug)]
+pub enum SecretFile {
+    /// It is read when it is needed.
+    StandardInput,
+    /// A file, as it was read.
+    Read(std::io::Result<String>),
+}
+
+impl Args {
+    /// Reads the file of the secret, which its reader may be the only one to be allowed to.
+    pub fn read_secret_file(&self) -> Option<SecretFile> {
+        let path = self.secret_file.as_ref()?;
+        Some(match path.as_os_str() {
+            name if name == "-" => SecretFile::StandardInput,
+            _ => SecretFile::Read(fs_err::read_to_string(path)),
+        })
+    }
+}
+
 /// What the configuration says about this host.
 #[derive(Debug)]
 pub struct Host {
@@ -63,12 +83,12 @@ pub struct Host {
 
 /// Runs the command. Exit codes: 0 registered (now or before), 1 the backend said no or nothing,
 /// 64 a setting or file of this host is wrong.
-pub async fn run(args: Args, host: Host) -> ExitCode {
+pub async fn run(args: Args, secret: Option<SecretFile>, host: Host) -> ExitCode {
     let next = format!(
         "next: agent run --config {}; an agent that runs already takes this at its next start",
         host.config_file.display()
     );
-    match perform(args, host).await {
+    match perform(args, secret, host).await {
         Ok(report) => {
             terminal::note(&format!("{report}\n{next}"));
             ExitCode::SUCCESS
@@ -90,7 +110,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-async fn perform(args: Args, host: Host) -> anyhow::Result<String> {
+async fn perform(
+    args: Args,
+    secret_file: Option<SecretFile>,
+    host: Host,
+) -> anyhow::Result<String> {
     let mut link = host.link;
     if let Some(url) = args.backend {
         link.url = url;
@@ -115,7 +139,7 @@ async fn perform(args: Args, host: Host) -> anyhow::Result<String> {
         (None, None) => Contact::Configured,
     };
     let can_show = link.tls.cert_file.exists() && link.tls.key_file.exists();
-    let secret = secret(args.secret_file, can_show)?;
+    let secret = secret(secret_file, can_show)?;
     let (state_dir, hostname) = (host.state_dir, host.hostname);
     let registration = Registration { link, state_dir, name, hostname, contact, secret };
     let registered = register(&registration).await?;
@@ -183,14 +207,14 @@ fn trusted_by(registered: &Registered, registration: &Registration) -> String {
 }
 
 /// The registration secret; a host that can show a certificate needs none.
-fn secret(file: Option<PathBuf>, can_show: bool) -> anyhow::Result<Option<SecretString>> {
+fn secret(file: Option<SecretFile>, can_show: bool) -> anyhow::Result<Option<SecretString>> {
     let text = match file {
-        Some(path) if path.as_os_str() == "-" => {
+        Some(SecretFile::StandardInput) => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("standard input")?;
             text
         }
-        Some(path) => fs_err::read_to_string(path)?,
+        Some(SecretFile::Read(text)) => text?,
         None => match std::env::var(SECRET_VARIABLE) {
             Ok(text) => text,
             Err(_) if can_show => return Ok(None),

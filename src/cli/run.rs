@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{ConfigFile, EXIT_USAGE, block_on, control, named};
+use super::{ConfigFile, EXIT_USAGE, block_on, control, named, owner, refused_owner};
 use crate::cli::terminal;
 use crate::{
     agent::{Agent, AgentView, Setup, StartError},
@@ -16,6 +16,9 @@ use crate::{
 pub fn run(file: &ConfigFile) -> ExitCode {
     named(file, |path| match Setup::load(path) {
         Ok(setup) => {
+            if let Err(error) = owner::of_host(path, &setup.loaded.config) {
+                return refused_owner(&error);
+            }
             let log = telemetry::start_log(setup.loaded.config.log_level);
             if let Some(warning) = secrets::exposed(path) {
                 tracing::warn!("{warning}");

@@ -85,7 +85,7 @@ impl Loaded {
     pub fn told_withheld(&self) -> Option<String> {
         let problems: Vec<_> = self.withheld.iter().map(|it| it.problem.clone()).collect();
         let file = problems.first()?.file.clone();
-        Some(ConfigError { file, problems }.to_string())
+        Some(ConfigError::of(file, problems, 0).to_string())
     }
 
     /// Keys whose value is another than in `before`.

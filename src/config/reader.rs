@@ -11,9 +11,9 @@
 //! mistake.
 
 mod bound; // what the backend may set, and how far
+mod unknown; // names that nobody has asked for
 
 use std::{
-    collections::BTreeMap,
     fmt,
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
@@ -30,6 +30,7 @@ use toml::{
 };
 
 pub use self::bound::{Bound, Withheld, WithheldKind};
+use self::unknown::{report_unknown, short};
 use crate::units;
 
 /// A TOML document being read. Ask for every key, then call [`Document::finish`].
@@ -121,13 +122,17 @@ pub struct Key {
     meaning: String,
 }
 
-/// A configuration that cannot be used, with every mistake found in it.
+/// Mistakes that are told of one configuration: who repairs these reads it again.
+const PROBLEMS_MAX: usize = 20;
+/// A configuration that cannot be used, with the mistakes found in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     /// The file that was read.
     pub file: PathBuf,
-    /// What is wrong with it, in the order of its lines.
+    /// What is wrong with it, in the order of its lines: the first mistakes.
     pub problems: Vec<Problem>,
+    /// How many more there are.
+    pub unlisted: usize,
 }
 
 /// One mistake in a configuration file.
@@ -153,7 +158,10 @@ impl fmt::Display for ConfigError {
             }
             write!(f, ": {}\n  hint: {}", problem.message, problem.hint)?;
         }
-        Ok(())
+        match self.unlisted {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more like these"),
+        }
     }
 }
 
@@ -191,6 +199,7 @@ impl<'t> Layer<'t> {
                 message: format!("not valid TOML: {}", error.message()),
                 hint: "strings need quotes, sections stand in [brackets]".to_owned(),
             }],
+            unlisted: 0,
         })?;
         Ok(Self { origin, file: file.to_owned(), text, root: parsed.into_inner() })
     }
@@ -240,15 +249,16 @@ impl<'t> Document<'t> {
 
     /// Ends the reading: unknown sections and keys are mistakes too. Returns the known keys.
     pub fn finish(mut self) -> Result<Vec<Key>, ConfigError> {
+        let mut unlisted = 0;
         for layer in &self.layers {
-            report_unknown(layer, &self.keys, &mut self.problems);
+            unlisted += report_unknown(layer, &self.keys, &mut self.problems);
         }
         if self.problems.is_empty() {
             return Ok(self.keys);
         }
         self.problems.sort_by_key(|problem| problem.line);
         let file = self.layers.pop().map(|layer| layer.file).unwrap_or_default();
-        Err(ConfigError { file, problems: self.problems })
+        Err(ConfigError::of(file, self.problems, unlisted))
     }
 
     /// The value that counts, and its layer.
@@ -257,36 +267,18 @@ impl<'t> Document<'t> {
     }
 }
 
-fn report_unknown(layer: &Layer<'_>, keys: &[Key], problems: &mut Vec<Problem>) {
-    let mut known: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for key in keys {
-        known.entry(key.section).or_default().push(key.name);
-    }
-    for (section, value) in &layer.root {
-        let name: &str = section.get_ref();
-        let Some(keys) = known.get(name) else {
-            let near = nearest(name, known.keys().copied());
-            let hint = near_hint(near, &known.keys().copied().collect::<Vec<_>>());
-            let message = format!("[{name}]: unknown section");
-            problems.push(layer.problem(&section.span(), message, hint));
-            continue;
-        };
-        for key in value.get_ref().as_table().into_iter().flat_map(|table| table.keys()) {
-            let key_name: &str = key.get_ref();
-            if !keys.contains(&key_name) {
-                let hint = near_hint(nearest(key_name, keys.iter().copied()), keys);
-                let message = format!("{name}.{key_name}: unknown key");
-                problems.push(layer.problem(&key.span(), message, hint));
-            }
-        }
-    }
-}
-
 impl ConfigError {
+    /// The first of these mistakes, and how many more there are beside `unlisted` others.
+    pub(super) fn of(file: PathBuf, mut problems: Vec<Problem>, unlisted: usize) -> Self {
+        let unlisted = unlisted + problems.len().saturating_sub(PROBLEMS_MAX);
+        problems.truncate(PROBLEMS_MAX);
+        Self { file, problems, unlisted }
+    }
+
     /// A mistake of the file as a whole.
     pub fn whole(file: &Path, message: String, hint: String) -> Self {
         let problem = Problem { file: file.to_owned(), line: None, message, hint };
-        Self { file: file.to_owned(), problems: vec![problem] }
+        Self { file: file.to_owned(), problems: vec![problem], unlisted: 0 }
     }
 }
 
@@ -525,7 +517,7 @@ impl<'t> Section<'_, 't> {
         let layer = found.map(|(layer, _)| layer).or(self.document.layers.last());
         let file = layer.map(|layer| layer.file.clone()).unwrap_or_default();
         let line = found.map(|(layer, value)| line_of(layer.text, &value.span()));
-        let shown = value.map(|value| format!(" = {value}")).unwrap_or_default();
+        let shown = value.map(|value| format!(" = {}", short(value))).unwrap_or_default();
         let message = format!("{}.{key}{shown}: {message}", self.name);
         self.document.problems.push(Problem { file, line, message, hint: hint.to_owned() });
     }
@@ -554,21 +546,6 @@ fn split_list(text: &str) -> Vec<String> {
 
 fn line_of(text: &str, span: &Range<usize>) -> usize {
     1 + text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count()
-}
-
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.5)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-fn near_hint(near: Option<&str>, all: &[&str]) -> String {
-    match near {
-        Some(name) => format!("did you mean `{name}`?"),
-        None => format!("known here: {}", all.join(", ")),
-    }
 }
 
 #[cfg(test)]

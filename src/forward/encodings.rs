@@ -11,12 +11,11 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::{ForwardConfig, batch::Packing};
 use crate::{
     answer::{Answer, Meaning},
     encoding::Encoding,
+    metric::members,
 };
 
 /// A backend that takes only plain bodies is asked for its version so often.
@@ -24,6 +23,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(3_600);
 /// More backends than a configuration names; beyond them the one that was silent longest is
 /// forgotten.
 const BACKENDS_MAX: usize = 16;
+
+/// Characters of a version that tell it from another.
+const VERSION_MAX: usize = 200;
 
 /// What is known of each backend. Times are durations since any fixed moment.
 #[derive(Debug, Default)]
@@ -67,14 +69,6 @@ pub enum Plain {
     Yes,
 }
 
-/// What a probe's answer may say.
-#[derive(Deserialize)]
-struct Version {
-    version: Option<String>,
-    #[serde(default)]
-    encodings: Vec<String>,
-}
-
 impl Encodings {
     /// How the next body is packed.
     pub fn packing(&self, config: &ForwardConfig, plain: Plain) -> Packing {
@@ -102,14 +96,27 @@ impl Encodings {
 
     /// A backend has answered when it was asked for its version.
     pub fn probed(&mut self, answer: &Answer, now: Duration) {
-        let said = serde_json::from_slice(&answer.body).ok();
-        let Version { version, encodings } =
-            said.unwrap_or(Version { version: None, encodings: Vec::new() });
+        let (mut version, mut zstd) = (None, false);
+        let is_object = members::each_member(&answer.body, |name, value| match name {
+            "version" => version = members::text(value).map(|text| beginning(&text)),
+            "encodings" => {
+                let is_zstd = |name| members::text(name).as_deref() == Some(Encoding::Zstd.label());
+                zstd = false;
+                members::each_entry(value, |name| {
+                    zstd |= is_zstd(name);
+                    true
+                });
+            }
+            _ => {}
+        });
+        if !is_object {
+            (version, zstd) = (None, false);
+        }
         let known = self.known(&answer.backend);
         if known.asked_at.is_some() && known.version != version {
             known.compressed = Compressed::Unknown;
         }
-        known.zstd = Some(encodings.iter().any(|name| name == Encoding::Zstd.label()));
+        known.zstd = Some(zstd);
         (known.version, known.asked_at) = (version, Some(now));
     }
 
@@ -167,6 +174,10 @@ impl Plain {
     pub fn answered(self) -> Self {
         if self == Self::No { Self::No } else { Self::Yes }
     }
+}
+
+fn beginning(version: &str) -> String {
+    version.chars().take(VERSION_MAX).collect()
 }
 
 #[cfg(test)]

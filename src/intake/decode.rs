@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{METRICS_MAX, Metric, REJECTS_NAMED_MAX};
-use crate::metric::{self, Invalid, envelope::Rejected};
+use super::{METRICS_MAX, Metric, REJECTED_NAMED_MAX};
+use crate::metric::{self, Invalid, MetricType, envelope::Rejected};
 
 /// How metrics stand in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,10 @@ impl Reading<'_> {
 
     fn admit(&mut self, index: usize, text: &str) {
         match metric::validate_text(text, self.now) {
+            Ok(sound) if sound.metric_type == MetricType::Agent => {
+                let message = "`agent` is what the agent says of itself";
+                self.reject(index, Invalid::new("type", message));
+            }
             Ok(sound) => self.decoded.metrics.push(Metric {
                 kind: sound.metric_type.to_string(),
                 at_ms: sound.at.as_millisecond(),
@@ -119,7 +123,7 @@ impl Reading<'_> {
     fn reject(&mut self, index: usize, Invalid { path, message }: Invalid) {
         let rejects = &mut self.decoded.rejects;
         rejects.total += 1;
-        if rejects.named.len() < REJECTS_NAMED_MAX {
+        if rejects.named.len() < REJECTED_NAMED_MAX {
             rejects.named.push(Rejected { index, path, message });
         }
     }
@@ -270,6 +274,18 @@ mod tests {
         assert_eq!(read(Format::Lines, ""), Ok(Decoded::default()));
     }
 
+    /// Other programs do not speak for the agent.
+    #[test]
+    fn the_agents_own_type_is_rejected() {
+        let at = "2026-01-01T00:00:00Z";
+        let agent = format!(r#"{{"type":"agent","timestamp":"{at}","started_at":"{at}"}}"#);
+        metric::validate_text(&agent, at.parse().expect("a time")).expect("sound");
+        let decoded = read(Format::Any, format!(r#"{{"metrics":[{agent},{GOOD}]}}"#)).unwrap();
+        assert_eq!(payloads(&decoded), [GOOD]);
+        let [rejected] = &decoded.rejects.named[..] else { panic!("one") };
+        assert_eq!((rejected.index, rejected.path.as_str()), (0, "type"));
+    }
+
     /// C5
     #[test]
     fn no_metrics_are_fine() {
@@ -301,10 +317,10 @@ mod tests {
 
     #[test]
     fn rejects_beyond_the_named_ones_are_counted() {
-        let many = format!("{{\"metrics\":[1{}]}}", ",1".repeat(REJECTS_NAMED_MAX + 4));
+        let many = format!("{{\"metrics\":[1{}]}}", ",1".repeat(REJECTED_NAMED_MAX + 4));
         let decoded = read(Format::Any, many).unwrap();
-        assert_eq!(decoded.rejects.named.len(), REJECTS_NAMED_MAX);
-        assert_eq!(decoded.rejects.total, REJECTS_NAMED_MAX as u64 + 5);
+        assert_eq!(decoded.rejects.named.len(), REJECTED_NAMED_MAX);
+        assert_eq!(decoded.rejects.total, REJECTED_NAMED_MAX as u64 + 5);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl<S: Sink> Service<S> {
         let now_ms = clock::now().as_millisecond();
         let body_crc = crc32c::crc32c(body);
         let known = self.sink.receipt(&name).await;
-        if let Some(receipt) = known.and_then(|bytes| Receipt::decode(&bytes, now_ms)) {
+        if let Some(receipt) = known.and_then(|bytes| Receipt::decode(&bytes)) {
             // Known from memory while the disk takes nothing: that is no promise yet.
             if !self.sink.is_durable().await {
                 return Err(Refusal::no_disk());

@@ -43,20 +43,7 @@ pub fn prepare(path: &Path, content: &[u8], readers: Readers) -> Result<(), Link
     // A umask may have taken what everyone is to have.
     file.set_permissions(std::fs::Permissions::from_mode(mode))
         .map_err(|error| cannot_write(&error))?;
-    give_to_owner(path, file.file());
     file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| cannot_write(&error))
-}
-
-/// A file that root makes in a folder of somebody else's is theirs: the agent has to work with it.
-pub(super) fn give_to_owner(path: &Path, file: &std::fs::File) {
-    use std::os::unix::fs::MetadataExt;
-    let owner = parent(path).and_then(|folder| std::fs::metadata(folder).ok());
-    if let Some(owner) = owner.filter(|owner| owner.uid() != 0)
-        && rustix::process::geteuid().is_root()
-        && let Err(error) = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()))
-    {
-        tracing::warn!(%error, path = %path.display(), "this stays root's");
-    }
 }
 
 /// Moves a prepared file to its place and makes the move durable.
@@ -122,29 +109,4 @@ pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(unreadable)?;
     Ok(content)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A user that owns nothing.
-    const NOBODY: u32 = 65_534;
-
-    /// What root writes beside the files of the agent's user is that user's.
-    #[test]
-    fn files_that_root_writes_are_the_folders_owners() {
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "CI runs as root");
-            return;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-        for readers in [Readers::Owner, Readers::Everyone] {
-            let path = folder.path().join(format!("{readers:?}"));
-            replace(&path, b"x", readers).unwrap();
-            let data = fs_err::metadata(&path).unwrap();
-            assert_eq!((data.uid(), data.gid()), (NOBODY, NOBODY), "{readers:?}");
-        }
-    }
 }

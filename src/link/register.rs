@@ -134,10 +134,13 @@ async fn enrol(
     let mut written = vec![places.key.clone(), places.cert.clone()];
     let private_key = response.private_key_for(key.pem())?;
     let is_key_from_backend = private_key != key.pem();
+    let authorities = witness.authorities(&response.ca_certificates);
+    let now = registration.link.clock.now();
+    tls::check_issued(&response.certificates, &authorities, now)?;
     files::prepare(&files::next_to(&places.key), private_key.as_bytes(), Readers::Owner)?;
     let chain = tls::certificates_to_pem(&response.certificates);
     files::prepare(&files::next_to(&places.cert), chain.as_bytes(), Readers::Everyone)?;
-    let learned = witness.learned(response.ca_certificates.clone());
+    let learned = witness.is_named().then_some(authorities);
     match &learned {
         Some(ca) => {
             let ca = tls::certificates_to_pem(ca);
@@ -319,7 +322,7 @@ fn first_trust(registration: &Registration, old: Option<Identity>) -> Result<Tru
     let tls = &registration.link.tls;
     match &registration.contact {
         Contact::Ca(file) => match tls::read_certificates(file, "--ca") {
-            Err(error) if !file.exists() => Err(LinkError {
+            Err(error) if matches!(file.try_exists(), Ok(false)) => Err(LinkError {
                 hint: "it is `keys/ca.crt` in the backend's data directory; bring it to this host"
                     .to_owned(),
                 ..error
@@ -358,16 +361,22 @@ impl Witness {
         }
     }
 
-    fn learned(
-        self,
-        from_backend: Vec<CertificateDer<'static>>,
-    ) -> Option<Vec<CertificateDer<'static>>> {
+    /// Whether what vouched for the backend is to be trusted from now on.
+    fn is_named(&self) -> bool {
+        !matches!(self, Self::Unnamed)
+    }
+
+    /// What vouched for the backend, and what it says that its authority is.
+    fn authorities(
+        &self,
+        from_backend: &[CertificateDer<'static>],
+    ) -> Vec<CertificateDer<'static>> {
         let mut certificates = match self {
-            Self::Certificates(certificates) => certificates,
+            Self::Certificates(certificates) => certificates.clone(),
             Self::Pin(pin) => pin.seen().into_iter().collect(),
-            Self::Unnamed => return None,
+            Self::Unnamed => Vec::new(),
         };
-        certificates.extend(from_backend);
-        Some(certificates)
+        certificates.extend_from_slice(from_backend);
+        certificates
     }
 }

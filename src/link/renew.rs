@@ -185,7 +185,7 @@ impl Renewer {
         Ok(kept?)
     }
 
-    /// Sends the request and checks that the answer is for its key.
+    /// Sends the request, and checks that the answer is for its key and can be shown.
     async fn exchange(&self, key: &NewKey) -> Result<Vec<CertificateDer<'static>>, Failure> {
         let body = serde_json::json!({"csr": key.csr()}).to_string();
         let answer = self.link.post(RENEW_PATH, Bytes::from(body)).await;
@@ -200,6 +200,11 @@ impl Renewer {
         }
         let chain = read_chain(&answer)?;
         ClientCertificate::from_parts(chain.clone(), key.pem())?.check()?;
+        let own = self.own();
+        if let Some(present) = own.shown.leaf() {
+            let now = self.link.server_now();
+            tls::check_renewed(&chain, &present, &own.authorities, now)?;
+        }
         Ok(chain)
     }
 

@@ -1,6 +1,7 @@
 //! Trust and the client certificate: TLS 1.3 only, ring, and what each failure means.
 
 mod explain;
+mod issued; // what the backend gives
 mod own;
 mod pem;
 mod verify;
@@ -20,6 +21,7 @@ use self::verify::Rule;
 use super::{CertificateClock, LinkError, ServerClock, TlsConfig};
 
 pub(super) use explain::explain;
+pub(super) use issued::{check_issued, check_renewed};
 pub(super) use own::unix_time;
 pub use own::{ClientCertificate, OwnCertificate, Validity};
 pub use pem::{
@@ -55,6 +57,14 @@ impl Trust {
         match tls.ca_file.as_deref().or(learned_ca) {
             Some(file) => Ok(Self::Only(read_certificates(file, "tls.ca_file")?)),
             None => Ok(Self::System),
+        }
+    }
+
+    /// The CA certificates that are trusted by name; none where the system's roots or nothing is.
+    pub(super) fn named(&self) -> &[CertificateDer<'static>] {
+        match self {
+            Self::Only(certificates) => certificates,
+            Self::System | Self::SystemAnd(_) | Self::Pinned(_) | Self::Anything => &[],
         }
     }
 

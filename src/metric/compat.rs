@@ -1,6 +1,14 @@
 //! Documents of existing pgAnalytics collectors, brought into the shape of the contract.
 
+use std::iter;
+
 use serde_json::{Map, Value};
+
+use super::Invalid;
+
+/// A document that is split makes at most so many times its bytes, and what a small one needs.
+const SPLIT_FACTOR: usize = 4;
+const SPLIT_FLOOR: usize = 64 << 10;
 
 /// Splits a `pg_stats` metric that nests tables and indexes in `databases[]` and has no top-level
 /// `database` into one metric for each database. Every other metric comes back as it is.
@@ -8,16 +16,30 @@ use serde_json::{Map, Value};
 /// The first metric keeps the list itself, without what was nested, as the contract's `databases`;
 /// fields beside the list go to every metric. A database without a name gives a metric without
 /// `database`, which [`super::validate`] refuses.
-pub fn split_compat(metric: Value) -> Vec<Value> {
+pub fn split_compat(metric: Value) -> Box<dyn Iterator<Item = Value>> {
     match metric {
-        Value::Object(members) if is_nested(&members) => split(members),
-        other => vec![other],
+        Value::Object(members) if is_nested(&members) => Box::new(split(members)),
+        other => Box::new(iter::once(other)),
     }
 }
 
-/// About how many bytes [`split_compat`] makes of `metric`, whose text has `bytes`: what stands
-/// beside the databases goes to each of them.
-pub fn split_bytes(metric: &Value, bytes: usize) -> usize {
+/// Whether [`split_compat`] has something to split.
+pub(super) fn is_split(metric: &Value) -> bool {
+    metric.as_object().is_some_and(is_nested)
+}
+
+/// Refuses a metric with a text of `bytes` of which [`split_compat`] would make a multiple: what
+/// stands beside the databases goes to each of them.
+pub(super) fn check_split(metric: &Value, bytes: usize) -> Result<(), Invalid> {
+    let most = bytes.saturating_mul(SPLIT_FACTOR).max(SPLIT_FLOOR);
+    if split_bytes(metric, bytes) <= most {
+        return Ok(());
+    }
+    let message = format!("split by its databases it would be more than {most} bytes");
+    Err(Invalid::new("databases", message))
+}
+
+fn split_bytes(metric: &Value, bytes: usize) -> usize {
     let Some(members) = metric.as_object().filter(|members| is_nested(members)) else {
         return bytes;
     };
@@ -38,19 +60,22 @@ fn has(value: &Value, key: &str) -> bool {
     value.as_object().is_some_and(|members| members.contains_key(key))
 }
 
-fn split(mut shared: Map<String, Value>) -> Vec<Value> {
-    let Some(Value::Array(databases)) = shared.remove("databases") else {
-        return vec![Value::Object(shared)];
+/// One at a time: together they are much more than what they are made of.
+fn split(mut shared: Map<String, Value>) -> impl Iterator<Item = Value> {
+    let databases = match shared.remove("databases") {
+        Some(Value::Array(databases)) => databases,
+        _ => Vec::new(),
     };
-    let list: Vec<Value> = databases.iter().filter_map(summary).collect();
-    let mut split: Vec<Value> =
-        databases.into_iter().map(|database| one(shared.clone(), database)).collect();
-    if let Some(Value::Object(first)) = split.first_mut()
-        && !list.is_empty()
-    {
-        first.insert("databases".into(), Value::Array(list));
-    }
-    split
+    let mut list: Vec<Value> = databases.iter().filter_map(summary).collect();
+    databases.into_iter().map(move |database| {
+        let mut metric = one(shared.clone(), database);
+        if let Value::Object(first) = &mut metric
+            && !list.is_empty()
+        {
+            first.insert("databases".into(), Value::Array(std::mem::take(&mut list)));
+        }
+        metric
+    })
 }
 
 /// The database's entry in the list of all: what it nested is left out.

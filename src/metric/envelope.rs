@@ -1,23 +1,36 @@
 //! What stands around the metrics of one push, and what the backend answers.
 
+use std::fmt;
+
 use jiff::Timestamp;
+use serde::de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::agent_limits::{self, Cut};
-use super::{Invalid, sequences::Sequences, shape, value};
+use super::object::Object;
+use super::{Invalid, sequences::Sequences, shape};
 use crate::clock;
 
 /// The version of the documents, in every envelope.
 pub const SCHEMA_VERSION: &str = "1.0.0";
 
+/// The most metrics of one push.
+pub const METRICS_MAX: usize = 100_000;
+/// The most rejected metrics that an answer names; the others are counted.
+pub const REJECTED_NAMED_MAX: usize = 1_000;
+/// The most bytes of what is said of them.
+pub const REJECTED_BYTES_MAX: usize = 256 << 10;
+
 /// The most that is said of what cannot be read, characters.
 const MESSAGE_CHARACTERS_MAX: usize = 200;
 
-/// A push as it arrived: the envelope is checked, the metrics are not yet.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PushRequest {
+/// A push as it arrived: the envelope is checked, the metrics are not yet. They are slices of the
+/// body: nothing is built of them before they are found sound.
+#[derive(Debug, Clone)]
+pub struct PushRequest<'a> {
     /// Who sends; the caller compares it with the token.
     pub collector_id: String,
     /// The host the metrics are about.
@@ -26,12 +39,42 @@ pub struct PushRequest {
     pub timestamp: Timestamp,
     /// The sender's version of the documents.
     pub version: String,
-    /// Each for [`super::validate`].
-    pub metrics: Vec<Value>,
+    /// Each for [`super::validate_text`].
+    pub metrics: Vec<&'a RawValue>,
     /// Absent from collectors that are not this agent.
     pub agent: Option<AgentInfo>,
     /// What was left out of `agent`.
     pub cut: Cut,
+}
+
+/// Why a push is not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoPush {
+    /// It is none.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// It has more than [`METRICS_MAX`] metrics.
+    #[error("more than {METRICS_MAX} metrics")]
+    TooMany,
+}
+
+/// The envelope's own members, as they stand in the body.
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow, default)]
+    collector_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    hostname: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timestamp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    version: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metrics_count: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metrics: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    agent: Option<&'a RawValue>,
 }
 
 /// What stands before the metrics; the metrics are joined to it without decoding them.
@@ -143,9 +186,12 @@ pub struct PushResponse {
     /// The batch had been stored before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicate: Option<bool>,
-    /// Metrics of this push that were not stored.
+    /// Metrics of this push that were not stored: the first [`REJECTED_NAMED_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rejected: Vec<Rejected>,
+    /// How many there are, when not all of them are named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected_total: Option<u64>,
 }
 
 /// One metric that is no valid document.
@@ -173,36 +219,26 @@ pub struct ErrorBody {
     pub details: Option<Value>,
 }
 
-impl PushRequest {
+impl<'a> PushRequest<'a> {
     /// Reads an envelope field by field; the error names the first that is missing or of the wrong
-    /// type. `metrics_count` may be absent; when it is there it must be the array's length.
-    pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
-        let value = value::parse_value(body).map_err(|e| {
-            Invalid::new(
-                "",
-                format!("the body is no JSON: line {}, column {}", e.line(), e.column()),
-            )
-        })?;
-        let Value::Object(mut members) = value else {
-            let found = shape::kind_name(&value);
-            return Err(Invalid::new("", format!("expected an object, found {found}")));
-        };
-        let collector_id = take_text(&mut members, "collector_id")?;
-        let hostname = take_text(&mut members, "hostname")?;
-        let timestamp = take_text(&mut members, "timestamp")?;
+    /// type, or stands twice. `metrics_count` may be absent; when it is there it must be the
+    /// array's length.
+    pub fn parse(body: &'a [u8]) -> Result<Self, NoPush> {
+        let Object(said) =
+            serde_json::from_slice::<Object<Members<'_>>>(body).map_err(|error| no_push(&error))?;
+        let collector_id = text("collector_id", said.collector_id)?;
+        let hostname = text("hostname", said.hostname)?;
+        let timestamp = text("timestamp", said.timestamp)?;
         let timestamp = shape::parse_time(&timestamp).map_err(|m| Invalid::new("timestamp", m))?;
-        let version = take_text(&mut members, "version")?;
-        let metrics = match members.remove("metrics") {
-            None | Some(Value::Null) => return Err(Invalid::new("metrics", "missing")),
-            Some(Value::Array(metrics)) => metrics,
-            Some(other) => return Err(wrong_kind("metrics", "an array", &other)),
-        };
-        check_count(members.get("metrics_count"), metrics.len())?;
-        let (agent, cut) = match members.remove("agent") {
-            None | Some(Value::Null) => (None, Cut::default()),
-            Some(mut value) => {
-                let cut = value.as_object_mut().map(agent_limits::bound).unwrap_or_default();
-                (Some(AgentInfo::read(value, metrics.len())?), cut)
+        let version = text("version", said.version)?;
+        let metrics = said.metrics.ok_or_else(|| Invalid::new("metrics", "missing"))?;
+        let metrics = elements(metrics)?;
+        check_count(said.metrics_count, metrics.len())?;
+        let (agent, cut) = match said.agent {
+            None => (None, Cut::default()),
+            Some(said) => {
+                let (agent, cut) = agent_limits::read(said.get(), metrics.len())?;
+                (Some(agent), cut)
             }
         };
         Ok(Self { collector_id, hostname, timestamp, version, metrics, agent, cut })
@@ -223,24 +259,6 @@ impl AgentInfo {
             backlog: Backlog::default(),
             lost: Vec::new(),
         }
-    }
-
-    /// Reads the object, with a sequence number for each of `metrics` if it has any.
-    fn read(mut value: Value, metrics: usize) -> Result<Self, Invalid> {
-        // What is wrong may be as long as the body.
-        let cut = |error: serde_json::Error| -> String {
-            error.to_string().chars().take(MESSAGE_CHARACTERS_MAX).collect()
-        };
-        let invalid = |message| Invalid::new("agent.sequences", message);
-        let sequences = value.as_object_mut().and_then(|members| members.remove("sequences"));
-        let sequences = sequences.filter(|value| !value.is_null()).map(|value| {
-            let read: Sequences = serde_json::from_value(value).map_err(|e| invalid(cut(e)))?;
-            read.check(metrics).map_err(invalid).map(|()| read)
-        });
-        let sequences = sequences.transpose()?;
-        let agent: Self =
-            serde_json::from_value(value).map_err(|e| Invalid::new("agent", cut(e)))?;
-        Ok(Self { sequences, ..agent })
     }
 }
 
@@ -282,36 +300,109 @@ struct WireHead<'a> {
     agent: Option<&'a AgentInfo>,
 }
 
-fn take_text(members: &mut Map<String, Value>, name: &str) -> Result<String, Invalid> {
-    match members.remove(name) {
-        None | Some(Value::Null) => Err(Invalid::new(name, "missing")),
-        Some(Value::String(text)) if text.is_empty() => Err(Invalid::new(name, "empty")),
-        Some(Value::String(text)) if text.len() > shape::STRING_BYTES_MAX => {
-            Err(Invalid::new(name, "too long"))
-        }
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(wrong_kind(name, "a string", &other)),
+/// The JSON type of a text, with an article.
+pub(super) fn kind_of(value: &RawValue) -> &'static str {
+    match value.get().as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
     }
 }
 
-fn check_count(count: Option<&Value>, metrics: usize) -> Result<(), Invalid> {
+/// What is wrong, without its place in a text that nobody sees, and not as long as that.
+pub(super) fn words(error: &serde_json::Error) -> String {
+    let words = error.to_string();
+    let words = words.rsplit_once(" at line ").map_or(words.as_str(), |(words, _)| words);
+    words.chars().take(MESSAGE_CHARACTERS_MAX).collect()
+}
+
+/// The members of an envelope are not looked into yet: what is wrong is the text, or that it is no
+/// object, or that a key stands twice.
+fn no_push(error: &serde_json::Error) -> NoPush {
+    if !error.is_data() {
+        let (line, column) = (error.line(), error.column());
+        let message = format!("the body is no JSON: line {line}, column {column}");
+        return Invalid::new("", message).into();
+    }
+    let words = words(error);
+    let twice = words.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`'));
+    match twice {
+        Some(name) => Invalid::new(name, "the key stands twice").into(),
+        None => Invalid::new("", words).into(),
+    }
+}
+
+fn text(name: &str, value: Option<&RawValue>) -> Result<String, Invalid> {
+    let value = value.ok_or_else(|| Invalid::new(name, "missing"))?;
+    if kind_of(value) != "a string" {
+        return Err(wrong_kind(name, "a string", value));
+    }
+    let text: String =
+        serde_json::from_str(value.get()).map_err(|error| Invalid::new(name, words(&error)))?;
+    match text.len() {
+        0 => Err(Invalid::new(name, "empty")),
+        bytes if bytes > shape::STRING_BYTES_MAX => Err(Invalid::new(name, "too long")),
+        _ => Ok(text),
+    }
+}
+
+fn elements(metrics: &RawValue) -> Result<Vec<&RawValue>, NoPush> {
+    struct Elements;
+
+    impl<'de> Visitor<'de> for Elements {
+        type Value = Option<Vec<&'de RawValue>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of metrics")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut elements = Vec::new();
+            while let Some(element) = seq.next_element()? {
+                if elements.len() == METRICS_MAX {
+                    // The text is JSON: what is left of it is passed over.
+                    while seq.next_element::<IgnoredAny>()?.is_some() {}
+                    return Ok(None);
+                }
+                elements.push(element);
+            }
+            Ok(Some(elements))
+        }
+    }
+
+    if kind_of(metrics) != "an array" {
+        return Err(wrong_kind("metrics", "an array", metrics).into());
+    }
+    let mut text = serde_json::Deserializer::from_str(metrics.get());
+    let elements = text.deserialize_seq(Elements);
+    let elements = elements.map_err(|error| Invalid::new("metrics", words(&error)))?;
+    elements.ok_or(NoPush::TooMany)
+}
+
+fn check_count(count: Option<&RawValue>, metrics: usize) -> Result<(), Invalid> {
     match count {
-        None | Some(Value::Null) => Ok(()),
-        Some(count) if count.as_u64() == u64::try_from(metrics).ok() => Ok(()),
-        Some(count @ Value::Number(_)) => Err(Invalid::new(
-            "metrics_count",
-            format!("{count} announced, the array holds {metrics}"),
-        )),
+        None => Ok(()),
+        Some(count) if count.get() == metrics.to_string() => Ok(()),
+        Some(count) if kind_of(count) == "a number" => {
+            let count: String = count.get().chars().take(MESSAGE_CHARACTERS_MAX).collect();
+            let message = format!("{count} announced, the array holds {metrics}");
+            Err(Invalid::new("metrics_count", message))
+        }
         Some(other) => Err(wrong_kind("metrics_count", "a number", other)),
     }
 }
 
-fn wrong_kind(name: &str, expected: &str, found: &Value) -> Invalid {
-    Invalid::new(name, format!("expected {expected}, found {}", shape::kind_name(found)))
+fn wrong_kind(name: &str, expected: &str, found: &RawValue) -> Invalid {
+    Invalid::new(name, format!("expected {expected}, found {}", kind_of(found)))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Map;
+
     use super::*;
 
     fn body(change: impl FnOnce(&mut Map<String, Value>)) -> Vec<u8> {
@@ -345,7 +436,7 @@ mod tests {
             assert_eq!(read.timestamp, head.timestamp);
             assert_eq!(read.version, "1.0.0");
             assert_eq!(read.agent.as_ref(), Some(&agent));
-            let texts: Vec<String> = read.metrics.iter().map(Value::to_string).collect();
+            let texts: Vec<&str> = read.metrics.iter().map(|metric| metric.get()).collect();
             assert_eq!(texts, metrics);
         };
         check(&[]);
@@ -357,7 +448,10 @@ mod tests {
     #[test]
     fn envelope_without_a_field_is_refused() {
         for field in ["collector_id", "hostname", "timestamp", "version", "metrics"] {
-            let refused = |body: Vec<u8>| PushRequest::parse(&body).expect_err(field);
+            let refused = |body: Vec<u8>| match PushRequest::parse(&body) {
+                Err(NoPush::Invalid(invalid)) => invalid,
+                other => panic!("{field}: {other:?}"),
+            };
             let missing = Invalid::new(field, "missing");
             assert_eq!(refused(body(|m| drop(m.remove(field)))), missing);
             assert_eq!(refused(body(|m| drop(m.insert(field.into(), Value::Null)))), missing);
@@ -366,8 +460,10 @@ mod tests {
             assert!(wrong.message.ends_with("found a boolean"), "{wrong}");
         }
         for text in ["", "{", "[]", "5", "null"] {
-            let refused = PushRequest::parse(text.as_bytes()).expect_err(text);
-            assert_eq!(refused.path, "");
+            match PushRequest::parse(text.as_bytes()) {
+                Err(NoPush::Invalid(refused)) => assert_eq!(refused.path, "", "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
         }
     }
 
@@ -395,7 +491,38 @@ mod tests {
         check(|m| drop(m.insert("hostname".into(), "".into())), "hostname: empty");
         check(
             |m| drop(m.insert("agent".into(), 1.into())),
-            "agent: invalid type: integer `1`, expected struct AgentInfo",
+            "agent: invalid type: integer `1`, expected an object",
         );
+    }
+
+    /// Readers differ in which of the two they take.
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        let sound = String::from_utf8(body(|_| {})).expect("text");
+        for key in ["collector_id", "hostname", "timestamp", "version", "metrics", "agent"] {
+            for more in ["null", "\"x\"", "[]"] {
+                let twice = format!("{{\"{key}\":{more},{}", &sound[1..]);
+                let twice = match key {
+                    "agent" => format!("{{\"agent\":{more},{}", &twice[1..]),
+                    _ => twice,
+                };
+                let refused = PushRequest::parse(twice.as_bytes()).map(drop);
+                assert_eq!(refused, Err(Invalid::new(key, "the key stands twice").into()));
+            }
+        }
+    }
+
+    #[test]
+    fn so_many_metrics_are_a_push() {
+        let of = |count: usize| {
+            body(|m| {
+                m.remove("metrics_count");
+                m.insert("metrics".into(), vec![0; count].into());
+            })
+        };
+        let most = of(METRICS_MAX);
+        assert_eq!(PushRequest::parse(&most).map(|push| push.metrics.len()), Ok(METRICS_MAX));
+        let more = of(METRICS_MAX + 1);
+        assert_eq!(PushRequest::parse(&more).map(drop), Err(NoPush::TooMany));
     }
 }

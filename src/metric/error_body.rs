@@ -1,6 +1,6 @@
 //! The body of an answer that is no 2xx: the contract's, or whatever stands in its place.
 
-use serde_json::Value;
+use super::members;
 
 /// The most characters of an excerpt.
 const EXCERPT_MAX: usize = 200;
@@ -19,9 +19,13 @@ pub struct ErrorBody {
 impl ErrorBody {
     /// Reads a body, each of its fields by itself: what one of them is does not hide the other.
     pub fn read(body: &[u8]) -> Self {
-        let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let text = |field| body.get(field)?.as_str().map(str::to_owned);
-        Self { error: text("error"), message: text("message") }
+        let mut read = Self::default();
+        let is_object = members::each_member(body, |name, value| match name {
+            "error" => read.error = members::text(value),
+            "message" => read.message = members::text(value),
+            _ => {}
+        });
+        if is_object { read } else { Self::default() }
     }
 
     /// Whether a 409 with this body is about the batch id and not about something else.

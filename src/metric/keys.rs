@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Invalid;
 
 /// Refuses a text in which an object names a key twice; `value` is what the text was read as.
-pub fn check_keys(text: &str, value: &Value) -> Result<(), Invalid> {
+pub(super) fn check_keys(text: &str, value: &Value) -> Result<(), Invalid> {
     if names_a_key_twice(text, value) {
         return Err(Invalid::new("", "a key stands twice in one object"));
     }

@@ -6,13 +6,16 @@
 //! always that of the shapes, and what is wrong is always told in its words; what is sound, nearly
 //! everything, costs no value to be built first. A property test holds the two together.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 
-use super::MetricType;
 use super::declare::{Field, Kind};
 use super::shape::{
     ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, STRING_BYTES_MAX, TimeBounds, parse_time,
 };
+
+use super::{MetricType, glance};
 
 /// The longest number that is looked at; longer ones may be infinite.
 const NUMBER_BYTES_MAX: usize = 40;
@@ -23,18 +26,20 @@ const PERCENT_MARGIN: f64 = 0.05;
 /// Keys of one object that are compared with each other; objects with more are left to the parser.
 const KEYS_COMPARED_MAX: usize = 64;
 
-/// A sound metric, as far as the queue wants to know it.
+/// A sound metric, as far as the queue and the store want to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sound {
+pub struct Sound<'a> {
     /// Its type.
     pub metric_type: MetricType,
     /// When it was taken.
     pub at: Timestamp,
+    /// Its `database`, when that is a string.
+    pub database: Option<Cow<'a, str>>,
 }
 
 /// `Some` only for what `validate` accepts. `text` must be one JSON value; of other text nothing
 /// is promised but an end.
-pub(super) fn look(text: &str, now: Timestamp) -> Option<Sound> {
+pub(super) fn look(text: &str, now: Timestamp) -> Option<Sound<'_>> {
     // The type may stand anywhere in the object. The first guess is nearly always right, and it is
     // checked on the way.
     let guess = guess_type(text)?;
@@ -63,6 +68,8 @@ struct Look<'a> {
     found: Option<&'a str>,
     /// The metric's own time.
     taken: Option<Timestamp>,
+    /// The metric's `database`, as it stands in the text.
+    database: Option<&'a str>,
     /// The keys so far of each object that is open, but those of fields, outermost first.
     keys: Vec<&'a str>,
 }
@@ -77,13 +84,19 @@ struct Raw<'a> {
 impl<'a> Look<'a> {
     fn new(text: &'a str, now: Timestamp, believed: &'a str) -> Self {
         let bounds = TimeBounds::new(now);
-        Self { text, at: 0, bounds, believed, found: None, taken: None, keys: Vec::new() }
+        let (found, taken, database) = (None, None, None);
+        Self { text, at: 0, bounds, believed, found, taken, database, keys: Vec::new() }
     }
 
-    fn metric(&mut self) -> Option<Sound> {
+    fn metric(&mut self) -> Option<Sound<'a>> {
         let metric_type: MetricType = self.believed.parse().ok()?;
         self.object(metric_type.fields(), &COMMON, 1)?;
-        Some(Sound { metric_type, at: self.taken? })
+        let database = match self.database.filter(|text| text.starts_with('"')) {
+            None => None,
+            Some(text) if text.contains('\\') => Some(serde_json::from_str(text).ok()?),
+            Some(text) => Some(text.trim_matches('"').into()),
+        };
+        Some(Sound { metric_type, at: self.taken?, database })
     }
 
     fn peek(&mut self) -> Option<u8> {
@@ -132,6 +145,8 @@ impl<'a> Look<'a> {
                 return None;
             }
             self.eat(b':')?;
+            self.peek()?;
+            let begin = self.at;
             let fields = || own.iter().chain(common);
             if let Some(index) = fields().position(|field| field.name == key.text) {
                 let (field, bit) = (fields().nth(index)?, 1_u128.checked_shl(bits(index)?)?);
@@ -147,6 +162,9 @@ impl<'a> Look<'a> {
                 }
                 self.keys.push(key.text);
                 self.value(Kind::Any, depth)?;
+            }
+            if depth == 1 && key.text == "database" {
+                self.database = self.text.get(begin..self.at);
             }
             ended = self.ends(b'}')?;
         }
@@ -299,7 +317,7 @@ fn bits(index: usize) -> Option<u32> {
 }
 
 fn check_number(number: &str, kind: Kind) -> Option<()> {
-    if number.len() > NUMBER_BYTES_MAX {
+    if number.len() > NUMBER_BYTES_MAX || !glance::fits(number) {
         return None;
     }
     let is_simple = !number.contains(['e', 'E']);
@@ -326,7 +344,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::super::{keys::names_a_key_twice, parse_value, validate};
+    use super::super::{glance::Glance, keys::names_a_key_twice, parse_value, validate};
     use super::*;
 
     fn now() -> Timestamp {
@@ -334,7 +352,7 @@ mod tests {
     }
 
     /// `Some` when the look is sure, which it must be right about.
-    fn held_together(text: &str) -> Option<Sound> {
+    fn held_together(text: &str) -> Option<Sound<'_>> {
         let sound = look(text, now());
         if let Some(sound) = &sound {
             let value = parse_value(text.as_bytes())
@@ -343,6 +361,8 @@ mod tests {
             assert!(!names_a_key_twice(text, &value), "accepted with a key twice: {text}");
             let at = value["timestamp"].as_str().map(str::parse::<Timestamp>);
             assert_eq!(at.and_then(Result::ok), Some(sound.at), "{text}");
+            assert_eq!(value["database"].as_str(), sound.database.as_deref(), "{text}");
+            assert_eq!(Glance::of(text).check_numbers(text), Ok(()), "{text}");
         }
         sound
     }
@@ -372,6 +392,9 @@ mod tests {
         check(
             json!({"type": "custom.x", "timestamp": at, "a": [{"b": {"a": 1}}, {"b": 2}], "b": 3}),
         );
+        for database in [json!("a"), json!("\"a\\\n"), json!(""), json!(5), json!(null)] {
+            check(json!({"type": "custom.x", "timestamp": at, "database": database}));
+        }
     }
 
     /// What is not sound, or not sure, is left to the shapes.
@@ -393,6 +416,8 @@ mod tests {
         check(&of("sysstat", r#","cpu":{"cores":1.5}"#));
         check(&of("sysstat", r#","cpu":{"load_1m":-1}"#));
         check(&of("sysstat", r#","cpu":{"load_1m":1e999}"#));
+        check(&of("sysstat", r#","cpu":{"load_1m":1e-20000}"#));
+        check(&of("custom.x", r#","a":[0e999999]"#));
         check(&of("sysstat", r#","disk_io":[{}]"#));
         check(&of("sysstat", r#","disk_io":[null]"#));
         check(&of("sysstat", r#","x":"\ud800""#));
@@ -436,6 +461,9 @@ mod tests {
             "1E-400",
             "1e308",
             "1e309",
+            "1e-16383",
+            "1e-16384",
+            "0e999999",
             "\"\"",
             "{}",
             "[]",

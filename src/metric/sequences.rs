@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::{envelope::METRICS_MAX, object::at_most};
+
 /// Sequence numbers of a push's records, in the order of its `metrics`.
 ///
 /// A record is its queue and its number: two with the same document are two, and one that comes in
@@ -14,6 +16,7 @@ pub struct Sequences {
     /// The queue that gave the numbers.
     pub queue_id: Uuid,
     /// Numbers without a hole between them: the first, and how many.
+    #[serde(deserialize_with = "at_most::<METRICS_MAX, _, _>")]
     pub runs: Vec<(u64, u64)>,
 }
 

@@ -58,7 +58,8 @@ pub struct Quarantined {
 pub enum QuarantinedKind {
     /// A segment with damage.
     Segment,
-    /// A segment of another queue, or one whose folder had another's name.
+    /// A segment of another queue, one whose folder had another's name, or one that another process
+    /// wrote at the same time.
     Stranger,
     /// A state with damage.
     State,
@@ -240,13 +241,25 @@ pub(super) fn stranger_name(owner: Stranger) -> String {
     format!("{STRANGER}{}-{:020}", owner.queue, owner.segment)
 }
 
+/// The same of one that another process wrote at the same time, with numbers that others have.
+pub(super) fn rival_name(owner: Stranger) -> String {
+    format!("{RIVAL}{}-{:020}", owner.queue, owner.segment)
+}
+
+/// Whether a name in quarantine is such a one.
+pub(super) fn is_rival(name: &str) -> bool {
+    name.starts_with(RIVAL)
+}
+
 /// Where the segment with this name in quarantine belongs, if it is a stranger.
 pub(super) fn stranger_of(name: &str) -> Option<Stranger> {
-    let (queue, segment) = name.strip_prefix(STRANGER)?.rsplit_once('-')?;
+    let name = name.strip_prefix(STRANGER).or_else(|| name.strip_prefix(RIVAL))?;
+    let (queue, segment) = name.rsplit_once('-')?;
     Some(Stranger { queue: Uuid::parse_str(queue).ok()?, segment: quarantined_segment(segment)? })
 }
 
 const STRANGER: &str = "stranger-";
+const RIVAL: &str = "rival-";
 
 #[cfg(test)]
 mod tests {
@@ -264,7 +277,7 @@ mod tests {
     fn names_in_quarantine_say_what_they_are() {
         let owner = Stranger { queue: Uuid::from_u128(5), segment: 7 };
         let name = stranger_name(owner);
-        for name in [name.clone(), format!("{name}.2")] {
+        for name in [name.clone(), format!("{name}.2"), rival_name(owner)] {
             assert_eq!(stranger_of(&name), Some(owner), "{name}");
             assert_eq!(QuarantinedKind::of(&name), QuarantinedKind::Stranger);
         }

@@ -234,7 +234,8 @@ impl<D: WriteDisk> Log<D> {
 
     /// The backend's time agrees with the wall clock: what is too old by it may go.
     pub fn confirm_clock(&mut self, now: Moment) {
-        self.age.confirm(now);
+        let jump_ms = self.age.confirm(now);
+        self.journal.postpone(jump_ms);
     }
 
     /// Ends the window: closes the active segment, so that its batches can be sent.
@@ -272,6 +273,7 @@ impl<D: WriteDisk> Log<D> {
         self.counts.delivered_batches += 1;
         self.delivered_at_ms = self.now_ms;
         let (done, row, home) = (sealed.row.is_done(), sealed.row.clone(), sealed.home);
+        let is_kept = done && !sealed.damaged && self.limits.retain != Retain::Off;
         if home != Home::Disk {
             if done {
                 self.forget(key.segment);
@@ -281,8 +283,14 @@ impl<D: WriteDisk> Log<D> {
         }
         // Noted later, but for what must not be lost: a segment that goes, what was refused, and
         // the numbers and positions that nothing but this segment has.
-        self.journal.later(rows::segment_row(&row));
         let only_here = self.journal.lacks_positions_of(key.segment);
+        if is_kept {
+            // That it is delivered and that it is kept is one note: between two, a start would find
+            // a segment that may go.
+            self.finish_done();
+            return Ok(());
+        }
+        self.journal.later(rows::segment_row(&row));
         if done || only_here || !refused.is_empty() {
             self.note_delivery(&row, only_here);
         }
@@ -308,6 +316,7 @@ impl<D: WriteDisk> Log<D> {
 
     /// Puts refused records into the dead letters, and into the ledger.
     fn bury(&mut self, refused: &[DeadLetter]) -> Result<(), StoreError> {
+        self.store.check_own()?;
         self.store.disk.put_dead(refused)?;
         let dead_bytes_max = self.limits.budget.dead_bytes_max();
         if let Err(error) = self.store.disk.shorten_dead(dead_bytes_max) {

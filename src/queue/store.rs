@@ -100,6 +100,9 @@ impl<D: ReadDisk> Store<D> {
     /// What a segment that is not being written holds, delivered and kept or not; nothing when it
     /// is not there. A segment that a later version wrote is an error: nothing of it is lost.
     pub fn frames(&self, id: u64) -> Result<Scan, StoreError> {
+        if !self.disk.has_folder(&self.find(id)) {
+            self.check_own()?; // it is hidden, and not gone
+        }
         scan_in(&self.disk, &self.find(id), self.queue_id, id)
     }
 
@@ -138,6 +141,11 @@ impl<D: ReadDisk> Store<D> {
         self.disk.occupied(Path::new(DEAD_LETTERS)) + aside::quarantined_bytes(&self.disk)
     }
 
+    /// Fails when another queue's directory has come in the place of this one's.
+    pub fn check_own(&self) -> Result<(), StoreError> {
+        identity::check(&self.disk, self.queue_id)
+    }
+
     /// Where a segment is: among those to deliver, else among those that are kept.
     fn find(&self, id: u64) -> PathBuf {
         let (waiting, kept) = (segment_folder(id), kept_folder(id));
@@ -157,12 +165,14 @@ impl<D: WriteDisk> Store<D> {
 
     /// Makes the directory anew, after it has gone away, as the queue that it was.
     pub fn make_anew(&mut self) -> Result<(), StoreError> {
+        identity::check_all(&self.disk, self.queue_id)?;
         self.disk.make_anew()?;
         identity::write(&mut self.disk, self.queue_id)
     }
 
     /// Creates segment `id`; it is durable, empty, when this returns.
     pub fn create(&mut self, id: u64) -> Result<(), StoreError> {
+        self.check_own()?;
         let folder = segment_folder(id);
         if self.disk.has_folder(&folder) {
             // An earlier try failed and could not be tidied up; its records are still in memory.
@@ -192,6 +202,7 @@ impl<D: WriteDisk> Store<D> {
     pub fn close(&mut self, id: u64, frames: u64) -> Result<(), StoreError> {
         let folder = segment_folder(id);
         self.disk.close_segment(&folder)?;
+        self.check_own()?;
         let scan = scan_in(&self.disk, &folder, self.queue_id, id)?;
         let sound = scan.found.iter().filter(|frame| frame.head.number < frames).count();
         if sound as u64 == frames {
@@ -257,6 +268,14 @@ impl<D: WriteDisk> Store<D> {
         Ok(aside)
     }
 
+    /// The same with a segment of this queue whose numbers another process has given, too.
+    pub fn quarantine_rival(&mut self, id: u64) -> Result<PathBuf, StoreError> {
+        let name = aside::rival_name(Stranger { queue: self.queue_id, segment: id });
+        let aside = self.free_name(&Path::new(QUARANTINE).join(name));
+        self.move_folder(&segment_folder(id), &aside)?;
+        Ok(aside)
+    }
+
     /// Gives a segment whose folder was renamed the name that its frames have; `false` when that is
     /// taken.
     pub fn rename_back(&mut self, id: u64, own: u64) -> Result<bool, StoreError> {
@@ -269,6 +288,7 @@ impl<D: WriteDisk> Store<D> {
 
     /// Removes what was put aside first and may go; `false` when there is nothing.
     pub fn drop_quarantined(&mut self) -> Result<bool, StoreError> {
+        self.check_own()?;
         let Some(oldest) = aside::oldest_quarantined(&self.disk) else { return Ok(false) };
         let path = Path::new(QUARANTINE).join(oldest);
         self.disk.remove(&path).map_err(self.at("remove", &path))?;

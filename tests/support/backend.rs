@@ -108,8 +108,9 @@ impl Served {
                 end: Timestamp::MAX,
                 step: None,
                 limit: 1_000_000,
+                bytes_max: usize::MAX,
             };
-            all.extend(store.metrics(query).await.expect("metrics"));
+            all.extend(store.metrics(query).await.expect("metrics").metrics);
         }
         all
     }

@@ -132,7 +132,13 @@ impl Authority {
 
     /// Signs a request as a backend does at registration.
     pub fn sign(&self, csr_pem: &str) -> String {
-        let csr = CertificateSigningRequestParams::from_pem(csr_pem).expect("a request");
+        self.sign_with(csr_pem, |_| ())
+    }
+
+    /// The same with something about the certificate changed.
+    pub fn sign_with(&self, csr_pem: &str, change: impl FnOnce(&mut CertificateParams)) -> String {
+        let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).expect("a request");
+        change(&mut csr.params);
         csr.signed_by(&self.issuer).expect("a certificate").pem()
     }
 }

@@ -43,13 +43,30 @@ const RECORDS_MAX: usize = 1_000;
 /// Bytes of a group's lines at most, unless a single one is larger.
 const BYTES_MAX: usize = 1 << 20;
 
+/// When a replay was asked for. A letter was written after that when its number and its time say
+/// so: of a clock that was ahead for a while, the time alone says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The queue's next number at that time.
+    pub next_seq: u64,
+    /// The wall clock's time.
+    pub at: Timestamp,
+}
+
+impl Asked {
+    fn is_before(&self, letter: &Letter<'_>, queue_id: Uuid) -> bool {
+        let (queue, seq) = letter.record(queue_id);
+        queue == queue_id && seq >= self.next_seq && letter.at > self.at
+    }
+}
+
 /// What the file at `path` holds, in the directory of the queue `queue_id`; nothing when there is
 /// none.
-pub fn count(path: &Path, queue_id: Uuid, until: Timestamp) -> io::Result<Count> {
+pub fn count(path: &Path, queue_id: Uuid, asked: Asked) -> io::Result<Count> {
     let mut count = Count::default();
     let mut seen = std::collections::BTreeSet::new();
     each_dead_line(path, |line| match sound(line) {
-        Some((_, letter)) if letter.at > until => {}
+        Some((_, letter)) if asked.is_before(&letter, queue_id) => {}
         Some((_, letter)) => {
             if seen.insert((letter.record(queue_id), checksum(&letter))) {
                 count.amount.add(1, letter.metric.get().len() as u64);
@@ -61,8 +78,8 @@ pub fn count(path: &Path, queue_id: Uuid, until: Timestamp) -> io::Result<Count>
     Ok(count)
 }
 
-/// The first letters from `next` on that were written until `until`, in the directory of the queue
-/// `queue_id`. `None`: there are none.
+/// The first letters from `next` on that were not written after the replay was `asked` for, in the
+/// directory of the queue `queue_id`. `None`: there are none.
 ///
 /// With the same lines in the file this is always the same group, so that one whose answer was
 /// lost is sent again under the same id.
@@ -70,14 +87,14 @@ pub fn next_group(
     path: &Path,
     queue_id: Uuid,
     next: RecordName,
-    until: Timestamp,
+    asked: Asked,
 ) -> io::Result<Option<Group>> {
     let mut group: Option<Group> = None;
     let mut bound = u64::MAX;
     each_dead_line(path, |line| {
         let Some((line, letter)) = sound(line) else { return };
         let record = letter.record(queue_id);
-        if letter.at > until || record < next {
+        if asked.is_before(&letter, queue_id) || record < next {
             return;
         }
         let (queue_id, seq) = record;
@@ -215,17 +232,36 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    /// All of them are older, but for the numbers from 5 on that are not from before that.
+    fn asked(second: i64) -> Asked {
+        Asked { next_seq: 5, at: at(second) }
+    }
+
+    /// Letters that were written while the clock was ahead are not those of the future.
+    #[test]
+    fn letters_of_a_clock_that_was_ahead_are_sent() {
+        let other = line(9, 99, 0)
+            .replace("\"batch\"", &format!(r#""queue":"{}","batch""#, Uuid::from_u128(8)));
+        let file = file(&[line(3, 99, 0), line(4, 1, 0), line(5, 99, 0), other]);
+        let count = count(file.path(), QUEUE, asked(50)).unwrap();
+        assert_eq!(count.amount.records, 3);
+        let group = next_group(file.path(), QUEUE, FIRST, asked(50)).unwrap().unwrap();
+        assert_eq!(seqs(&group), [3, 4]);
+        let group = next_group(file.path(), QUEUE, group.end(), asked(50)).unwrap().unwrap();
+        assert_eq!((group.queue_id(), seqs(&group)), (Uuid::from_u128(8), vec![9]));
+    }
+
     #[test]
     fn letters_come_by_number_and_only_those_of_the_time() {
         let lines = [line(9, 1, 0), line(3, 1, 0), line(5, 99, 0), line(4, 1, 0), line(3, 2, 0)];
         let file = file(&lines);
-        let group = next_group(file.path(), QUEUE, FIRST, at(50)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, FIRST, asked(50)).unwrap().unwrap();
         assert_eq!((seqs(&group), group.end()), (vec![3, 4, 9], (QUEUE, 10)));
         assert_eq!(group.metrics()[0], r#"{"n":3,"x":""}"#);
-        let group = next_group(file.path(), QUEUE, (QUEUE, 4), at(50)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, (QUEUE, 4), asked(50)).unwrap().unwrap();
         assert_eq!(seqs(&group), [4, 9]);
-        assert_eq!(next_group(file.path(), QUEUE, (QUEUE, 10), at(99)).unwrap(), None);
-        let count = count(file.path(), QUEUE, at(50)).unwrap();
+        assert_eq!(next_group(file.path(), QUEUE, (QUEUE, 10), asked(99)).unwrap(), None);
+        let count = count(file.path(), QUEUE, asked(50)).unwrap();
         assert_eq!((count.amount.records, count.amount.batches, count.unreadable), (3, 1, 0));
     }
 
@@ -239,9 +275,9 @@ mod tests {
         let lines =
             [of(9, 2), line(3, 1, 0), of(5, 1), of(9, 1), line(1, 1, 0), of(7, 1), of(7, 8)];
         let file = file(&lines);
-        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().amount.records, 6);
+        assert_eq!(count(file.path(), QUEUE, asked(5)).unwrap().amount.records, 6);
         let (mut next, mut all) = (FIRST, Vec::new());
-        while let Some(group) = next_group(file.path(), QUEUE, next, at(5)).unwrap() {
+        while let Some(group) = next_group(file.path(), QUEUE, next, asked(5)).unwrap() {
             next = group.end();
             all.push((group.queue_id().as_u128(), seqs(&group)));
             assert_eq!(
@@ -260,7 +296,7 @@ mod tests {
             (0..2_500).map(|n| line(order(n), 1, usize::try_from(n % 7 * 400).unwrap())).collect();
         let file = file(&lines);
         let (mut next, mut all) = (FIRST, Vec::new());
-        while let Some(group) = next_group(file.path(), QUEUE, next, at(5)).unwrap() {
+        while let Some(group) = next_group(file.path(), QUEUE, next, asked(5)).unwrap() {
             assert!(group.bytes <= BYTES_MAX && group.letters.len() <= RECORDS_MAX);
             next = group.end();
             all.extend(seqs(&group));
@@ -271,7 +307,7 @@ mod tests {
     #[test]
     fn a_record_that_is_refused_again_stays_with_its_attempts_and_gets_another_id() {
         let file = file(&[line(1, 1, 0), line(2, 1, 0), line(2, 3, 0)]);
-        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, FIRST, asked(5)).unwrap().unwrap();
         let again = Refused {
             index: 1,
             path: "cpu".to_owned(),
@@ -305,8 +341,8 @@ mod tests {
     #[test]
     fn a_number_of_two_records_has_both() {
         let file = file(&[line(1, 1, 0), line(1, 2, 7), line(1, 3, 0), line(2, 1, 0)]);
-        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().amount.records, 3);
-        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        assert_eq!(count(file.path(), QUEUE, asked(5)).unwrap().amount.records, 3);
+        let group = next_group(file.path(), QUEUE, FIRST, asked(5)).unwrap().unwrap();
         assert_eq!((seqs(&group), group.metrics().len()), (vec![1, 1, 2], 3));
         let numbers: Vec<u64> = group.records().into_iter().map(|(seq, _)| seq).collect();
         assert_eq!(numbers, [1, 1, 2]);
@@ -329,19 +365,23 @@ mod tests {
         // More than a group holds stays together, too.
         let lines: Vec<_> = (0..1_200).map(|filler| line(7, 1, filler)).collect();
         let file = self::file(&lines);
-        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        let group = next_group(file.path(), QUEUE, FIRST, asked(5)).unwrap().unwrap();
         assert_eq!((group.letters.len(), group.end()), (1_200, (QUEUE, 8)));
     }
 
     #[test]
     fn damaged_lines_are_counted_and_left_alone() {
         let file = file(&[line(1, 1, 0), "{\"seq\":2".to_owned(), "\u{0}".to_owned()]);
-        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().unreadable, 2);
+        assert_eq!(count(file.path(), QUEUE, asked(5)).unwrap().unreadable, 2);
         let half = fs_err::read_to_string(file.path()).unwrap() + &line(3, 1, 0)[..30];
         fs_err::write(file.path(), half).unwrap();
-        assert_eq!(count(file.path(), QUEUE, at(5)).unwrap().unreadable, 2, "one is being written");
-        let group = next_group(file.path(), QUEUE, FIRST, at(5)).unwrap().unwrap();
+        assert_eq!(
+            count(file.path(), QUEUE, asked(5)).unwrap().unreadable,
+            2,
+            "one is being written"
+        );
+        let group = next_group(file.path(), QUEUE, FIRST, asked(5)).unwrap().unwrap();
         assert_eq!(group.settled(&[]).len(), 1);
-        assert_eq!(count(Path::new("/nowhere/dead"), QUEUE, at(5)).unwrap(), Count::default());
+        assert_eq!(count(Path::new("/nowhere/dead"), QUEUE, asked(5)).unwrap(), Count::default());
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::dead::RecordName;
+use super::dead::{Asked, RecordName};
 use crate::{
     control::{Amount, Part, ReplayProgress, ReplayRequest, ReplayState, Selection},
     link::{
@@ -74,6 +74,12 @@ impl Job {
     /// A job that has not begun.
     pub fn new(progress: ReplayProgress) -> Self {
         Self { progress, next_seq: 0, next_queue: Uuid::nil(), end_seq: None }
+    }
+
+    /// When it was asked for, as letters tell it.
+    pub fn asked(&self) -> Asked {
+        let next_seq = self.end_seq.unwrap_or(u64::MAX);
+        Asked { next_seq, at: self.progress.started_at }
     }
 
     /// The batches that are left to send of `batches`, by their sequence numbers. What has been

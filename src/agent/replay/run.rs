@@ -143,8 +143,8 @@ impl Replayer {
     /// What is left of a job, how much it is, and how many records of it are damaged.
     async fn select(&self, job: &Job, queue_id: Uuid) -> Result<(Vec<Item>, Amount, u64), String> {
         if job.is_of_dead() {
-            let (path, until) = (self.dead_letters.clone(), job.progress.started_at);
-            let count = move || dead::count(&path, queue_id, until);
+            let (path, asked) = (self.dead_letters.clone(), job.asked());
+            let count = move || dead::count(&path, queue_id, asked);
             let counted = tokio::task::spawn_blocking(count).await;
             let counted = counted.map_err(|error| error.to_string())?;
             let counted = counted.map_err(|error| error.to_string())?;

@@ -239,11 +239,11 @@ impl ReplaySource {
 
     async fn next_dead(&self) -> Result<Option<Outgoing<()>>, String> {
         let (path, queue_id) = (self.0.place.dead_letters.clone(), self.0.place.queue_id);
-        let (next, until) = {
+        let (next, asked) = {
             let job = &self.state().job;
-            ((job.next_queue, job.next_seq), job.progress.started_at)
+            ((job.next_queue, job.next_seq), job.asked())
         };
-        let read = move || dead::next_group(&path, queue_id, next, until);
+        let read = move || dead::next_group(&path, queue_id, next, asked);
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         let Some(group) = read.map_err(|error| error.to_string())? else { return Ok(None) };
         let (id, queue_id) = (group.id(), group.queue_id());

@@ -225,7 +225,7 @@ async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, Denial> {
     let found = shared.store.credentials(id).await;
     if found.is_err() {
         // A push that comes no further than here is not stored either.
-        shared.note_store(found.as_ref().err());
+        shared.note_store(id, found.as_ref().err());
     }
     found?.ok_or(Denial::Unauthorized("the collector is not registered, or not any more"))
 }

@@ -90,7 +90,7 @@ mod tests {
 
     fn room(bodies_bytes_max: u64, body_bytes_max: u64) -> Room {
         let limits = BackendConfig::default().limits;
-        Room::new(&Limits { bodies_bytes_max, body_bytes_max, ..limits })
+        Room::new(&Limits { body_bytes_max, bodies_bytes_max, ..limits })
     }
 
     async fn is_free(room: &Room, announced: Option<u64>) -> bool {

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::bodies::{Room, Share};
 use super::error::ApiError;
 use crate::encoding::{self, InflateError};
+use crate::metric::object::Object;
 
 /// Bodies other than pushes.
 const SMALL: Sizes = Sizes { received_max: 256 << 10, inflated_max: 256 << 10 };
@@ -85,7 +86,7 @@ pub(in crate::backend) fn inflate(
     })
 }
 
-/// A small JSON body.
+/// A small JSON body: an object.
 pub(in crate::backend) async fn json<T: DeserializeOwned>(
     room: &Room,
     headers: &HeaderMap,
@@ -94,7 +95,7 @@ pub(in crate::backend) async fn json<T: DeserializeOwned>(
     parse(&small(room, headers, body).await?)
 }
 
-/// A JSON body from anyone. It is too small to take room, and strangers take none from hosts.
+/// A JSON object from anyone. It is too small to take room, and strangers take none from hosts.
 pub(in crate::backend) async fn tiny_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
@@ -120,7 +121,8 @@ pub(in crate::backend) fn label(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(bytes)
+    serde_json::from_slice::<Object<T>>(bytes)
+        .map(|Object(body)| body)
         .map_err(|err| ApiError::bad_request(format!("the body is not as expected: {err}")))
 }
 

@@ -131,14 +131,14 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
 fn check(text: &str) -> Result<(), ApiError> {
     let own = Text { file: Path::new(""), text: "" };
     let remote = Text { file: Path::new("configuration"), text };
-    let problems = match Config::read_layers(own, Some(remote)) {
+    let (problems, unlisted) = match Config::read_layers(own, Some(remote)) {
         // How far a value may go is each host's to say; a key of the host's alone is a mistake.
         Ok(loaded) => {
             let withheld = loaded.withheld.into_iter();
             let forbidden = withheld.filter(|it| it.kind == WithheldKind::Forbidden);
-            forbidden.map(|it| it.problem).collect()
+            (forbidden.map(|it| it.problem).collect(), 0)
         }
-        Err(error) => error.problems,
+        Err(error) => (error.problems, error.unlisted),
     };
     let Some(first) = problems.first() else { return Ok(()) };
     let listed: Vec<Value> = problems
@@ -149,7 +149,7 @@ fn check(text: &str) -> Result<(), ApiError> {
         .collect();
     let message = format!("the configuration would not load: {}", first.message);
     let error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_invalid", message);
-    Err(error.with_details(json!({"line": first.line, "problems": listed})))
+    Err(error.with_details(json!({"line": first.line, "problems": listed, "unlisted": unlisted})))
 }
 
 fn audit(id: Uuid, actor: String) -> Audit {

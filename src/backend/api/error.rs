@@ -70,9 +70,9 @@ impl ApiError {
         Self { retry_after: Some(retry_after.as_secs().max(1)), ..error }
     }
 
-    /// 503: the bodies of others take all the room there is for them.
+    /// 503: others take all the room that there is for bodies or for answers.
     pub(in crate::backend) fn busy() -> Self {
-        let message = "too many bodies at once, come again later";
+        let message = "too much at once, come again later";
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
         Self { retry_after: Some(BUSY_RETRY), ..error }
     }

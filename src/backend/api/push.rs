@@ -7,11 +7,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use serde_json::value::RawValue;
+use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
@@ -22,8 +20,10 @@ use crate::backend::names;
 use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, StoreError};
 use crate::clock;
 use crate::metric::agent_limits::Cut;
-use crate::metric::envelope::{AgentInfo, PushRequest, PushResponse, Rejected};
-use crate::metric::{self, Invalid, MetricType};
+use crate::metric::envelope::{
+    AgentInfo, NoPush, PushRequest, PushResponse, REJECTED_BYTES_MAX, REJECTED_NAMED_MAX, Rejected,
+};
+use crate::metric::{self, Invalid};
 
 /// How long a push waits for its turn before it is sent away.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,22 +34,33 @@ const LARGE_BYTES_MIN: u64 = 4 << 20;
 const BATCH_ID_MAX: usize = 128;
 /// A row is found by the start of its database's name, characters; the document has it all.
 const DATABASE_MAX: usize = 255;
-/// A document that is split makes at most so many times its bytes, and what a small one needs.
-const SPLIT_FACTOR: usize = 4;
-const SPLIT_FLOOR: usize = 64 << 10;
+/// How far the envelope's time may be from what `clock_offset_ms` says that the host's clock shows:
+/// a body may wait for its answer, and for another try.
+const CLOCKS_APART_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// How long before a clock that is ahead its metrics may have been taken: as long as batches wait.
+const BACKLOG_MAX: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 /// A push whose envelope is good.
 struct Checked {
     push: Push,
-    rejected: Vec<Rejected>,
+    rejected: Refusals,
     cut: Cut,
+}
+
+/// What is told of metrics that are not stored: the first of them, and how many there are.
+#[derive(Default)]
+struct Refusals {
+    named: Vec<Rejected>,
+    bytes: usize,
+    total: u64,
 }
 
 /// What a metric is held against, beside its shape.
 #[derive(Clone, Copy)]
 struct Bounds {
-    /// Its time is not after this one.
-    latest: Timestamp,
+    now: Timestamp,
+    /// The host's clock, when it is ahead.
+    ahead: Option<Timestamp>,
     document_bytes_max: usize,
 }
 
@@ -60,13 +71,6 @@ struct Report<'a> {
     agent: &'a AgentInfo,
     #[serde(skip_serializing_if = "Cut::is_empty")]
     cut: Cut,
-}
-
-/// The metrics' own JSON text, beside what [`PushRequest`] reads of it.
-#[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow)]
-    metrics: Vec<&'a RawValue>,
 }
 
 /// The handler.
@@ -87,7 +91,7 @@ pub(super) async fn push(
     let (body, _turn) = inflated(&shared, label, received).await?;
     let (brought_max, id, now) = (limits.hosts_per_collector, caller.id, clock::now());
     let document_bytes_max = usize::try_from(limits.document_bytes_max).unwrap_or(usize::MAX);
-    let bounds = Bounds { latest: now, document_bytes_max };
+    let bounds = Bounds { now, ahead: None, document_bytes_max };
     let checked = blocking(move || {
         let checked = check(&body, &caller, batch_id, bounds)?;
         Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
@@ -97,12 +101,14 @@ pub(super) async fn push(
         let hint = "what it says of itself is over the limits; its metrics are stored";
         tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
     }
-    let mut rejected = checked.rejected;
     let outcome = shared.store.push(checked.push).await;
-    shared.note_store(outcome.as_ref().err());
+    shared.note_store(id, outcome.as_ref().err());
     let outcome = outcome?;
+    let mut rejected_total = checked.rejected.rest();
+    let mut rejected = checked.rejected.named;
     if let Some(first) = &outcome.rejected {
         rejected = serde_json::from_str(first).map_err(|e| StoreError::Damaged(e.to_string()))?;
+        rejected_total = None;
     }
     let took = clock::monotonic().saturating_duration_since(began);
     Ok(ok(&PushResponse {
@@ -115,6 +121,7 @@ pub(super) async fn push(
         next_check_in_seconds: shared.config.next_check.as_secs(),
         duplicate: outcome.duplicate.then_some(true),
         rejected,
+        rejected_total,
     }))
 }
 
@@ -174,8 +181,11 @@ fn check(
     batch_id: Option<String>,
     bounds: Bounds,
 ) -> Result<Checked, ApiError> {
-    let now = bounds.latest;
-    let request = PushRequest::parse(body).map_err(|invalid| envelope_refused(&invalid))?;
+    let now = bounds.now;
+    let request = PushRequest::parse(body).map_err(|no_push| match no_push {
+        NoPush::Invalid(invalid) => envelope_refused(&invalid),
+        NoPush::TooMany => too_many(no_push.to_string()),
+    })?;
     let collector_id = caller.id;
     if request.collector_id.parse() != Ok(collector_id) {
         let message = "the envelope names another collector than the token";
@@ -189,19 +199,22 @@ fn check(
         // A collector speaks for its own host, whatever the envelope calls it.
         caller.hostname.clone()
     };
-    let raw = serde_json::from_slice::<Raw<'_>>(body)
-        .map_err(|_| envelope_refused(&Invalid::new("metrics", "the key stands twice")))?;
+    // An original collector does not read what is refused; who does is not left with a part of it.
+    let is_told_all = request.agent.is_some() || batch_id.is_some();
     let (mut agent, cut) = (request.agent, request.cut);
-    let bounds = Bounds { latest: latest(now, agent.as_ref()), ..bounds };
+    let ahead = agent.as_ref().and_then(|agent| clock_ahead(now, request.timestamp, agent));
+    let bounds = Bounds { ahead, ..bounds };
     let sequences = agent.as_mut().and_then(|agent| agent.sequences.take());
     let records = sequences.as_ref().map(|of| of.numbers().map(|number| (of.queue_id, number)));
     let mut records = records.into_iter().flatten();
     let mut metrics = Vec::with_capacity(request.metrics.len());
-    let mut rejected = Vec::new();
-    for (index, (value, text)) in request.metrics.into_iter().zip(raw.metrics).enumerate() {
-        if let Err(invalid) = add(value, text.get(), records.next(), bounds, &mut metrics) {
-            let Invalid { path, message } = invalid;
-            rejected.push(Rejected { index, path, message });
+    let mut rejected = Refusals::default();
+    for (index, text) in request.metrics.into_iter().enumerate() {
+        if let Err(invalid) = add(text.get(), records.next(), bounds, &mut metrics) {
+            rejected.add(index, invalid);
+        }
+        if is_told_all && let Some(total) = rejected.rest() {
+            return Err(too_many(format!("{total} metrics of a part of the push are refused")));
         }
     }
     let config = agent.as_ref().map(config_outcome).unwrap_or_default();
@@ -209,8 +222,8 @@ fn check(
     let said = agent.map(|agent| said_by_agent(agent, numbered_by, cut));
     let (report, lost) = said.unwrap_or_default();
     // Kept for the answer to the same batch, when the first answer is lost.
-    let is_kept = batch_id.is_some() && !rejected.is_empty();
-    let refusals = is_kept.then(|| serde_json::to_string(&rejected));
+    let is_kept = batch_id.is_some() && !rejected.named.is_empty();
+    let refusals = is_kept.then(|| serde_json::to_string(&rejected.named));
     let push = Push {
         collector_id,
         hostname,
@@ -227,57 +240,68 @@ fn check(
     Ok(Checked { push, rejected, cut })
 }
 
-/// The time that metrics are measured by: they keep their host's, and a host whose clock is ahead
-/// says so. An offset that no clock has was cut already.
-fn latest(now: Timestamp, agent: Option<&AgentInfo>) -> Timestamp {
-    let offset = agent.map_or(0, |agent| agent.clock_offset_ms);
-    let host = now.saturating_sub(SignedDuration::from_millis(offset)).unwrap_or(now);
-    now.max(host)
+impl Refusals {
+    fn add(&mut self, index: usize, Invalid { path, message }: Invalid) {
+        self.total += 1;
+        let bytes = self.bytes + path.len() + message.len();
+        let is_named = self.named.len() as u64 + 1 == self.total;
+        if is_named && self.named.len() < REJECTED_NAMED_MAX && bytes <= REJECTED_BYTES_MAX {
+            self.bytes = bytes;
+            self.named.push(Rejected { index, path, message });
+        }
+    }
+
+    /// How many there are, when not all of them are named.
+    fn rest(&self) -> Option<u64> {
+        (self.named.len() as u64 != self.total).then_some(self.total)
+    }
+}
+
+/// What the host's clock shows, when it is ahead. Metrics keep their host's time, and a host whose
+/// clock is wrong says so; it is believed when the time of its envelope says the same.
+fn clock_ahead(now: Timestamp, sent: Timestamp, agent: &AgentInfo) -> Option<Timestamp> {
+    let offset = SignedDuration::from_millis(agent.clock_offset_ms);
+    let host = now.checked_sub(offset).ok().filter(|host| *host > now)?;
+    (host.duration_since(sent).abs() <= CLOCKS_APART_MAX).then_some(host)
 }
 
 /// Adds the rows of one metric: one, or one for each database of an older collector's document.
 fn add(
-    value: Value,
     text: &str,
     record: Option<(Uuid, u64)>,
     bounds: Bounds,
     rows: &mut Vec<MetricRow>,
 ) -> Result<(), Invalid> {
-    let row = |value: &Value, document| {
-        let row = row(value, document, bounds)?;
-        Ok(match record {
+    check_size(text, bounds)?;
+    let before = rows.len();
+    let latest = bounds.ahead.unwrap_or(bounds.now);
+    let added = metric::each_document(text, latest, |sound, document| {
+        check_size(&document, bounds)?;
+        check_time(sound.at, bounds)?;
+        let database = sound.database.map(|name| name.chars().take(DATABASE_MAX).collect());
+        let kind = sound.metric_type.to_string();
+        let row = MetricRow::new(kind, database, sound.at, document.into_owned());
+        rows.push(match record {
             Some((queue_id, number)) => row.of_record(queue_id, number),
             None => row,
-        })
-    };
-    check_size(text, bounds)?;
-    metric::check_keys(text, &value)?;
-    let nested = value.get("database").is_none_or(Value::is_null)
-        && value.get("databases").is_some_and(Value::is_array);
-    if !nested {
-        rows.push(row(&value, text.to_owned())?);
-        return Ok(());
+        });
+        Ok(())
+    });
+    if added.is_err() {
+        rows.truncate(before);
     }
-    let most = text.len().saturating_mul(SPLIT_FACTOR).max(SPLIT_FLOOR);
-    if metric::split_bytes(&value, text.len()) > most {
-        let message = format!("split by its databases it would be more than {most} bytes");
-        return Err(Invalid::new("databases", message));
-    }
-    let parts = metric::split_compat(value);
-    let split: Result<Vec<MetricRow>, Invalid> =
-        parts.iter().map(|part| row(part, part.to_string())).collect();
-    rows.extend(split?);
-    Ok(())
+    added
 }
 
-fn row(value: &Value, document: String, bounds: Bounds) -> Result<MetricRow, Invalid> {
-    check_size(&document, bounds)?;
-    let kind: MetricType = metric::validate(value, bounds.latest)?;
-    let text = |key| value.get(key).and_then(Value::as_str);
-    let at = text("timestamp").and_then(|at| at.parse().ok());
-    let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
-    let database = text("database").map(|name| name.chars().take(DATABASE_MAX).collect());
-    Ok(MetricRow::new(kind.to_string(), database, at, document))
+/// A time that is ahead of the backend's clock is one that the host's clock has shown.
+fn check_time(at: Timestamp, bounds: Bounds) -> Result<(), Invalid> {
+    let Some(ahead) = bounds.ahead else { return Ok(()) };
+    let is_ahead = at > bounds.now.saturating_add(CLOCKS_APART_MAX).unwrap_or(Timestamp::MAX);
+    if is_ahead && ahead.duration_since(at) > BACKLOG_MAX {
+        let message = "is ahead of the backend's clock, and long before the host's";
+        return Err(Invalid::new("timestamp", message));
+    }
+    Ok(())
 }
 
 fn check_size(document: &str, bounds: Bounds) -> Result<(), Invalid> {
@@ -323,6 +347,11 @@ fn said_by_agent(
     let is_report = is_own && numbered_by.is_none_or(|numbered_by| numbered_by == queue_id);
     let report = is_report.then(|| serde_json::to_string(&Report { agent: &agent, cut }).ok());
     (report.flatten(), lost)
+}
+
+/// 413: who sends fewer at a time is served.
+fn too_many(message: String) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_metrics", message)
 }
 
 fn envelope_refused(invalid: &Invalid) -> ApiError {

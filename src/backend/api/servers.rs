@@ -20,6 +20,8 @@ use crate::{clock, units};
 /// Metrics of an answer unless the request says otherwise.
 const METRICS: u32 = 1000;
 const METRICS_MAX: u32 = 10_000;
+/// Documents of an answer, bytes.
+const METRICS_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Serialize)]
 struct Found {
@@ -28,6 +30,9 @@ struct Found {
     start_time: String,
     end_time: String,
     metrics: Vec<Box<RawValue>>,
+    /// Older ones of the range are left out: together they have too many bytes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cut: bool,
     /// Known holes of the range; left out when there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lost: Vec<LostRows>,
@@ -77,9 +82,12 @@ pub(super) async fn metrics(
         return Err(ApiError::bad_request(format!("limit is 1 to {METRICS_MAX}")));
     }
     let step = params.get("step").map(step).transpose()?;
-    let query = MetricQuery { server_id, kind: kind.clone(), start, end, step, limit };
+    let bytes_max = METRICS_BYTES_MAX;
+    let query = MetricQuery { server_id, kind: kind.clone(), start, end, step, limit, bytes_max };
+    let _turn = shared.turn_to_read().await?;
     let found = shared.store.metrics(query).await?;
     let metrics = found
+        .metrics
         .into_iter()
         .map(|metric| RawValue::from_string(metric.document))
         .collect::<Result<_, _>>()
@@ -94,6 +102,7 @@ pub(super) async fn metrics(
         start_time: clock::rfc3339(start),
         end_time: clock::rfc3339(end),
         metrics,
+        cut: found.is_cut,
         lost,
     }))
 }

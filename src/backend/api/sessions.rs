@@ -75,9 +75,13 @@ pub(super) async fn login(
 /// POST `/auth/refresh`.
 pub(super) async fn refresh(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    let network = Network::from(peer.address);
+    admitted(&shared.refreshes, network)?;
+    shared.refreshes.note(network, clock::monotonic());
     let RefreshRequest { refresh_token } = body::tiny_json(&headers, body).await?;
     let now = clock::now();
     let Ok(Subject::UserRefresh { session, id }) =
@@ -89,7 +93,10 @@ pub(super) async fn refresh(
     let expires_at = refresh_end(&shared, now);
     let rotate = Rotate { session, presented: id, next, at: now, expires_at };
     match shared.store.rotate_session(rotate).await? {
-        Rotation::Done(user) => Ok(tokens(&shared, &user, session, next, now)),
+        Rotation::Done(user) => {
+            shared.refreshes.forgive(network);
+            Ok(tokens(&shared, &user, session, next, now))
+        }
         Rotation::Reused => {
             tracing::warn!(%session, "a refresh token was used twice: the session is ended");
             Err(ApiError::unauthorized())

@@ -233,6 +233,9 @@ pub(in crate::backend) fn verify_collector(
 }
 
 fn read(token: &str, key: &DecodingKey, now: Timestamp, expiry: Expiry) -> Result<Claims, Refusal> {
+    if !is_understood(token) {
+        return Err(Refusal::Forged);
+    }
     let mut validation = Validation::new(Algorithm::HS256);
     // Times are checked below, against `now`.
     validation.validate_exp = false;
@@ -248,6 +251,14 @@ fn read(token: &str, key: &DecodingKey, now: Timestamp, expiry: Expiry) -> Resul
         return Err(Refusal::Expired);
     }
     Ok(claims)
+}
+
+/// Whether the header asks for nothing that must be understood (`crit`) and is not: nothing is.
+fn is_understood(token: &str) -> bool {
+    let header = token.split('.').next().and_then(super::decode);
+    let header: Option<serde_json::Map<String, serde_json::Value>> =
+        header.and_then(|header| serde_json::from_slice(&header).ok());
+    header.is_some_and(|header| !header.contains_key("crit"))
 }
 
 /// A subject needs all of its claims to agree.

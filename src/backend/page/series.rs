@@ -108,6 +108,8 @@ struct DatabaseSize {
     size_bytes: Option<f64>,
 }
 
+/// Lines of a chart, and rows of a table.
+const LINES_MAX: usize = 1_000;
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
 
@@ -118,9 +120,13 @@ struct Lines(BTreeMap<String, BTreeMap<i64, f64>>);
 impl Lines {
     fn add(&mut self, name: &str, at: i64, value: Option<f64>) {
         let Some(value) = value else { return };
+        let has_room = self.0.len() < LINES_MAX;
         match self.0.get_mut(name) {
             Some(points) => drop(points.insert(at, value)),
-            None => drop(self.0.insert(name.to_owned(), BTreeMap::from([(at, value)]))),
+            None if has_room => {
+                self.0.insert(name.to_owned(), BTreeMap::from([(at, value)]));
+            }
+            None => {}
         }
     }
 
@@ -177,7 +183,9 @@ pub(super) fn charts(metrics: &[StoredMetric]) -> Charts {
                 mounts.clear();
                 for filesystem in read.filesystems.into_iter().flatten() {
                     filesystems.add(&filesystem.mount, at, filesystem.percent_used);
-                    if let Some(mount) = mount(filesystem) {
+                    if mounts.len() < LINES_MAX
+                        && let Some(mount) = mount(filesystem)
+                    {
                         mounts.insert(mount.path.clone(), mount);
                     }
                 }

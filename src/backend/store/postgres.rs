@@ -17,9 +17,9 @@ use uuid::Uuid;
 
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, KeptConfig, Labels, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
-    StoredMetric, User,
+    Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
+    MetricQuery, NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server,
+    Session, User,
 };
 use super::{Store, StoreError};
 
@@ -236,7 +236,7 @@ impl Store for PostgresStore {
         metrics::server(&self.client().await?, id).await
     }
 
-    async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError> {
+    async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError> {
         metrics::select(&self.client().await?, &query).await
     }
 

@@ -334,6 +334,37 @@ pub struct MetricQuery {
     pub step: Option<Duration>,
     /// The newest so many.
     pub limit: u32,
+    /// The newest whose documents have so many bytes together; the newest alone may have more.
+    pub bytes_max: usize,
+}
+
+/// What was found, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The metrics.
+    pub metrics: Vec<StoredMetric>,
+    /// Older ones are left out for their bytes.
+    pub is_cut: bool,
+    bytes: usize,
+}
+
+impl Found {
+    /// Takes the next older metric; `false` when there is no room for it.
+    pub(super) fn take(&mut self, metric: StoredMetric, query: &MetricQuery) -> bool {
+        let bytes = self.bytes.saturating_add(metric.document.len());
+        self.is_cut = bytes > query.bytes_max && !self.metrics.is_empty();
+        if !self.is_cut {
+            self.bytes = bytes;
+            self.metrics.push(metric);
+        }
+        !self.is_cut
+    }
+
+    /// With the oldest first.
+    pub(super) fn in_order(mut self) -> Self {
+        self.metrics.reverse();
+        self
+    }
 }
 
 /// A stored metric.

@@ -15,9 +15,9 @@ use uuid::Uuid;
 
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
-    Account, Audit, Collector, Credentials, KeptConfig, Labels, Listing, LostRows, MetricQuery,
-    NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server, Session,
-    StoredMetric, User,
+    Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
+    MetricQuery, NewConfig, NewUser, Page, Push, Pushed, Renewal, Rotate, Rotation, Server,
+    Session, User,
 };
 use super::{Store, StoreError};
 
@@ -237,7 +237,7 @@ impl Store for SqliteStore {
         self.read(move |db| metrics::server(db, id)).await
     }
 
-    async fn metrics(&self, query: MetricQuery) -> Result<Vec<StoredMetric>, StoreError> {
+    async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError> {
         self.read(move |db| metrics::select(db, &query)).await
     }
 

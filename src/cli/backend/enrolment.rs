@@ -1,6 +1,6 @@
 //! `agent backend secret` and `agent backend collector`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use comfy_table::Cell;
@@ -35,6 +35,27 @@ pub enum CollectorCommand {
     Release(OneCollector),
     /// Take a collector's rights away; what it has stored stays.
     Remove(OneCollector),
+}
+
+impl SecretCommand {
+    pub(super) fn config_file(&self) -> Option<&Path> {
+        match self {
+            Self::Add(AddSecret { file, .. })
+            | Self::List(file)
+            | Self::Revoke(RevokeSecret { file, .. }) => file.config.as_deref(),
+        }
+    }
+}
+
+impl CollectorCommand {
+    pub(super) fn config_file(&self) -> Option<&Path> {
+        match self {
+            Self::List(file)
+            | Self::Rename(RenameCollector { file, .. })
+            | Self::Release(OneCollector { file, .. })
+            | Self::Remove(OneCollector { file, .. }) => file.config.as_deref(),
+        }
+    }
 }
 
 /// Where the backend's settings are.

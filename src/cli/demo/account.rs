@@ -43,8 +43,9 @@ impl Account {
                 end: Timestamp::MAX,
                 step: None,
                 limit: u32::MAX,
+                bytes_max: usize::MAX,
             };
-            for metric in store.metrics(all).await? {
+            for metric in store.metrics(all).await?.metrics {
                 stored += 1;
                 distinct.insert((metric.kind, metric.database, metric.at));
             }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Args;
-use crate::agent::replay::{Job, amount, count_dead};
+use crate::agent::replay::{Asked, Job, amount, count_dead};
 use crate::cli::local::Local;
 use crate::cli::screen::counted;
 use crate::cli::terminal::tell;
@@ -58,7 +58,8 @@ pub(super) async fn make(args: &Args, config: &Config, client: &Client) -> anyho
 
 fn of_dead(request: ReplayRequest, dir: &Path) -> anyhow::Result<Plan> {
     // Letters of earlier versions do not name their queue: to count them, any name for it will do.
-    let count = count_dead(&dead_letters(dir), Uuid::nil(), clock::now())?;
+    let asked = Asked { next_seq: u64::MAX, at: clock::now() };
+    let count = count_dead(&dead_letters(dir), Uuid::nil(), asked)?;
     let selection = request.selection;
     let (amount, damaged) = (count.amount, count.unreadable);
     Ok(Plan { selection, segments: 0, amount, damaged, span: (None, None) })

@@ -140,9 +140,9 @@ mod tests {
         for language in shares.flat_map(|share| entries(share.join("locale"))) {
             let name = language.file_name().unwrap_or_default().to_string_lossy().into_owned();
             for file in entries(language.join("LC_MESSAGES")) {
-                let is_servers =
-                    |name: &str| name.starts_with("postgres-") && name.ends_with(".mo");
-                if file.file_name().is_some_and(|name| is_servers(&name.to_string_lossy())) {
+                let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+                let is_compiled = file.extension().is_some_and(|extension| extension == "mo");
+                if is_compiled && stem.starts_with("postgres-") {
                     let bytes = std::fs::read(&file).expect("a translation");
                     found.push((name.clone(), messages(&bytes).expect("a file of gettext")));
                 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Document, Origin, Problem, Section, line_of};
+use super::{Document, Origin, Problem, Section, line_of, short};
 
 /// How far a value of the backend may go; what the host itself has set is always allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl<'t> Section<'_, 't> {
         let (section, name) = (key.section, key.name);
         let Some((layer, found)) = self.document.get(section, name) else { return };
         let (file, line) = (layer.file.clone(), Some(line_of(layer.text, &found.span())));
-        let set = layer.source_of(found);
+        let set = short(layer.source_of(found));
         let message = format!("{section}.{name} = {set}: the host allows {value}");
         let hint = "[remote] in the host's own file says how far a backend may go".to_owned();
         let problem = Problem { file, line, message, hint };

@@ -56,6 +56,26 @@ fn every_mistake_is_reported_at_once() {
     assert_eq!(error.lines().count(), 6, "{error}");
 }
 
+/// What is told of a text that holds nothing else than mistakes is short, and soon told.
+#[test]
+fn mistakes_without_end_are_counted() {
+    let begun = crate::clock::monotonic();
+    let keys: String = (0..60_000).flat_map(|n| [format!("k{n} = 1\n")]).collect();
+    let text = format!("[queue]\n{keys}");
+    let error = read(&text, |s| s.boolean("b", true)).expect_err("unknown keys");
+    assert!(error.starts_with("agent.toml:2: queue.k0: unknown key\n"), "{error}");
+    assert!(error.ends_with("\nand 59980 more like these"), "{error}");
+    let sections: String = (0..30_000).flat_map(|n| [format!("[s{n}]\n")]).collect();
+    let error = read(&sections, |_| ()).expect_err("unknown sections");
+    assert!(error.ends_with("\nand 29980 more like these") && error.lines().count() == 41);
+    let long = "n".repeat(1 << 20);
+    for text in [format!("[queue]\n{long} = 1"), format!("[queue]\nb = \"{long}\"")] {
+        let error = read(&text, |s| s.boolean("b", true)).expect_err("a mistake");
+        assert!(error.len() < 400 && error.contains("nnn..."), "{error}");
+    }
+    assert!(crate::clock::monotonic() - begun < Duration::from_secs(10));
+}
+
 #[test]
 fn a_secret_is_not_shown() {
     let error = read("[queue]\npassword = 4711\n", |s| s.secret("password").clone());

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use uuid::Uuid;
 
 use super::{RegisterError, Registration};
 use crate::answer::{Answer, Meaning};
@@ -74,8 +75,11 @@ pub(super) fn read(
     };
     let body: Body =
         serde_json::from_slice(&answer.body).map_err(|error| damaged(error.to_string()))?;
-    if body.collector_id.trim().is_empty() {
-        return Err(damaged("collector_id is empty".to_owned()).into());
+    // It becomes a part of paths, headers and lines.
+    let id = Uuid::try_parse(&body.collector_id).ok();
+    let id = id.filter(|id| id.to_string().eq_ignore_ascii_case(&body.collector_id));
+    if id.is_none() {
+        return Err(damaged("collector_id is no UUID".to_owned()).into());
     }
     if body.secret.is_none() && body.token.is_none() {
         return Err(damaged("it holds neither secret nor token".to_owned()).into());

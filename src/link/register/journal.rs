@@ -87,7 +87,6 @@ pub(in crate::link) fn lock(state_dir: &Path) -> Result<File, LinkError> {
         .open(state_dir.join(LOCK))
         .map_err(cannot)?
         .into_file();
-    files::give_to_owner(&state_dir.join(LOCK), &lock);
     // A lock outlives its holder for a moment when that process was just starting another one.
     for _ in 0..LOCK_TRIES {
         if lock.try_lock().is_ok() {

@@ -38,6 +38,7 @@ const ZSTD_LEVEL: i32 = 1;
 mod offset {
     pub(super) const VERSION: usize = 8;
     pub(super) const CODEC: usize = 10;
+    pub(super) const CHAIN: usize = 11;
     pub(super) const PART: usize = 12;
     pub(super) const PARTS: usize = 14;
     pub(super) const QUEUE: usize = 16;
@@ -66,11 +67,23 @@ pub enum Codec {
 const CODEC_RECORDS: u8 = 1;
 const CODEC_GROUP: u8 = 2;
 
+/// Whether a block is a part of something larger that counts only as a whole: the blocks that
+/// became durable together, with the position in the last of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// The block before belongs to it.
+    pub begun: bool,
+    /// The block after belongs to it.
+    pub goes_on: bool,
+}
+
 /// What a frame says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHead {
     /// What the payload holds.
     pub codec: Codec,
+    /// What the block is a part of. Earlier versions did not say it.
+    pub chain: Chain,
     /// This part of the block, from 0.
     pub part: u16,
     /// How many parts the block has.
@@ -109,6 +122,8 @@ pub struct Place {
     pub batch: u32,
     /// The sequence number of its first record, or of the next one when it has none.
     pub first_seq: u64,
+    /// What the block is a part of.
+    pub chain: Chain,
 }
 
 /// Why bytes are not a frame or frames not a block.
@@ -155,6 +170,7 @@ pub fn frames(place: Place, codec: Codec, body: BodyFacts, packed: &[u8]) -> Vec
     let chunks: Vec<&[u8]> = packed.chunks(FRAME_PAYLOAD_BYTES_MAX).collect();
     let mut head = FrameHead {
         codec,
+        chain: place.chain,
         part: 0,
         parts: u16::try_from(chunks.len()).expect("RECORD_BYTES_MAX bounds the parts"),
         queue: place.queue,
@@ -233,7 +249,37 @@ pub fn join(frames: &[impl AsRef<[u8]>]) -> Result<(FrameHead, Vec<u8>), Damage>
     Ok((first, packed))
 }
 
+impl Chain {
+    const GOES_ON: u8 = 1;
+    const BEGUN: u8 = 2;
+
+    fn of_bits(bits: u8) -> Self {
+        Self { begun: bits & Self::BEGUN != 0, goes_on: bits & Self::GOES_ON != 0 }
+    }
+
+    fn bits(self) -> u8 {
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        bit(self.goes_on, Self::GOES_ON) | bit(self.begun, Self::BEGUN)
+    }
+}
+
 impl FrameHead {
+    /// Whether what comes before this frame belongs to the same whole.
+    pub fn is_begun(&self) -> bool {
+        self.part > 0 || self.chain.begun
+    }
+
+    /// Whether what comes after this frame belongs to the same whole.
+    pub fn goes_on(&self) -> bool {
+        self.part + 1 < self.parts || self.chain.goes_on
+    }
+
+    /// Whether another frame has the same part of the same block.
+    pub fn holds_the_same(&self, other: &Self) -> bool {
+        let what = |head: &Self| (head.first_seq, head.records, head.part, head.parts);
+        what(self) == what(other) && self.payload_crc == other.payload_crc
+    }
+
     /// Reads the header at the start of `bytes`.
     pub fn read(bytes: &[u8]) -> Result<Self, Damage> {
         let header: &[u8; HEADER_BYTES] =
@@ -250,6 +296,7 @@ impl FrameHead {
         };
         let head = Self {
             codec,
+            chain: Chain::of_bits(header[offset::CHAIN]),
             part: u16::from_le_bytes(take(header, offset::PART)),
             parts: u16::from_le_bytes(take(header, offset::PARTS)),
             queue: Uuid::from_bytes(take(header, offset::QUEUE)),
@@ -297,6 +344,7 @@ impl FrameHead {
             Codec::Records => CODEC_RECORDS,
             Codec::Group => CODEC_GROUP,
         };
+        header[offset::CHAIN] = self.chain.bits();
         put(&mut header, offset::PART, self.part.to_le_bytes());
         put(&mut header, offset::PARTS, self.parts.to_le_bytes());
         put(&mut header, offset::QUEUE, self.queue.into_bytes());
@@ -329,7 +377,14 @@ mod tests {
     use super::*;
 
     fn place() -> Place {
-        Place { queue: Uuid::from_u128(7), segment: 3, number: 5, batch: 2, first_seq: 100 }
+        Place {
+            queue: Uuid::from_u128(7),
+            segment: 3,
+            number: 5,
+            batch: 2,
+            first_seq: 100,
+            chain: Chain::default(),
+        }
     }
 
     fn records(count: u64, bytes: usize) -> Vec<Record> {

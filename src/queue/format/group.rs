@@ -168,10 +168,17 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::queue::format::block::FrameHead;
+    use crate::queue::format::block::{Chain, FrameHead};
 
     fn place() -> Place {
-        Place { queue: Uuid::from_u128(7), segment: 257, number: 3, batch: 4, first_seq: 100 }
+        Place {
+            queue: Uuid::from_u128(7),
+            segment: 257,
+            number: 3,
+            batch: 4,
+            first_seq: 100,
+            chain: Chain::default(),
+        }
     }
 
     fn batch(segment: u64, numbers: &[u64]) -> GroupBatch {

@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::queue::format::{
-        block::{self, Place},
+        block::{self, Chain, Place},
         record::Record,
     };
 
@@ -153,7 +153,14 @@ mod tests {
             at_ms: 0,
             payload: Bytes::from((0..=250_u8).cycle().take(bytes).collect::<Vec<_>>()),
         };
-        let place = Place { queue: Uuid::nil(), segment: 1, number, batch: 0, first_seq: number };
+        let place = Place {
+            queue: Uuid::nil(),
+            segment: 1,
+            number,
+            batch: 0,
+            first_seq: number,
+            chain: Chain::default(),
+        };
         block::encode(place, &[record], &[]).remove(0)
     }
 

@@ -194,6 +194,29 @@ impl SegmentRow {
         row
     }
 
+    /// The frames of a segment without a row that were written to their end. At its end may lie the
+    /// beginning of what counts only as a whole: nothing of it was acknowledged, and whoever
+    /// brought it brings all of it again. With numbers after it (`next_first_seq`) it was, and is
+    /// damaged.
+    pub fn finished(found: &[Found], next_first_seq: Option<u64>) -> &[Found] {
+        let Some(last) = found.last().map(|frame| frame.head) else { return found };
+        let end_seq = last.first_seq.saturating_add(u64::from(last.records));
+        if next_first_seq.is_some_and(|next| next >= end_seq) {
+            return found;
+        }
+        let (mut from, mut whole) = (found.len() - 1, !last.goes_on());
+        while found[from].head.is_begun() {
+            let before = from.checked_sub(1).map(|before| found[before].head);
+            let follows = before.is_some_and(|b| b.number + 1 == found[from].head.number);
+            whole &= follows;
+            if !follows && !before.is_some_and(|before| before.goes_on()) {
+                break; // its beginning is not there, and that before it is something else
+            }
+            from -= 1;
+        }
+        if whole { found } else { &found[..from] }
+    }
+
     /// The row of a merged segment, from the groups found in it; `None` without any.
     pub fn recovered_merged(id: u64, scan: &Scan) -> Option<Self> {
         let mut row = Self::empty(id, 0, 0);

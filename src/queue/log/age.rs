@@ -47,9 +47,11 @@ impl AgeClock {
         age_ms.saturating_add(ran_ms).min(now.wall_ms)
     }
 
-    /// The backend's time agrees with the wall clock.
-    pub(in crate::queue) fn confirm(&mut self, now: Moment) {
+    /// The backend's time agrees with the wall clock. Returns how far that sets it ahead.
+    pub(in crate::queue) fn confirm(&mut self, now: Moment) -> i64 {
+        let told_ms = self.tell(now);
         self.last = Some((now.wall_ms, now.running_ms));
+        now.wall_ms.saturating_sub(told_ms)
     }
 }
 

@@ -25,7 +25,11 @@ use crate::queue::{
 pub(in crate::queue) struct Journal {
     notes: Notes,
     ledger: Ledger,
-    positions: BTreeMap<String, PositionAt>,
+    positions: BTreeMap<String, Held>,
+    /// Positions that were taken so far: the order in which they were.
+    taken: u64,
+    /// What the age clock said last; nothing goes for its age before it has been told.
+    told_age_ms: Option<i64>,
     /// The newest segment whose positions are in the state.
     positions_saved: u64,
     next: Next,
@@ -33,6 +37,13 @@ pub(in crate::queue) struct Journal {
     next_saved: Next,
     /// Rows that go with the next write.
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+/// A position, and when it was taken, as an order: clocks are set.
+#[derive(Debug, Default)]
+struct Held {
+    at: PositionAt,
+    taken: u64,
 }
 
 /// The rows about segments, as they were found.
@@ -64,6 +75,7 @@ impl Journal {
     fn of(notes: Notes) -> (Self, SegmentRows) {
         let mut segments = SegmentRows::default();
         let mut journal = Self::default();
+        let mut positions = Vec::new();
         for (key, value) in notes.rows() {
             match rows::decode(key, value) {
                 Some(Row::Segment(row)) => {
@@ -75,7 +87,7 @@ impl Journal {
                 }
                 Some(Row::Position(collector, at)) => {
                     journal.positions_saved = journal.positions_saved.max(at.segment);
-                    journal.positions.insert(collector, at);
+                    positions.push((at.segment, at.keep_until_ms, collector, at));
                 }
                 Some(Row::Loss(loss)) => {
                     journal.next.seq = journal.next.seq.max(loss.to.saturating_add(1));
@@ -89,6 +101,10 @@ impl Journal {
                 }
                 None => tracing::warn!(?key, "an unknown row in the queue's state is left alone"),
             }
+        }
+        positions.sort_unstable_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));
+        for (_, _, collector, at) in positions {
+            journal.set_position(collector, at);
         }
         journal.notes = notes;
         (journal, segments)
@@ -158,20 +174,45 @@ impl Journal {
 
     /// The age clock has come to this.
     pub(in crate::queue) fn set_age_ms(&mut self, age_ms: i64) {
+        self.told_age_ms = Some(age_ms);
         let known = self.next.age_ms;
         if known.is_none_or(|known| age_ms.saturating_sub(known).abs() >= AGE_STEP_MS) {
             self.next.age_ms = Some(age_ms);
         }
     }
 
+    /// The age clock has been set ahead: what may be forgotten later is kept as long as it was to
+    /// be.
+    pub(in crate::queue) fn postpone(&mut self, jump_ms: i64) {
+        if jump_ms < AGE_STEP_MS {
+            return;
+        }
+        for (name, Held { at, .. }) in &mut self.positions {
+            let Some(until) = &mut at.keep_until_ms else { continue };
+            *until = until.saturating_add(jump_ms);
+            if at.segment <= self.positions_saved {
+                let (key, value) = rows::position_row(name, at);
+                self.pending.insert(key, value);
+            }
+        }
+    }
+
     /// How far a collector had read.
     pub(in crate::queue) fn position(&self, collector: &str) -> Option<Bytes> {
-        self.positions.get(collector).map(|at| at.bytes.clone())
+        let held = self.positions.get(collector).filter(|held| !self.is_void(&held.at));
+        held.map(|held| held.at.bytes.clone())
+    }
+
+    /// Whether a position may be forgotten by now.
+    fn is_void(&self, at: &PositionAt) -> bool {
+        let until = at.keep_until_ms.zip(self.told_age_ms);
+        until.is_some_and(|(until, age_ms)| until <= age_ms)
     }
 
     /// A collector has read so far, with records in `segment`.
     pub(in crate::queue) fn set_position(&mut self, collector: String, at: PositionAt) {
-        self.positions.insert(collector, at);
+        self.taken += 1;
+        self.positions.insert(collector, Held { at, taken: self.taken });
     }
 
     /// Drops a position; the change that says so, when there was one.
@@ -182,10 +223,9 @@ impl Journal {
     /// The same, from a segment that was found: an older one does not count.
     pub(in crate::queue) fn find_positions(&mut self, segment: u64, positions: Vec<Position>) {
         for position in positions {
-            let held = self.positions.entry(position.collector).or_default();
-            if held.segment <= segment {
-                let (bytes, keep_until_ms) = (position.bytes, position.keep_until_ms);
-                *held = PositionAt { segment, bytes, keep_until_ms };
+            let Position { collector, bytes, keep_until_ms } = position;
+            if self.positions.get(&collector).is_none_or(|held| held.at.segment <= segment) {
+                self.set_position(collector, PositionAt { segment, bytes, keep_until_ms });
             }
         }
     }
@@ -209,26 +249,29 @@ impl Journal {
     /// Whether records of `segment` came with something that may be forgotten later: the key of a
     /// request.
     pub(in crate::queue) fn has_passing_of(&self, segment: u64) -> bool {
-        self.positions.values().any(|at| at.segment == segment && at.keep_until_ms.is_some())
+        self.positions
+            .values()
+            .any(|held| held.at.segment == segment && held.at.keep_until_ms.is_some())
     }
 
     /// The records of `segment` have gone before they were on disk, and so do their keys.
     pub(in crate::queue) fn forget_passing_of(&mut self, segment: u64) {
-        self.positions.retain(|_, at| at.segment != segment || at.keep_until_ms.is_none());
+        self.positions
+            .retain(|_, held| held.at.segment != segment || held.at.keep_until_ms.is_none());
     }
 
     fn positions_where(&self, wanted: impl Fn(&PositionAt) -> bool) -> Vec<Position> {
-        let position = |(name, at): (&String, &PositionAt)| Position {
+        let position = |(name, Held { at, .. }): (&String, &Held)| Position {
             collector: name.clone(),
             bytes: at.bytes.clone(),
             keep_until_ms: at.keep_until_ms,
         };
-        self.positions.iter().filter(|(_, at)| wanted(at)).map(position).collect()
+        self.positions.iter().filter(|(_, held)| wanted(&held.at)).map(position).collect()
     }
 
     /// The rows of all positions.
     pub(in crate::queue) fn position_rows(&self) -> Vec<StateChange> {
-        self.positions.iter().map(|(name, at)| rows::position_row(name, at)).collect()
+        self.positions.iter().map(|(name, held)| rows::position_row(name, &held.at)).collect()
     }
 
     /// Has a row written with the next ones: a crash before that is harmless.
@@ -301,13 +344,23 @@ impl Journal {
         row: &SegmentRow,
         (losses, now_ms): (&[NewLoss], i64),
     ) -> Result<(), StoreError> {
-        let mut changes = vec![rows::segment_row(row)];
-        changes.extend(self.forget_positions(now_ms));
-        let unsaved = self.positions_saved + 1..=row.id;
-        let unsaved = self.positions.iter().filter(|(_, at)| unsaved.contains(&at.segment));
-        changes.extend(unsaved.map(|(name, at)| rows::position_row(name, at)));
+        let changes = vec![rows::segment_row(row)];
+        self.put_with_positions(store, (row.id, changes), (losses, now_ms))
+    }
+
+    /// Writes what is said of a segment, and the positions that it covers.
+    pub(in crate::queue) fn put_with_positions<D: WriteDisk>(
+        &mut self,
+        store: &mut Store<D>,
+        (segment, mut changes): (u64, Vec<StateChange>),
+        (losses, now_ms): (&[NewLoss], i64),
+    ) -> Result<(), StoreError> {
+        changes.extend(self.forget_positions());
+        let unsaved = self.positions_saved + 1..=segment;
+        let unsaved = self.positions.iter().filter(|(_, held)| unsaved.contains(&held.at.segment));
+        changes.extend(unsaved.map(|(name, held)| rows::position_row(name, &held.at)));
         self.put_with_losses(store, changes, (losses, now_ms))?;
-        self.positions_saved = self.positions_saved.max(row.id);
+        self.positions_saved = self.positions_saved.max(segment);
         Ok(())
     }
 
@@ -324,19 +377,22 @@ impl Journal {
         self.notes.make_anew(&mut store.disk)
     }
 
-    /// Drops positions that may be forgotten by now.
-    fn forget_positions(&mut self, now_ms: i64) -> Vec<StateChange> {
-        let mut passing: Vec<(i64, String)> = Vec::new();
-        for (name, at) in &self.positions {
-            passing.extend(at.keep_until_ms.map(|until| (until, name.clone())));
-        }
-        passing.sort_unstable_by_key(|(until, _)| std::cmp::Reverse(*until));
-        let kept = passing.iter().take_while(|(until, _)| *until > now_ms).count();
-        let gone = passing.split_off(kept.min(PASSING_POSITIONS_MAX));
-        let drop_row = |(_, name): (i64, String)| {
+    /// Drops positions that may be forgotten by now, and the oldest of those that may be later.
+    fn forget_positions(&mut self) -> Vec<StateChange> {
+        let passing = self.positions.iter().filter(|(_, held)| held.at.keep_until_ms.is_some());
+        let mut passing: Vec<(u64, bool, String)> = passing
+            .map(|(name, held)| (held.taken, self.is_void(&held.at), name.clone()))
+            .collect();
+        passing.sort_unstable_by_key(|(taken, ..)| std::cmp::Reverse(*taken));
+        let mut kept = 0;
+        passing.retain(|(_, is_void, _)| {
+            kept += usize::from(!is_void);
+            *is_void || kept > PASSING_POSITIONS_MAX
+        });
+        let drop_row = |(_, _, name): (u64, bool, String)| {
             self.positions.remove(&name);
             rows::drop_position_row(&name)
         };
-        gone.into_iter().map(drop_row).collect()
+        passing.into_iter().map(drop_row).collect()
     }
 }

@@ -13,7 +13,7 @@ use crate::queue::{
     LossReason,
     budget::OnFull,
     format::{
-        block::Place,
+        block::{Chain, Place},
         group::{self, GROUP_BATCHES_MAX, GROUP_RAW_BYTES_MAX, GroupBatch, GroupEntry},
         record::Record,
         rows,
@@ -345,6 +345,7 @@ impl<D: WriteDisk> Log<D> {
             number: row.frames,
             batch: row.batches,
             first_seq: first.first_seq,
+            chain: Chain::default(), // it counts when its row does
         };
         let newest = merge.sources.iter().max().copied().unwrap_or(0);
         let positions =

@@ -44,6 +44,8 @@ enum Action {
     Quarantine(u64),
     /// It is of another queue, or of another number.
     QuarantineStranger(u64, Stranger),
+    /// Another process wrote it at the same time.
+    QuarantineRival(u64),
     /// Its move to the kept ones was under way.
     Keep(u64),
 }
@@ -141,6 +143,9 @@ impl<D: WriteDisk> Log<D> {
                 let moved = store.quarantine_stranger(id, owner);
                 (id, moved.map(|path| told_of_stranger(id, owner, &path)))
             }
+            Action::QuarantineRival(id) => {
+                (id, store.quarantine_rival(id).map(|path| told_of_rival(id, &path)))
+            }
             Action::Keep(id) => (id, store.keep(id).map(|()| self.backlog.moved(id))),
         };
         match done {
@@ -159,6 +164,15 @@ fn told_of_stranger(id: u64, owner: Stranger, path: &std::path::Path) {
         segment = id, queue = %owner.queue, own = owner.segment, kept = %path.display(),
         "a segment of another queue, or of another number, is put aside; hint: `agent queue repair \
          --requeue` queues its records here"
+    );
+}
+
+fn told_of_rival(id: u64, path: &std::path::Path) {
+    tracing::error!(
+        segment = id, kept = %path.display(),
+        "records that no other segment holds, under numbers that others have: another process had \
+         the queue open at the same time, and they are put aside; hint: `agent queue repair \
+         --requeue` queues them with numbers of their own"
     );
 }
 
@@ -360,9 +374,25 @@ impl<D: ReadDisk> Log<D> {
         around: Neighbours,
         found: &mut Findings,
     ) -> Option<SegmentRow> {
-        let mut row = SegmentRow::recovered(id, &scan.found, around.until);
+        let finished = SegmentRow::finished(&scan.found, around.until);
+        let unfinished = &scan.found[finished.len()..];
+        if !unfinished.is_empty() {
+            let first = unfinished.iter().filter(|frame| frame.head.part == 0);
+            let records: u64 = first.map(|frame| u64::from(frame.head.records)).sum();
+            tracing::warn!(
+                segment = id,
+                records,
+                "the beginning of what was never written to its end, and never acknowledged, does \
+                 not count"
+            );
+        }
+        let mut row = SegmentRow::recovered(id, finished, around.until);
         if row.frames == 0 {
-            self.put_away(id, scan, around, found);
+            if finished.is_empty() && !unfinished.is_empty() {
+                found.actions.push(Action::Quarantine(id));
+            } else {
+                self.put_away(id, scan, around, found);
+            }
             return None;
         }
         if scan.found.first().is_some_and(|first| first.head.number > 0) {
@@ -393,11 +423,13 @@ impl<D: ReadDisk> Log<D> {
         if scan.found.is_empty() && scan.broken == 0 {
             return found.actions.push(Action::Remove(id));
         }
+        if !scan.found.is_empty() {
+            let again = self.is_written_again(id, scan);
+            let action = if again { Action::Quarantine } else { Action::QuarantineRival };
+            return found.actions.push(action(id));
+        }
         tracing::error!(segment = id, "no block of a segment counts: see quarantine/");
         found.actions.push(Action::Quarantine(id));
-        if !scan.found.is_empty() {
-            return; // the next segment has the same records
-        }
         let Some(until) = around.until else {
             found.unknown_seqs += UNKNOWN_SEQS; // nobody knows how many there were
             return;
@@ -405,6 +437,16 @@ impl<D: ReadDisk> Log<D> {
         let records =
             if around.from < until { self.unexplained(around.from, until - 1) } else { 0 };
         self.note_lost((around.from, until.saturating_sub(1)), records, (self.now_ms, self.now_ms));
+    }
+
+    /// Whether later segments hold every block of one that failed under its process. What they do
+    /// not hold was written by another process at the same time, and has numbers of their records.
+    fn is_written_again(&self, id: u64, scan: &Scan) -> bool {
+        let later = self.store.segments().unwrap_or_default().into_iter().filter(|n| *n > id);
+        let later = later.filter_map(|id| self.store.frames(id).ok()).flat_map(|scan| scan.found);
+        let later: Vec<Found> = later.collect();
+        let held = |own: &Found| later.iter().any(|other| own.head.holds_the_same(&other.head));
+        scan.found.iter().all(held)
     }
 
     /// The row of a merged segment without one: the process ended before the merge counted, or the

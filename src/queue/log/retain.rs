@@ -14,7 +14,9 @@ impl<D: WriteDisk> Log<D> {
     pub(super) fn keep_segment(&mut self, id: u64) -> Result<(), StoreError> {
         let Some(sealed) = self.backlog.get(id) else { return Ok(()) };
         let kept = KeptRow { row: sealed.row.clone(), delivered_ms: self.now_ms };
-        self.put(vec![rows::kept_row(&kept), rows::drop_segment_row(id)])?;
+        let changes = vec![rows::kept_row(&kept), rows::drop_segment_row(id)];
+        let none = (&[][..], self.now_ms);
+        self.journal.put_with_positions(&mut self.store, (id, changes), none)?;
         self.forget(id);
         self.backlog.insert_kept(kept);
         self.move_kept(id)?;

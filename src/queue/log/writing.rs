@@ -8,7 +8,7 @@ use crate::queue::{
     LossReason,
     budget::{Durability, OnFull},
     format::{
-        block::{self, BLOCK_RAW_BYTES_MAX, Place, RECORD_BYTES_MAX},
+        block::{self, BLOCK_RAW_BYTES_MAX, Chain, Place, RECORD_BYTES_MAX},
         record::{self, Group, Position, Record},
         rows::{self, PositionAt},
         segment::{self, BatchLimits, BatchPlan, BlockFacts, SegmentRow},
@@ -286,13 +286,17 @@ fn encode(
     let mut blocks = blocks_of(records, limits).peekable();
     // A position without records still needs a block to travel in.
     let mut at_least_one = blocks.peek().is_none().then_some(&records[..0]).into_iter();
+    let mut chain = Chain::default();
     while let Some(block) = blocks.next().or_else(|| at_least_one.next()) {
         let last = blocks.peek().is_none();
+        // Without the last block nobody knows how far the others had come.
+        chain.goes_on = !last && !positions.is_empty();
         let first_seq = block.first().map_or(active.row.end_seq, |record| record.seq);
         let facts = BlockFacts::of(first_seq, block);
         let batch = segment::plan_block(&mut active.plans, limits, active.row.id, facts);
         let positions = if last { positions } else { &[] };
-        frames.extend(encode_block(active, queue, (batch, facts), block, positions));
+        frames.extend(encode_block(active, queue, (batch, facts, chain), block, positions));
+        chain.begun = chain.goes_on;
     }
     frames
 }
@@ -301,14 +305,14 @@ fn encode(
 fn encode_block(
     active: &mut Active,
     queue: Uuid,
-    (batch, facts): (u32, BlockFacts),
+    (batch, facts, chain): (u32, BlockFacts, Chain),
     block: &[Record],
     positions: &[Position],
 ) -> Vec<Vec<u8>> {
     let row = &mut active.row;
     let (segment, number, first_seq) = (row.id, row.frames, facts.first_seq);
     let frames =
-        block::encode(Place { queue, segment, number, batch, first_seq }, block, positions);
+        block::encode(Place { queue, segment, number, batch, first_seq, chain }, block, positions);
     row.records += facts.records;
     row.end_seq = row.end_seq.max(first_seq + facts.records);
     row.raw_bytes += facts.raw_bytes;
@@ -328,25 +332,33 @@ pub(super) fn encode_again(
 ) -> Option<Active> {
     let mut again = Active::new(SegmentRow::empty(row.id, row.first_seq, row.window_ms.0), false);
     again.plans = plans.to_vec();
-    for (n, plan) in plans.iter().enumerate() {
+    let mut runs: Vec<(u32, Vec<Record>)> = Vec::new();
+    for plan in plans {
         let range = plan.first_seq..=plan.last_seq;
-        let own: Vec<&Record> = records.iter().filter(|r| range.contains(&r.seq)).collect();
-        if own.len() as u64 != plan.records {
+        let own = records.iter().filter(|record| range.contains(&record.seq)).cloned();
+        runs.push((plan.number, own.collect()));
+        if runs.last().is_none_or(|(_, own)| own.len() as u64 != plan.records) {
             return None;
         }
-        let own: Vec<Record> = own.into_iter().cloned().collect();
-        let limits = BatchLimits { raw_bytes_max: u64::MAX, records_max: u64::MAX };
-        let mut blocks: Vec<&[Record]> = blocks_of(&own, limits).collect();
-        if blocks.is_empty() {
-            blocks.push(&[]);
+    }
+    let limits = BatchLimits { raw_bytes_max: u64::MAX, records_max: u64::MAX };
+    let mut blocks: Vec<(u32, &[Record])> = Vec::new();
+    for (batch, own) in &runs {
+        blocks.extend(blocks_of(own, limits).map(|block| (*batch, block)));
+        if own.is_empty() {
+            blocks.push((*batch, &[]));
         }
-        for block in blocks {
-            let first_seq = block.first().map_or(again.row.end_seq, |record| record.seq);
-            let facts = BlockFacts::of(first_seq, block);
-            let positions = if n + 1 == plans.len() { positions } else { &[] };
-            let frames = encode_block(&mut again, queue, (plan.number, facts), block, positions);
-            again.unsaved.extend(frames);
-        }
+    }
+    let mut chain = Chain::default();
+    for (n, (batch, block)) in blocks.iter().enumerate() {
+        let last = n + 1 == blocks.len();
+        chain.goes_on = !last && !positions.is_empty();
+        let first_seq = block.first().map_or(again.row.end_seq, |record| record.seq);
+        let facts = BlockFacts::of(first_seq, block);
+        let positions = if last { positions } else { &[] };
+        let frames = encode_block(&mut again, queue, (*batch, facts, chain), block, positions);
+        again.unsaved.extend(frames);
+        chain.begun = chain.goes_on;
     }
     again.row.window_ms = row.window_ms;
     again.row.delivered.clone_from(&row.delivered);

@@ -6,7 +6,7 @@ use fs_err as fs;
 
 use super::{Action, Plan, Requeue, Step, StepKind};
 use crate::queue::{
-    aside::{Aside, QuarantinedKind, quarantined_segment, segment_of, stranger_of},
+    aside::{Aside, QuarantinedKind, is_rival, quarantined_segment, segment_of, stranger_of},
     log::{Log, LogLimits, look::Damage},
     store::{
         StoreError, identity,
@@ -209,7 +209,8 @@ fn quarantine(
         let path = Path::new("quarantine").join(&entry.name);
         let records = entry.readable.map_or(0, |readable| readable.records);
         let owner = stranger_of(&entry.name);
-        if entry.kind == QuarantinedKind::Stranger && owner.is_none_or(|own| own.queue != queue) {
+        let is_other = is_rival(&entry.name) || owner.is_none_or(|own| own.queue != queue);
+        if entry.kind == QuarantinedKind::Stranger && is_other {
             stranger((&entry.name, records), requeue, plan);
             continue;
         }
@@ -247,8 +248,8 @@ fn quarantine(
     Ok(())
 }
 
-/// A segment of another queue, or one that another has taken the place of: its records have been
-/// neither sent nor counted.
+/// A segment of another queue or process, or one that another has taken the place of: its records
+/// have been neither sent nor counted.
 fn stranger((name, records): (&str, u64), requeue: Requeue, plan: &mut Plan) {
     let path = Path::new("quarantine").join(name);
     if records > 0 && requeue == Requeue::Yes {
@@ -257,7 +258,7 @@ fn stranger((name, records): (&str, u64), requeue: Requeue, plan: &mut Plan) {
             records,
             backup_bytes: 0,
             what: format!(
-                "is of another queue, or has another's number; {} can be read",
+                "is of another queue, or has numbers of others; {} can be read",
                 counted(records)
             ),
             fix: "append them to this queue, and move it to the backup".to_owned(),
@@ -266,8 +267,8 @@ fn stranger((name, records): (&str, u64), requeue: Requeue, plan: &mut Plan) {
         });
     } else {
         plan.remarks.push(format!(
-            "{}: {} of another queue, not sent; `agent replay --dir` sends a whole queue as its \
-             host's, --requeue appends them here",
+            "{}: {} of another queue or process, not sent; `agent replay --dir` sends a whole \
+             queue as its host's, --requeue appends them here",
             path.display(),
             counted(records)
         ));

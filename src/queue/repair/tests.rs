@@ -351,3 +351,48 @@ fn a_stranger_is_queued_once_over_kills() {
         assert_eq!(log.position(&format!("adopted/{name}")), None, "it is done");
     }
 }
+
+/// Q3: two processes write at once, because somebody has removed the lock. The records of the one
+/// whose numbers the other has given, too, are put aside, stay there however full the queue is, and
+/// are queued by hand, with numbers of their own.
+#[test]
+fn what_a_rival_has_written_is_put_aside_and_stays() {
+    let dir = filled();
+    let disk = || RealDisk::open(dir.path());
+    let mut first = open(dir.path());
+    assert!(disk().is_err(), "one at a time");
+    fs::remove_file(dir.path().join("lock")).unwrap();
+    let mut second = open(dir.path());
+    let append = |log: &mut Log<RealDisk>, from: i64| {
+        let record = |n: i64| NewRecord {
+            kind: "custom.x".to_owned(),
+            at_ms: n,
+            payload: Bytes::from(format!("{{\"n\":{n}}}")),
+        };
+        log.append(vec![Group::of((from..from + 5).map(record).collect())], 200);
+    };
+    append(&mut first, 100);
+    append(&mut second, 105);
+    drop((first, second)); // killed
+    drop(open(dir.path()));
+    let put_aside = Aside::of(dir.path()).quarantine_read().unwrap();
+    let [rival] = &put_aside[..] else { panic!("{put_aside:?}") };
+    assert!(rival.name.starts_with("rival-"), "{rival:?}");
+    assert_eq!(rival.readable.as_ref().map(|readable| readable.records), Some(5));
+    let mut store = Store::open(disk().unwrap(), 0).unwrap();
+    assert!(!store.drop_quarantined().unwrap(), "it does not go for want of room");
+    drop(store);
+    assert_eq!(kinds(&plan_with(dir.path(), Requeue::No)), []);
+    let repair = plan_with(dir.path(), Requeue::Yes);
+    assert_eq!(kinds(&repair), [StepKind::Stranger]);
+    assert_eq!(apply(repair).records, 110);
+    let mut log = open(dir.path());
+    let (mut seqs, mut times) = (Vec::new(), Vec::new());
+    while let Some(batch) = log.next_batch(i64::MAX) {
+        seqs.extend(batch.records.iter().map(|record| record.seq));
+        times.extend(batch.records.iter().map(|record| record.at_ms));
+        log.delivered(batch.key, batch.records.len() as u64, &[]).unwrap();
+    }
+    times.sort_unstable();
+    assert_eq!((seqs, times), ((0..110).collect(), (0..110).collect()));
+}

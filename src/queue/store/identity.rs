@@ -63,7 +63,34 @@ pub fn find(disk: &impl ReadDisk) -> Result<Uuid, StoreError> {
     noted.first().or(in_frames.first()).copied().map_or(named, Ok)
 }
 
-/// The same; a name that is lost is written anew, and a new queue gets one.
+/// Fails when the directory is another queue's: one that was mounted, or moved, over it under the
+/// process. Nothing may be written there.
+pub fn check(disk: &impl ReadDisk, own: Uuid) -> Result<(), StoreError> {
+    match read(disk) {
+        Ok(named) if named != own => Err(another(disk, named, own)),
+        _ => Ok(()),
+    }
+}
+
+/// The same of a directory that has come in the place of one, and may have lost its name.
+pub fn check_all(disk: &impl ReadDisk, own: Uuid) -> Result<(), StoreError> {
+    match find(disk) {
+        Ok(found) if found != own => Err(another(disk, found, own)),
+        Err(error) if !is_lost(&error.source) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn another(disk: &impl ReadDisk, found: Uuid, own: Uuid) -> StoreError {
+    let message = format!(
+        "it holds another queue, {found}, which has come in the place of {own}; nothing is written \
+         there\n  hint: is it the right one? Restart the agent, and it goes on with that; until \
+         then records stay in memory, and are sent from there"
+    );
+    StoreError::new("use", full(disk, Path::new(FILE)), io::Error::other(message))
+}
+
+/// The same as [`find`]; a name that is lost is written anew, and a new queue gets one.
 /// Says, too, whether it is new.
 pub fn find_or_make(disk: &mut impl WriteDisk) -> Result<(Uuid, bool), StoreError> {
     let named = read(disk);

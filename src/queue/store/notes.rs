@@ -257,6 +257,7 @@ impl Notes {
 
     /// Writes a file anew, and its folder if that has gone away.
     fn write_stale(&mut self, disk: &mut impl WriteDisk, n: usize) -> io::Result<()> {
+        identity::check(disk, self.queue).map_err(|error| error.source)?;
         let folder = Path::new(FOLDER);
         disk.make_folder(folder)?;
         disk.sync(Path::new(""))?;

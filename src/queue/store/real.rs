@@ -20,7 +20,7 @@ use super::{
 use crate::queue::{
     DeadLetter,
     budget::DiskSpace,
-    dead::{DEAD_LETTERS, DeadChanges, DeadFile},
+    dead::{DeadChanges, DeadFile},
     files::{open_file, unwaiting},
     format::rows::Rows,
 };
@@ -41,15 +41,11 @@ pub struct Directory<H> {
 /// What makes a directory this process's.
 #[derive(Debug)]
 pub struct Held {
-    dir: PathBuf,
     lock: Arc<File>,
     /// The queue's folders as they were opened: others may come to stand in their places.
     folders: Vec<std::fs::File>,
     open: BTreeMap<PathBuf, SledSegment>,
     dead: DeadFile,
-    /// The user and group that own the directory, when this process is root and they are not: what
-    /// it makes is theirs.
-    owner: Option<(u32, u32)>,
 }
 
 const LOCK: &str = "lock";
@@ -66,12 +62,7 @@ impl RealDisk {
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         make_folders(dir)?;
         let lock = Arc::new(lock(dir)?);
-        let disk = Self::held(dir, lock);
-        disk.hold.give(Path::new(LOCK));
-        for folder in FOLDERS {
-            disk.hold.give(Path::new(folder));
-        }
-        Ok(disk)
+        Ok(Self::held(dir, lock))
     }
 
     /// Opens the directory again, any number of times, without ever letting go of it.
@@ -85,11 +76,9 @@ impl RealDisk {
 
     /// The directory `dir`, whose lock this process has already.
     pub fn held(dir: &Path, lock: Arc<File>) -> Self {
-        let (dir, owner) = (dir.to_owned(), owner_of(dir));
-        let (open, dead) = (BTreeMap::new(), DeadFile::open(&dir));
-        let folders = open_folders(&dir);
-        let hold = Held { dir: dir.clone(), lock, folders, open, dead, owner };
-        Self { dir, hold }
+        let (open, dead) = (BTreeMap::new(), DeadFile::open(dir));
+        let hold = Held { lock, folders: open_folders(dir), open, dead };
+        Self { dir: dir.to_owned(), hold }
     }
 
     fn segment(&mut self, folder: &Path) -> Result<&mut SledSegment, StoreError> {
@@ -99,32 +88,10 @@ impl RealDisk {
     }
 }
 
-impl Held {
-    /// Hands what this process has made to the directory's owner, who has to work with it.
-    fn give(&self, path: &Path) {
-        let Some((user, group)) = self.owner else { return };
-        let path = self.dir.join(path);
-        let is_ours = fs::symlink_metadata(&path).is_ok_and(|data| data.uid() == 0);
-        if is_ours && let Err(error) = std::os::unix::fs::lchown(&path, Some(user), Some(group)) {
-            tracing::warn!(%error, path = %path.display(), "this stays root's");
-        }
-    }
-
-    fn give_all(&self, path: &Path) {
-        if self.owner.is_none() {
-            return;
-        }
-        self.give(path);
-        for entry in std::fs::read_dir(self.dir.join(path)).into_iter().flatten().flatten() {
-            self.give_all(&path.join(entry.file_name()));
-        }
-    }
-}
-
 impl Drop for Held {
     fn drop(&mut self) {
+        // Before another process can have the directory.
         self.open.clear();
-        self.give_all(Path::new(""));
     }
 }
 
@@ -177,21 +144,16 @@ impl WriteDisk for RealDisk {
     fn make_folder(&mut self, folder: &Path) -> io::Result<()> {
         match std::fs::create_dir(self.dir.join(folder)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made.map(|()| self.hold.give(folder)),
+            made => made,
         }
     }
 
     fn write(&mut self, file: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
         let path = self.dir.join(file);
-        let is_new = !path.exists();
         let mut open =
             std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         open.seek(SeekFrom::Start(at))?;
-        open.write_all(bytes)?;
-        if is_new {
-            self.hold.give(file);
-        }
-        Ok(())
+        open.write_all(bytes)
     }
 
     fn reserve(&mut self, file: &Path, until: u64) -> io::Result<()> {
@@ -230,7 +192,6 @@ impl WriteDisk for RealDisk {
     fn create_segment(&mut self, folder: &Path, reserve: u64) -> Result<(), StoreError> {
         let segment = SledSegment::create(&self.dir.join(folder), reserve)?;
         self.hold.open.insert(folder.to_owned(), segment);
-        self.hold.give_all(folder);
         Ok(())
     }
 
@@ -246,9 +207,7 @@ impl WriteDisk for RealDisk {
         let missing =
             || StoreError::new("close", self.dir.join(folder), io::ErrorKind::NotConnected);
         let segment = self.hold.open.remove(folder).ok_or_else(missing)?;
-        let closed = segment.close();
-        self.hold.give_all(folder);
-        closed
+        segment.close()
     }
 
     fn abandon_segment(&mut self, folder: &Path) {
@@ -284,21 +243,15 @@ impl WriteDisk for RealDisk {
     }
 
     fn put_dead(&mut self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        let put = self.hold.dead.append(letters);
-        self.hold.give(Path::new(DEAD_LETTERS));
-        put
+        self.hold.dead.append(letters)
     }
 
     fn change_dead(&mut self, changes: &DeadChanges) -> Result<(), StoreError> {
-        let result = self.hold.dead.change(changes);
-        self.hold.give(Path::new(DEAD_LETTERS));
-        result
+        self.hold.dead.change(changes)
     }
 
     fn shorten_dead(&mut self, bytes_max: u64) -> Result<(), StoreError> {
-        let shortened = self.hold.dead.shorten(bytes_max);
-        self.hold.give(Path::new(DEAD_LETTERS));
-        shortened
+        self.hold.dead.shorten(bytes_max)
     }
 }
 
@@ -416,10 +369,4 @@ fn check_apart(dir: &Path) -> Result<(), StoreError> {
 /// The folders of a queue, opened: as long as they are, no other has their inodes.
 fn open_folders(dir: &Path) -> Vec<std::fs::File> {
     FOLDERS.iter().filter_map(|folder| std::fs::File::open(dir.join(folder)).ok()).collect()
-}
-
-/// Who owns `dir`, when this process is root and they are not.
-fn owner_of(dir: &Path) -> Option<(u32, u32)> {
-    let data = std::fs::metadata(dir).ok()?;
-    (rustix::process::geteuid().is_root() && data.uid() != 0).then(|| (data.uid(), data.gid()))
 }

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use super::*;
+use super::{
+    attack::{KEEPING, Known, furnish},
+    *,
+};
 
 /// The records that were delivered, by their numbers.
 fn deliver_all<D: WriteDisk>(log: &mut Log<D>, backend: &mut Backend) -> BTreeSet<u64> {
@@ -367,5 +370,64 @@ fn what_was_delivered_of_a_vanished_segment_is_not_lost() {
             let kept = log.status().records;
             assert_eq!(told + kept, 30 - sent, "{:?}", log.losses());
         }
+    }
+}
+
+/// Q3, Q7: another queue comes in the place of this one under the process, as a disk does that is
+/// mounted late: nothing is written there, whatever comes first, and what the process has is sent
+/// from memory. With the own directory back, all of it is written.
+#[test]
+fn another_queue_that_comes_in_the_place_of_this_one_stays_as_it_is() {
+    for first in 0..4 {
+        let (disk, other) = (MemoryDisk::new(), MemoryDisk::new());
+        let mut log = Log::open(other.open(), KEEPING).unwrap();
+        furnish(&mut log);
+        log.close(3_000);
+        let expected = Known::of(&Log::look(other.open(), KEEPING).unwrap());
+        let content = |disk: &MemoryDisk| {
+            let folders = ["", "state", "segments", "delivered", "quarantine"];
+            (folders.map(|folder| disk.files(folder)), disk.segments(), disk.kept())
+        };
+        let before = content(&other);
+        let mut log = open(&disk);
+        log.append(vec![Group { rejected: 1, ..group(0..3) }], 10);
+        log.seal(20);
+        log.append(vec![group(3..5)], 30);
+        disk.exchange(&other);
+        let mut backend = Backend::default();
+        match first {
+            0 => _ = log.tend(1_000),
+            1 => log.seal(1_000),
+            2 => _ = log.append(vec![Group { rejected: 1, ..group(5..6) }], 1_000),
+            _ => {
+                let batch = log.next_batch(1_000).unwrap();
+                backend.take(&batch);
+                let seq = batch.records[0].seq;
+                let letter = DeadLetter { seq, at_ms: 0, line: "{}".to_owned() };
+                assert!(log.delivered(batch.key, 3, &[letter]).is_err());
+            }
+        }
+        let taken = u64::from(first == 2);
+        log.tend(5_000);
+        assert!(log.disk_error().unwrap().contains("another queue"), "{:?}", log.disk_error());
+        assert_eq!(log.append(vec![group(5 + taken..8)], 20_000).home, Home::MemoryOnly);
+        log.seal(90_000);
+        log.tend(91_000);
+        assert_eq!(content(&disk), before, "first {first}");
+        let seen = Log::look(disk.open(), KEEPING).unwrap();
+        assert_eq!(Known::of(&seen), expected, "first {first}");
+        if first % 2 == 0 {
+            drain(&mut log, &mut backend);
+            assert_all(&backend, 0..8);
+        }
+        disk.exchange(&other);
+        log.tend(200_000);
+        log.append(vec![group(8..9)], 300_000);
+        assert_eq!(log.disk_error(), None);
+        log.seal(300_001);
+        drop(log);
+        let mut log = open(&disk);
+        drain(&mut log, &mut backend);
+        assert_all(&backend, 0..9);
     }
 }

@@ -292,3 +292,32 @@ fn folders_that_are_one_are_refused() {
         assert_all(&backend, 0..5);
     }
 }
+
+/// Q2: a process that is killed at any moment while it notes that a segment is delivered, and is to
+/// be kept, leaves one that waits or is kept.
+#[test]
+fn a_kill_while_a_delivery_is_noted_keeps_the_segment() {
+    for refused in [0, 1] {
+        for operation in 0..20 {
+            let disk = MemoryDisk::new();
+            let mut log = Log::open(disk.open(), KEEPING).unwrap();
+            log.append(vec![group(0..5)], 10);
+            log.seal(20);
+            let batch = log.next_batch(30).unwrap();
+            let letter =
+                |record: &Record| DeadLetter { seq: record.seq, at_ms: 0, line: "{}".to_owned() };
+            let letters: Vec<DeadLetter> = batch.records.iter().take(refused).map(letter).collect();
+            disk.lose_power_at(operation);
+            log.delivered(batch.key, 5, &letters).ok();
+            log.sync(40);
+            drop(log);
+            disk.heal(); // killed: what was written is there
+            let mut log = Log::open(disk.open(), KEEPING).unwrap();
+            let case = format!("{refused} refused, operation {operation}");
+            assert_eq!(log.status().segments + log.status().kept_segments, 1, "{case}");
+            drain(&mut log, &mut Backend::default());
+            drop(log);
+            assert_eq!((disk.segments().len(), disk.kept().len()), (0, 1), "{case}");
+        }
+    }
+}

@@ -167,3 +167,29 @@ fn a_collectors_token_lives_two_hours_at_most() {
     check(second + 60, second + 7260, Ok(()));
     check(second + 61, second + 70, Err(Refusal::Early));
 }
+
+/// What a header says must be understood is not understood here, whatever it is.
+#[test]
+fn a_header_with_crit_is_refused() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    let key = [1; 32];
+    let issued = now().as_second();
+    let claims = serde_json::json!({
+        "sub": "user:3", "iat": issued, "nbf": issued, "exp": issued + 60, "user_id": 3,
+        "jti": id(), "type": "access", "sid": id(),
+    });
+    let read = |header: &str| {
+        let signed = [header, &claims.to_string()].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let signed = signed.join(".");
+        let hmac = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
+        let signature = URL_SAFE_NO_PAD.encode(ring::hmac::sign(&hmac, signed.as_bytes()));
+        TokenKey::new(&key).verify(&format!("{signed}.{signature}"), now(), Expiry::Checked)
+    };
+    assert_eq!(read(r#"{"alg":"HS256","typ":"JWT"}"#), Ok(Subject::UserAccess(id())));
+    for crit in [r#"["exp"]"#, r#"["b64"]"#, "[]", "null", "5"] {
+        let header = format!(r#"{{"alg":"HS256","crit":{crit}}}"#);
+        assert_eq!(read(&header), Err(Refusal::Forged), "{crit}");
+    }
+}

@@ -1,8 +1,10 @@
 //! Pushes, and the servers and metrics they bring.
 
 use std::borrow::Cow;
+use std::pin::pin;
 
 use deadpool_postgres::{Client, Transaction};
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -10,7 +12,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::super::rows::{
-    LOST_KEPT_MAX, Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server,
+    Found, LOST_KEPT_MAX, Listing, LostRows, MetricQuery, MetricRow, Page, Push, Pushed, Server,
     StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
@@ -38,22 +40,22 @@ const CONFIG_VERSION: &str = "SELECT
        (SELECT coalesce(max(version), 0) FROM configs WHERE collector_id = c.id)
   FROM collectors c WHERE c.id = $1 FOR NO KEY UPDATE";
 
-/// The newest of the range, one per step, type and database when there is a step.
+/// The newest of the range, newest first: one per step, type and database when there is a step.
 /// The inner query is answered from the index alone.
 const METRICS_BY_STEP: &str = "SELECT type, database, at, document::text FROM metrics
  WHERE id IN (
     SELECT max(id) FROM metrics
      WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
      GROUP BY type, database, (extract(epoch FROM at) * 1000000)::bigint / $6
-     ORDER BY max(at) DESC LIMIT $5)
- ORDER BY at, id";
+     ORDER BY max(at) DESC, max(id) DESC LIMIT $5)
+ ORDER BY at DESC, id DESC";
 
 const METRICS: &str = "SELECT type, database, at, document::text FROM metrics
  WHERE id IN (
     SELECT id FROM metrics
      WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
      ORDER BY at DESC, id DESC LIMIT $5)
- ORDER BY at, id";
+ ORDER BY at DESC, id DESC";
 
 pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreError> {
     let transaction = db.transaction().await?;
@@ -270,10 +272,7 @@ pub(super) async fn server(db: &Client, id: i64) -> Result<Option<Server>, Store
     row.as_ref().map(as_server).transpose()
 }
 
-pub(super) async fn select(
-    db: &Client,
-    query: &MetricQuery,
-) -> Result<Vec<StoredMetric>, StoreError> {
+pub(super) async fn select(db: &Client, query: &MetricQuery) -> Result<Found, StoreError> {
     // Naming every type keeps the index in use: it begins with server and type.
     let kinds = match &query.kind {
         Some(kind) => vec![text(kind).into_owned()],
@@ -282,15 +281,22 @@ pub(super) async fn select(
     let (start, end) = (within(query.start), within(query.end));
     let limit = i64::from(query.limit);
     let values: [&(dyn ToSql + Sync); 5] = [&query.server_id, &kinds, &start, &end, &limit];
+    // Row by row: what has no room is not held.
     let rows = if let Some(step) = query.step {
         let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let statement = db.prepare_cached(METRICS_BY_STEP).await?;
-        db.query(&statement, &[&values[..], &[&step]].concat()).await?
+        db.query_raw(&statement, [&values[..], &[&step]].concat()).await?
     } else {
         let statement = db.prepare_cached(METRICS).await?;
-        db.query(&statement, &values).await?
+        db.query_raw(&statement, values).await?
     };
-    rows.iter().map(stored).collect()
+    let (mut rows, mut found) = (pin!(rows), Found::default());
+    while let Some(row) = rows.try_next().await? {
+        if !found.take(stored(&row)?, query) {
+            break;
+        }
+    }
+    Ok(found.in_order())
 }
 
 /// No metric is older than 2000, and PostgreSQL's calendar begins after jiff's.

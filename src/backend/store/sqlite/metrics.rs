@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::super::rows::{
-    LOST_KEPT_MAX, Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
+    Found, LOST_KEPT_MAX, Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
 use super::{claims, configs, count, counted, micros, time, time_option, uuid};
@@ -14,22 +14,20 @@ const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
        c.deregistered_at IS NULL AS is_active
   FROM servers s JOIN collectors c ON c.id = s.collector_id";
 
-/// The newest `:limit` of the range, one per step, type and database when there is a step.
-/// The inner query is answered from the index alone.
-const METRICS_BY_STEP: &str = "SELECT type, database, at, document FROM metrics WHERE id IN (
-    SELECT max(id) FROM metrics
+/// The newest `:limit` of the range, newest first, one per step, type and database when there is a
+/// step. They are answered from the index alone.
+const IDS_BY_STEP: &str = "SELECT max(id) AS id FROM metrics
      WHERE server_id = :server AND type IN (SELECT value FROM json_each(:types))
        AND at >= :start AND at < :end
      GROUP BY type, database, at / :step
-     ORDER BY max(at) DESC LIMIT :limit)
- ORDER BY at, id";
+     ORDER BY max(at) DESC, max(id) DESC LIMIT :limit";
 
-const METRICS: &str = "SELECT type, database, at, document FROM metrics WHERE id IN (
-    SELECT id FROM metrics
+const IDS: &str = "SELECT id FROM metrics
      WHERE server_id = :server AND type IN (SELECT value FROM json_each(:types))
        AND at >= :start AND at < :end
-     ORDER BY at DESC, id DESC LIMIT :limit)
- ORDER BY at, id";
+     ORDER BY at DESC, id DESC LIMIT :limit";
+
+const METRIC: &str = "SELECT type, database, at, document FROM metrics WHERE id = ?1";
 
 pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreError> {
     let collector = push.collector_id.to_string();
@@ -211,10 +209,18 @@ pub(super) fn server(db: &Transaction<'_>, id: i64) -> Result<Option<Server>, St
     Ok(statement.query_row([id], as_server).optional()?)
 }
 
-pub(super) fn select(
-    db: &Transaction<'_>,
-    query: &MetricQuery,
-) -> Result<Vec<StoredMetric>, StoreError> {
+pub(super) fn select(db: &Transaction<'_>, query: &MetricQuery) -> Result<Found, StoreError> {
+    // One by one: what has no room is not read.
+    let (mut found, mut metric) = (Found::default(), db.prepare_cached(METRIC)?);
+    for id in ids(db, query)? {
+        if !found.take(metric.query_row([id], stored)?, query) {
+            break;
+        }
+    }
+    Ok(found.in_order())
+}
+
+fn ids(db: &Transaction<'_>, query: &MetricQuery) -> Result<Vec<i64>, StoreError> {
     // Naming every type keeps the index in use: it begins with server and type.
     let types = match &query.kind {
         Some(kind) => vec![kind.clone()],
@@ -222,26 +228,27 @@ pub(super) fn select(
     };
     let types = serde_json::Value::from(types).to_string();
     let (start, end) = (micros(query.start), micros(query.end));
+    let id = |row: &Row<'_>| row.get("id");
     let found = match query.step {
         Some(step) => db
-            .prepare_cached(METRICS_BY_STEP)?
+            .prepare_cached(IDS_BY_STEP)?
             .query_map(
                 named_params! {
                     ":server": query.server_id, ":types": types, ":start": start, ":end": end,
                     ":limit": query.limit,
                     ":step": i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1),
                 },
-                stored,
+                id,
             )?
             .collect::<Result<_, _>>()?,
         None => db
-            .prepare_cached(METRICS)?
+            .prepare_cached(IDS)?
             .query_map(
                 named_params! {
                     ":server": query.server_id, ":types": types, ":start": start, ":end": end,
                     ":limit": query.limit,
                 },
-                stored,
+                id,
             )?
             .collect::<Result<_, _>>()?,
     };

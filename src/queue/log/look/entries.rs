@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::queue::format::{
-        block::{self, FrameHead, Place},
+        block::{self, Chain, FrameHead, Place},
         record::Record,
     };
 
@@ -144,6 +144,7 @@ mod tests {
                 number: row.frames,
                 batch: 0,
                 first_seq: row.end_seq,
+                chain: Chain::default(),
             };
             for frame in block::encode(place, &records, &[]) {
                 let head = FrameHead::read(&Bytes::from(frame)).expect("a frame");
