@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::postgres::{Postgres, shared};
+use crate::support::postgres::{Postgres, cache, shared};
 use crate::support::process::{Finished, agent, run};
 
 fn collect(arguments: &[&str]) -> Finished {
@@ -25,7 +25,7 @@ fn collect_from(server: &Postgres, arguments: &[&str], more: &str) -> Finished {
 /// Prometheus' own checker finds nothing to say about it.
 #[track_caller]
 fn assert_promtool_agrees(points: &str) {
-    let mut promtool = Command::new("promtool")
+    let mut promtool = Command::new(cache().join("tools/bin/promtool"))
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

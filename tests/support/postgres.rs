@@ -241,7 +241,7 @@ impl Drop for Postgres {
 }
 
 /// Where `tests/run` keeps what it installs: outside the sources, shared by all clones.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     if let Some(cache) = std::env::var_os("PGANALYTICS_TEST_CACHE") {
         return PathBuf::from(cache);
     }
