@@ -203,7 +203,7 @@ fn sound(metric: &Value, now: Timestamp) -> Result<Sound<'static>, Invalid> {
     let metric_type = validate(metric, now)?;
     let text = |key| metric.get(key).and_then(Value::as_str);
     let at = text("timestamp").and_then(|at| at.parse().ok());
-    let at = at.ok_or_else(|| Invalid::new("timestamp", "is no time"))?;
+    let at = at.ok_or_else(|| Invalid::new("timestamp", "not a timestamp"))?;
     Ok(Sound { metric_type, at, database: text("database").map(|name| name.to_owned().into()) })
 }
 

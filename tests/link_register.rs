@@ -306,7 +306,7 @@ async fn unusable_answers_leave_the_old_identity() {
     };
     for id in ["", "c-1", "..", &format!("{COLLECTOR}\r\nregistered"), &format!("{{{COLLECTOR}}}")]
     {
-        check(json!({"collector_id": id}), "collector_id is no UUID").await;
+        check(json!({"collector_id": id}), "collector_id is not a UUID").await;
     }
     check(json!({"collector_id": 7}), "cannot be used").await;
     check(json!({"secret": null, "token": null}), "neither secret nor token").await;

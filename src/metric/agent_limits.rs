@@ -269,7 +269,7 @@ mod tests {
         check("backlog", odd, backlog(&json!({})), Cut { times: 1, ..none });
     }
 
-    /// What is of the wrong type, or stands twice, is no `agent` object.
+    /// A wrong type, or a key that stands twice, refuses the whole object.
     #[test]
     fn what_is_no_agent_object_is_refused() {
         let sound = r#"{"queue_id": "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001", "config_version": 3,

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - The type is `Option` unless the contract requires the field: absent means "not known". A list
-//!   or a map that is no `Option` is left out when it is empty.
+//!   or a map without `Option` is left out when it is empty.
 //! - The role is one of `key`, `text`, `state`, `time(host)`, `time(server)`, `gauge("unit")`,
 //!   `counter("unit" since "field")` and `part`: an object, or several in a list or under names.
 //!   The unit is one of [`UNITS`]; `since` names the time, in the same object or one around it, at
@@ -143,9 +143,9 @@ pub struct Field {
     pub required: bool,
     /// What it is for.
     pub role: Role,
-    /// One of [`UNITS`]; empty for what is no number.
+    /// One of [`UNITS`]; empty unless the field is a gauge or a counter.
     pub unit: &'static str,
-    /// What the names of a map are; empty for what is no map.
+    /// What the keys of a map are, such as `collector`; empty unless the field is a map.
     pub by: &'static str,
     /// What it says, with the blanks of the comment that it was written as.
     pub meaning: &'static str,

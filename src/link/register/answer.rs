@@ -79,7 +79,7 @@ pub(super) fn read(
     let id = Uuid::try_parse(&body.collector_id).ok();
     let id = id.filter(|id| id.to_string().eq_ignore_ascii_case(&body.collector_id));
     if id.is_none() {
-        return Err(damaged("collector_id is no UUID".to_owned()).into());
+        return Err(damaged("collector_id is not a UUID".to_owned()).into());
     }
     if body.secret.is_none() && body.token.is_none() {
         return Err(damaged("it holds neither secret nor token".to_owned()).into());
