@@ -14,6 +14,8 @@
 #![allow(dead_code, reason = "a part of what tests use is used here")]
 
 mod common;
+#[path = "../tests/support/port.rs"]
+mod port;
 #[path = "../tests/support/backend_stub.rs"]
 mod stub;
 

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, Stub};
 use crate::support::directory;
+use crate::support::port::Port;
 
 const FIRST: &str = "0b0e8f4c-0000-4000-8000-000000000001";
 const SECOND: &str = "0b0e8f4c-0000-4000-8000-000000000002";
@@ -108,9 +109,9 @@ async fn exit_code_tells_this_hosts_mistakes_from_the_backends_no() {
     let world = World::new().await;
     world.stub.reply([Reply::status(401)]);
     assert_eq!(world.run(|_| ()).await, 1);
-    let free =
-        std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("an address");
-    assert_eq!(world.run(|args| args.backend = Some(format!("https://{free}"))).await, 1);
+    let free = Port::reserve();
+    let nobody = format!("https://{}", free.address());
+    assert_eq!(world.run(|args| args.backend = Some(nobody.clone())).await, 1);
     assert_eq!(world.run(|args| args.backend = Some("localhost".to_owned())).await, 64);
     assert_eq!(world.run(|args| args.ca_fingerprint = Some("ab:cd".to_owned())).await, 64);
     let missing = Path::new("/nonexistent/secret");

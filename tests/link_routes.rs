@@ -1,6 +1,7 @@
 //! Several backends of one store: the next one when one is down, and back when it returns.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pganalytics::link::{Link, LinkConfig, SendErrorKind};
@@ -9,6 +10,7 @@ use tokio::net::TcpListener;
 use crate::link_tls::{World, identity, push};
 use crate::operator::{Host, says};
 use crate::support::backend_stub::{Clients, Flaw, Reply, Stub};
+use crate::support::port::Port;
 use crate::support::{until, until_async};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -49,16 +51,16 @@ impl Two {
     }
 
     /// Ends the first; its port refuses connections.
-    async fn end_first(&mut self) -> std::net::SocketAddr {
+    async fn end_first(&mut self) -> Arc<Port> {
         let mut first = self.first.take().expect("the first runs");
         first.end().await;
-        first.address
+        Arc::clone(&first.port)
     }
 
-    async fn resume_first(&mut self, address: std::net::SocketAddr) {
+    async fn resume_first(&mut self, port: Arc<Port>) {
         let server = self.world.authority.server(Flaw::None);
         let clients = Clients::Of(&self.world.authority);
-        self.first = Some(Stub::https_at(address, &server, clients).await);
+        self.first = Some(Stub::https_at(port, &server, clients).await);
     }
 
     async fn pushes(&self) -> u16 {
@@ -76,7 +78,7 @@ impl Two {
 async fn requests_go_to_the_next_backend_and_return() {
     let mut two = Two::new().await;
     assert_eq!((two.pushes().await, two.in_use()), (200, 1));
-    let address = two.end_first().await;
+    let port = two.end_first().await;
     // The kept connection may break under the first push; the next ones find nobody.
     until_async("the second answers", LIMIT, || async { two.link.push(push()).await.is_ok() })
         .await;
@@ -88,7 +90,7 @@ async fn requests_go_to_the_next_backend_and_return() {
     assert_eq!(two.link.authority(), two.second.address.to_string());
     two.link.return_to_earlier().await;
     assert_eq!(two.in_use(), 2, "it is not back yet");
-    two.resume_first(address).await;
+    two.resume_first(port).await;
     until_async("the first is in use again", LIMIT, || async {
         two.link.return_to_earlier().await;
         two.in_use() == 1
@@ -178,11 +180,11 @@ async fn the_request_timeout_covers_all_backends() {
 #[tokio::test]
 async fn all_down_is_an_error_until_one_is_back() {
     let mut two = Two::with(|config| config.return_after = Duration::from_secs(3_600)).await;
-    let address = two.end_first().await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr();
+    let port = two.end_first().await;
+    let gone = Port::reserve();
     let config = LinkConfig {
-        url: format!("https://{address}"),
-        more_urls: vec![format!("https://{}", gone.expect("an address"))],
+        url: format!("https://{}", port.address()),
+        more_urls: vec![format!("https://{}", gone.address())],
         ..two.world.config()
     };
     two.link = Link::new(&config, identity()).expect("usable");
@@ -190,7 +192,7 @@ async fn all_down_is_an_error_until_one_is_back() {
         let error = two.link.push(push()).await.expect_err("nobody is there");
         assert_eq!(error.kind, SendErrorKind::Connect, "{error}");
     }
-    two.resume_first(address).await;
+    two.resume_first(port).await;
     assert_eq!((two.pushes().await, two.in_use()), (200, 1));
 }
 
@@ -210,7 +212,7 @@ async fn an_agent_delivers_to_whoever_is_there() {
     until("the first gets records", LIMIT, || taken(&host.stub).len() > 1);
     assert!(second.requests().is_empty());
 
-    let address = host.stub.address;
+    let port = Arc::clone(&host.stub.port);
     let before = host.replace_stub(None).await;
     until("the second gets records", LIMIT, || taken(&second).len() > 1);
     let status = host.ask(&["status"]);
@@ -219,7 +221,7 @@ async fn an_agent_delivers_to_whoever_is_there() {
     assert_eq!(status["backend"]["url"], second.url().as_str(), "{status}");
     assert_eq!(status["backend"]["urls"][0], first.as_str(), "{status}");
 
-    host.replace_stub(Some(address)).await;
+    host.replace_stub(Some(port)).await;
     until("the first gets records again", LIMIT, || taken(&host.stub).len() > 1);
     says(&host.ask(&["status"]), 0, &[&first, "flowing"]);
     let done = agent.stop();

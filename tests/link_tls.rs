@@ -15,6 +15,7 @@ use crate::support::backend_stub::{
     Authority, Clients, Flaw, Pair, Reply, Stub, raw_server, set_mode,
 };
 use crate::support::directory;
+use crate::support::port::Port;
 
 pub const SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 
@@ -329,12 +330,12 @@ async fn connect_timeout_covers_the_tls_handshake() {
 #[tokio::test]
 async fn unreachable_backends_are_told_apart() {
     let world = World::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr();
+    let free = Port::reserve();
     let check = async |url: String, kind, parts: &[&str]| {
         let error = link(&LinkConfig { url, ..world.config() }).push(push()).await;
         says(&error.expect_err("unreachable"), kind, parts);
     };
-    let refused = format!("https://{}", free.expect("an address"));
+    let refused = format!("https://{}", free.address());
     check(refused, SendErrorKind::Connect, &["connection refused by"]).await;
     let unknown = "https://no-such-host.invalid:8080".to_owned();
     check(unknown, SendErrorKind::Dns, &["no-such-host.invalid"]).await;

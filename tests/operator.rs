@@ -2,9 +2,9 @@
 //! while it does not.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pganalytics::link::Identity;
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::link_tls::identity;
 use crate::support::backend_stub::{Authority, Clients, Flaw, Reply, Stub, set_mode};
+use crate::support::port::Port;
 use crate::support::process::{Finished, Process, agent, run};
 use crate::support::{directory, until};
 
@@ -63,12 +64,12 @@ impl Host {
         &self.authority
     }
 
-    /// Ends the backend and starts another one, at `address` or on a port that nobody knows.
+    /// Ends the backend and starts another one, at `port` or on a port that nobody knows.
     /// Returns what is left of the old one: its requests.
-    pub async fn replace_stub(&mut self, address: Option<SocketAddr>) -> Stub {
+    pub async fn replace_stub(&mut self, port: Option<Arc<Port>>) -> Stub {
         let (server, clients) = (self.authority.server(Flaw::None), Clients::Of(&self.authority));
-        let next = match address {
-            Some(address) => Stub::https_at(address, &server, clients).await,
+        let next = match port {
+            Some(port) => Stub::https_at(port, &server, clients).await,
             None => Stub::https(&server, clients).await,
         };
         let mut old = std::mem::replace(&mut self.stub, next);

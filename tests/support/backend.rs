@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
+use super::port::Port;
+
 /// Why there is no answer.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,6 +31,7 @@ pub const PASSWORD: &str = "correct horse battery";
 pub struct Served {
     pub config: BackendConfig,
     pub directory: TempDir,
+    _port: Port,
     running: Option<Running>,
 }
 
@@ -78,16 +81,16 @@ impl Served {
     /// A backend with other settings.
     pub async fn start_with(change: impl FnOnce(&mut BackendConfig)) -> Self {
         let directory = super::directory();
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let port = Port::reserve();
         let mut config = BackendConfig {
-            listen: any,
-            page_listen: Some(any),
+            listen: port.address(),
+            page_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             data_dir: directory.path().join("data"),
             ..BackendConfig::default()
         };
         change(&mut config);
         let running = Backend::start(config.clone()).await.expect("start the backend");
-        Self { config, directory, running: Some(running) }
+        Self { config, directory, _port: port, running: Some(running) }
     }
 
     pub fn running(&self) -> &Running {
@@ -118,7 +121,6 @@ impl Served {
     /// Stops the backend; its port stays its own.
     pub async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
-            self.config.listen = running.address();
             running.stop().await;
         }
     }

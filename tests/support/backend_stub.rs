@@ -32,6 +32,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::port::Port;
+
 /// A certificate authority of the test's own.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -247,6 +249,7 @@ struct Script {
 /// A running stub; it ends with the value.
 pub struct Stub {
     pub address: SocketAddr,
+    pub port: Arc<Port>,
     script: Arc<Mutex<Script>>,
     scheme: &'static str,
     tasks: JoinSet<()>,
@@ -271,9 +274,9 @@ impl Stub {
     }
 
     /// HTTPS where another stub has been before.
-    pub async fn https_at(address: SocketAddr, server: &Pair, clients: Clients<'_>) -> Self {
+    pub async fn https_at(port: Arc<Port>, server: &Pair, clients: Clients<'_>) -> Self {
         let acceptor = Self::acceptor(server, clients, &["h2", "http/1.1"]);
-        Self::start("https", address, Some(acceptor)).await
+        Self::start("https", port, Some(acceptor)).await
     }
 
     fn acceptor(server: &Pair, clients: Clients<'_>, alpn: &[&str]) -> TlsAcceptor {
@@ -303,13 +306,13 @@ impl Stub {
         Self::start("http", any_port(), None).await
     }
 
-    async fn start(scheme: &'static str, at: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind(at).await.expect("bind");
-        let address = listener.local_addr().expect("an address");
+    async fn start(scheme: &'static str, port: Arc<Port>, tls: Option<TlsAcceptor>) -> Self {
+        let address = port.address();
+        let listener = TcpListener::bind(address).await.expect("bind");
         let script = Arc::new(Mutex::new(Script::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, tls, Arc::clone(&script)));
-        Self { address, script, scheme, tasks }
+        Self { address, port, script, scheme, tasks }
     }
 
     pub fn url(&self) -> String {
@@ -372,8 +375,8 @@ impl Stub {
     }
 }
 
-fn any_port() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
+fn any_port() -> Arc<Port> {
+    Arc::new(Port::reserve())
 }
 
 fn verifier(

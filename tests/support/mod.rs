@@ -9,6 +9,7 @@ pub mod chaos;
 pub mod connect_proxy;
 pub mod disk;
 pub mod hostile;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
