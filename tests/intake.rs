@@ -4,11 +4,14 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use pganalytics::backend::store::StoredMetric;
+use pganalytics::clock;
 use serde_json::{Value, json};
 
 use crate::support::backend_stub::set_mode;
 use crate::support::intake::{Answer, Place, head};
+use crate::support::port::Port;
 use crate::support::process::Process;
 use crate::support::site::Site;
 use crate::support::until;
@@ -286,6 +289,29 @@ async fn a_repeated_key_takes_nothing() {
     assert_eq!(delivered(&site, agent).await, [1, 2, 4]);
 }
 
+/// What was ahead of the clock when it came with a key is rejected as long as the key is known: its
+/// client is not told that it is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_key_rejects_the_same() {
+    let (site, place) = site("").await;
+    let agent = run(&site, &place);
+    let soon = clock::now() + SignedDuration::from_secs(24 * 3_600 + 2);
+    let ahead = json!({"type": "custom.test", "timestamp": soon.to_string(), "n": 2});
+    let body = push_of(&[metric(1), ahead]);
+    let push = || place.push(&[("Idempotency-Key", "ahead")], &body).expect("an answer").body;
+    let first = push();
+    assert_eq!(
+        (&first["metrics_inserted"], &first["rejected"][0]["index"]),
+        (&json!(1), &json!(1))
+    );
+    let not_ahead = soon - SignedDuration::from_hours(24);
+    until("it is not ahead any more", LIMIT, || clock::now() > not_ahead);
+    let mut expected = first;
+    expected["duplicate"] = json!(true);
+    assert_eq!(push(), expected);
+    assert_eq!(delivered(&site, agent).await, [1]);
+}
+
 /// More clients than connections, on TCP: all are answered, and everything arrives once.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_clients_share_few_connections() {
@@ -381,8 +407,9 @@ async fn users_outside_the_group_are_kept_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_taken_is_tried_again() {
     let site = Site::registered().await;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = taken.local_addr().expect("an address").to_string();
+    let port = Port::reserve();
+    let taken = std::net::TcpListener::bind(port.address()).expect("a port");
+    let address = port.address().to_string();
     site.configure(&format!("[intake]\nlisten = \"{address}\"\n"));
     let agent = site.run();
     site.until_stored(5).await;

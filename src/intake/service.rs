@@ -8,14 +8,14 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::{
-    BODIES_AT_ONCE, IntakeConfig, IntakeView, KEY_BYTES_MAX, KEY_KEPT, Key, PUSH_PATH, Push, Sink,
-    Taken,
+    BODIES_AT_ONCE, IntakeConfig, IntakeView, KEY_BYTES_MAX, Key, PUSH_PATH, Push, Sink, Taken,
     answer::{Answer, Novelty, Refusal, success},
     body::{self, Room, Share},
-    decode::{self, Decoded, Format},
+    decode::{self, Decoded, Format, Rejects},
     keys::Keys,
     receipt::Receipt,
 };
@@ -95,22 +95,44 @@ impl<S: Sink> Service<S> {
 
     async fn push(&self, received: Received, share: &mut Share) -> Result<Answer, Refusal> {
         let Received { bytes, format, key } = received;
-        let (inflated, decoded) = self.decode(bytes, format, share).await?;
+        let now = clock::now();
+        let (inflated, decoded) = self.decode(bytes, format, now, share).await?;
         self.view.rejected(decoded.rejects.total);
-        match key {
-            None => self.take(decoded, None).await,
-            Some(name) => self.take_once(name, &inflated, decoded).await,
+        let Some(name) = key else { return self.take(decoded, None).await };
+        // Under a key metrics are taken once.
+        let _turn = self.keys.turn(&name).await;
+        let body_crc = crc32c::crc32c(&inflated);
+        let known = self.sink.receipt(&name).await;
+        let Some(receipt) = known.and_then(|bytes| Receipt::decode(&bytes)) else {
+            let inserted = decoded.metrics.len() as u64;
+            let receipt = Receipt::new(inserted, body_crc, now);
+            let key = Key { name, receipt: receipt.encode(), keep_until_ms: receipt.until_ms };
+            return self.take(decoded, Some(key)).await;
+        };
+        // Known from memory while the disk takes nothing: that is no promise yet.
+        if !self.sink.is_durable().await {
+            return Err(Refusal::no_disk());
         }
+        self.view.duplicate();
+        if receipt.body_crc != body_crc {
+            tracing::warn!(key = name, "intake: other content under a key that is known");
+            return Ok(success(receipt.inserted, &Rejects::default(), Novelty::Duplicate));
+        }
+        // What was too far ahead of the clock when it came was rejected, and still is.
+        drop(decoded);
+        let (_, first) = self.decode(inflated, format, receipt.taken_at(), share).await?;
+        Ok(success(receipt.inserted, &first.rejects, Novelty::Duplicate))
     }
 
-    /// Inflates and decodes, elsewhere when it takes long.
+    /// Inflates and decodes, elsewhere when it takes long; times are held against `now`.
     async fn decode(
         &self,
         body: Bytes,
         format: Format,
+        now: Timestamp,
         share: &mut Share,
     ) -> Result<(Bytes, Decoded), Refusal> {
-        let (limit, now) = (self.config.body_bytes_max, clock::now());
+        let limit = self.config.body_bytes_max;
         let decode = move |body: Bytes| {
             let body = encoding::inflate(None, body, limit)
                 .map_err(|error| Refusal::inflate(error, limit))?;
@@ -128,40 +150,6 @@ impl<S: Sink> Service<S> {
         })?;
         share.grow_to(body.len() as u64)?;
         Ok((body, decoded))
-    }
-
-    /// Takes metrics under a key, unless that has been done.
-    async fn take_once(
-        &self,
-        name: String,
-        body: &[u8],
-        decoded: Decoded,
-    ) -> Result<Answer, Refusal> {
-        let _turn = self.keys.turn(&name).await;
-        let now_ms = clock::now().as_millisecond();
-        let body_crc = crc32c::crc32c(body);
-        let known = self.sink.receipt(&name).await;
-        if let Some(receipt) = known.and_then(|bytes| Receipt::decode(&bytes)) {
-            // Known from memory while the disk takes nothing: that is no promise yet.
-            if !self.sink.is_durable().await {
-                return Err(Refusal::no_disk());
-            }
-            self.view.duplicate();
-            if receipt.body_crc != body_crc {
-                tracing::warn!(key = name, "intake: other content under a key that is known");
-                return Ok(success(
-                    receipt.inserted,
-                    &decode::Rejects::default(),
-                    Novelty::Duplicate,
-                ));
-            }
-            return Ok(success(receipt.inserted, &decoded.rejects, Novelty::Duplicate));
-        }
-        let kept_ms = i64::try_from(KEY_KEPT.as_millis()).unwrap_or(i64::MAX);
-        let until_ms = now_ms.saturating_add(kept_ms);
-        let receipt = Receipt { inserted: decoded.metrics.len() as u64, body_crc, until_ms };
-        let key = Key { name, receipt: receipt.encode(), keep_until_ms: until_ms };
-        self.take(decoded, Some(key)).await
     }
 
     async fn take(&self, decoded: Decoded, key: Option<Key>) -> Result<Answer, Refusal> {
