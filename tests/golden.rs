@@ -157,13 +157,15 @@ fn an_earlier_versions_queue_is_looked_at() {
         assert_eq!(damage(&seen["verify"]["damage"]), damage(damaged), "{}", golden.name);
         let export = ask(&["export"]);
         let lines = export.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON"));
-        // Ids are compared by what they name: those of queue 1 said nothing of the records.
-        let without_id = |mut line: Value| {
-            line.as_object_mut().expect("an object").remove("batch");
+        // The ids of queue 1 said nothing of the records, and are not made any more.
+        let known = |mut line: Value| {
+            if golden.name == "queue-1" {
+                line.as_object_mut().expect("an object").remove("batch");
+            }
             line
         };
-        let expected = golden.list("records").iter().cloned().map(without_id);
-        let seen = lines.map(without_id).collect::<Vec<Value>>();
+        let expected = golden.list("records").iter().cloned().map(known);
+        let seen = lines.map(known).collect::<Vec<Value>>();
         assert_eq!(seen, expected.collect::<Vec<_>>(), "{}", golden.name);
         let same = |what: &str, list: &str, keys: &[&str]| {
             let seen = told(&ask(&[what, "--json"]));

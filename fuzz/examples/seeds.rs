@@ -64,7 +64,8 @@ fn record(seq: u64, payload: &[u8]) -> Record {
 }
 
 fn position() -> Position {
-    Position { collector: "pg_log".to_owned(), bytes: Bytes::from_static(b"\0\x01\xff") }
+    let bytes = Bytes::from_static(b"\0\x01\xff");
+    Position { collector: "pg_log".to_owned(), bytes, keep_until_ms: None }
 }
 
 /// Bytes that do not compress, the same in every run.

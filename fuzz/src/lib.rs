@@ -17,9 +17,10 @@ const AT_RAW_BYTES: usize = 64;
 const AT_PAYLOAD_BYTES: usize = 68;
 const AT_PAYLOAD_CRC: usize = 88;
 const AT_HEADER_CRC: usize = 92;
-/// The codecs that the reader knows, from this one on.
+/// The codecs that the reader knows, from this one on, and the versions.
 const CODEC_FIRST: u8 = 1;
 const CODECS: u8 = 2;
+const VERSION_FIRST: u16 = 1;
 
 /// What stands before each frame of an input: the payload's length in two bytes, and how the
 /// payload is to be understood.
@@ -37,7 +38,10 @@ pub fn frames(mut input: &[u8]) -> Vec<Vec<u8>> {
         let mut header = header.to_vec();
         if prefix[2] % 2 == 1 {
             set(&mut header, AT_RAW_BYTES, u32::try_from(length).unwrap());
-            frames.push(frame(header, &zstd::bulk::compress(payload, 1).unwrap()));
+            // Blocks of this version's records begin with what they add up to.
+            let sum = if header[AT_VERSION] % 2 == 0 { &[0; 8][..] } else { &[] };
+            let packed = zstd::bulk::compress(payload, 1).unwrap();
+            frames.push(frame(header, &[sum, &packed].concat()));
         } else {
             frames.push(frame(header, payload));
         }
@@ -58,7 +62,8 @@ pub fn input_of(frames: &[Vec<u8>]) -> Vec<u8> {
 fn frame(mut header: Vec<u8>, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(FRAME_PAYLOAD_BYTES_MAX)];
     header[..MAGIC.len()].copy_from_slice(&MAGIC);
-    header[AT_VERSION..AT_VERSION + 2].copy_from_slice(&VERSION.to_le_bytes());
+    let version = VERSION_FIRST + (u16::from(header[AT_VERSION]) + VERSION_FIRST) % VERSION;
+    header[AT_VERSION..AT_VERSION + 2].copy_from_slice(&version.to_le_bytes());
     header[AT_CODEC] = CODEC_FIRST + (header[AT_CODEC].wrapping_sub(CODEC_FIRST)) % CODECS;
     set(&mut header, AT_PAYLOAD_BYTES, u32::try_from(payload.len()).unwrap());
     set(&mut header, AT_PAYLOAD_CRC, crc32c::crc32c(payload));

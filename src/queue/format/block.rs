@@ -15,8 +15,10 @@ use super::record::{self, Body, Position, Record};
 
 /// Marks a frame's first byte. The line feeds and the high byte make it unlikely in text.
 pub const MAGIC: [u8; 8] = *b"pgaB\x89\r\n\x1a";
-/// The version of this layout.
-pub const VERSION: u16 = 1;
+/// The version of this layout. A reader knows the first one too, in which no block said what its
+/// records add up to.
+pub const VERSION: u16 = 2;
+const FIRST_VERSION: u16 = 1;
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 96;
 /// The largest payload of a frame. Values near 128 KiB would leave the log for a blob file, which
@@ -80,6 +82,8 @@ pub struct Chain {
 /// What a frame says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHead {
+    /// The layout that it was written in.
+    pub version: u16,
     /// What the payload holds.
     pub codec: Codec,
     /// What the block is a part of. Earlier versions did not say it.
@@ -160,6 +164,7 @@ pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<V
     let body = record::encode_body(records, positions);
     // Compression into memory fails only for want of memory, which aborts anyway.
     let packed = with_packer(|packer| packer.compress(&body)).expect("compression into memory");
+    let packed = [&record::content(records).to_le_bytes()[..], &packed].concat();
     let time_ms = record::time_span(records);
     let facts = BodyFacts { records: records.len(), raw_bytes: body.len(), time_ms };
     frames(place, Codec::Records, facts, &packed)
@@ -169,6 +174,7 @@ pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<V
 pub fn frames(place: Place, codec: Codec, body: BodyFacts, packed: &[u8]) -> Vec<Vec<u8>> {
     let chunks: Vec<&[u8]> = packed.chunks(FRAME_PAYLOAD_BYTES_MAX).collect();
     let mut head = FrameHead {
+        version: VERSION,
         codec,
         chain: place.chain,
         part: 0,
@@ -204,7 +210,8 @@ pub fn decode(frames: &[impl AsRef<[u8]>]) -> Result<Body, Damage> {
     if first.codec != Codec::Records {
         return Err(Damage::Version(VERSION));
     }
-    let raw = with_unpacker(|unpacker| unpacker.decompress(&packed, first.raw_bytes as usize))
+    let packed = if first.version == FIRST_VERSION { &packed[..] } else { content(&packed)?.1 };
+    let raw = with_unpacker(|unpacker| unpacker.decompress(packed, first.raw_bytes as usize))
         .map_err(|_| Damage::Body)?;
     let body = record::decode_body(&Bytes::from(raw), first.first_seq).map_err(|_| Damage::Body)?;
     if body.records.len() == first.records as usize { Ok(body) } else { Err(Damage::Body) }
@@ -230,6 +237,13 @@ fn with_unpacker<T>(
         Some(unpacker) => unpack(unpacker),
         None => unpack(kept.insert(Decompressor::new()?)),
     })
+}
+
+/// What a block of records says that they add up to (see [`record::content`]), and what comes after
+/// it.
+fn content(packed: &[u8]) -> Result<(u64, &[u8]), Damage> {
+    let (content, rest) = packed.split_first_chunk::<8>().ok_or(Damage::Body)?;
+    Ok((u64::from_le_bytes(*content), rest))
 }
 
 /// The head of a block's first frame, and the payloads of all of them.
@@ -290,11 +304,12 @@ impl FrameHead {
         }
         let version = u16::from_le_bytes(take(header, offset::VERSION));
         let codec = match header[offset::CODEC] {
-            CODEC_RECORDS if version == VERSION => Codec::Records,
-            CODEC_GROUP if version == VERSION => Codec::Group,
+            CODEC_RECORDS if is_known(version) => Codec::Records,
+            CODEC_GROUP if is_known(version) => Codec::Group,
             _ => return Err(Damage::Version(version)),
         };
         let head = Self {
+            version,
             codec,
             chain: Chain::of_bits(header[offset::CHAIN]),
             part: u16::from_le_bytes(take(header, offset::PART)),
@@ -327,6 +342,13 @@ impl FrameHead {
         if crc32c::crc32c(payload) == self.payload_crc { Ok(payload) } else { Err(Damage::Payload) }
     }
 
+    /// What the block says that its records add up to, from the payload of its first frame; `None`
+    /// in blocks of earlier versions, and of groups, whose directory says it.
+    pub fn content(&self, payload: &[u8]) -> Option<u64> {
+        let says = self.version > FIRST_VERSION && self.codec == Codec::Records && self.part == 0;
+        says.then(|| content(payload).ok()).flatten().map(|(content, _)| content)
+    }
+
     /// Whether the numbers can be calculated with. A checksum says that nothing has changed, not
     /// that this program wrote it.
     fn is_sane(&self) -> bool {
@@ -339,7 +361,7 @@ impl FrameHead {
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&MAGIC);
-        put(&mut header, offset::VERSION, VERSION.to_le_bytes());
+        put(&mut header, offset::VERSION, self.version.to_le_bytes());
         header[offset::CODEC] = match self.codec {
             Codec::Records => CODEC_RECORDS,
             Codec::Group => CODEC_GROUP,
@@ -362,6 +384,10 @@ impl FrameHead {
         put(&mut header, offset::HEADER_CRC, crc.to_le_bytes());
         header
     }
+}
+
+fn is_known(version: u16) -> bool {
+    (FIRST_VERSION..=VERSION).contains(&version)
 }
 
 fn take<const N: usize>(header: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {

@@ -16,8 +16,10 @@ use super::{
 /// A batch of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupBatch {
-    /// What its id is made of.
+    /// Where it comes from.
     pub origin: Origin,
+    /// What its records add up to, if its id is made of that; see [`super::segment::BatchPlan`].
+    pub content: Option<u64>,
     /// Its records; their sequence numbers grow, with holes where records were thinned.
     pub records: Vec<Record>,
 }
@@ -25,7 +27,7 @@ pub struct GroupBatch {
 /// What the directory says of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupEntry {
-    /// What its id is made of.
+    /// Where it comes from.
     pub origin: Origin,
     /// The sequence number of its first record.
     pub first_seq: u64,
@@ -37,6 +39,9 @@ pub struct GroupEntry {
     pub raw_bytes: u64,
     /// The time span of its records, milliseconds since 1970 UTC.
     pub window_ms: (i64, i64),
+    /// See [`GroupBatch::content`]. Earlier versions had no such field.
+    #[serde(default)]
+    pub content: Option<u64>,
 }
 
 /// Where a group ends: its records before compression. Memory for unpacking one batch of it.
@@ -71,6 +76,7 @@ impl GroupEntry {
             records: batch.records.len() as u64,
             raw_bytes: batch.records.iter().map(|record| record.memory_bytes() as u64).sum(),
             window_ms: time_span(&batch.records),
+            content: batch.content,
         }
     }
 }
@@ -123,7 +129,8 @@ pub fn decode(frames: &[impl AsRef<[u8]>]) -> Result<(Vec<GroupBatch>, Vec<Posit
                 let payload = raw.slice_ref(payload);
                 Record { seq: own, kind: kind.to_owned(), at_ms, payload }
             };
-            GroupBatch { origin: entry.origin, records: records.into_iter().map(record).collect() }
+            let records = records.into_iter().map(record).collect();
+            GroupBatch { origin: entry.origin, content: entry.content, records }
         })
         .collect();
     let sound = batches.len() == entries.len()
@@ -168,7 +175,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::queue::format::block::{Chain, FrameHead};
+    use crate::queue::format::{
+        block::{Chain, FrameHead},
+        record,
+    };
 
     fn place() -> Place {
         Place {
@@ -189,7 +199,8 @@ mod tests {
             payload: Bytes::from(format!("{{\"cpu\":{seq}}}")),
         };
         let origin = Origin { segment, batch: 0, thinned: 1 };
-        GroupBatch { origin, records: numbers.iter().map(record).collect() }
+        let records: Vec<Record> = numbers.iter().map(record).collect();
+        GroupBatch { origin, content: Some(record::content(&records)), records }
     }
 
     #[test]

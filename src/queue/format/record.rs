@@ -107,6 +107,18 @@ pub fn time_span(records: &[Record]) -> (i64, i64) {
     (times().min().unwrap_or(0), times().max().unwrap_or(0))
 }
 
+/// What records add up to: of each, a checksum over its number, its time, its type and its payload.
+/// Whoever has the same records in other blocks has the same sum.
+pub fn content(records: &[Record]) -> u64 {
+    let checksum = |record: &Record| {
+        let sum = crc32c::crc32c(&record.seq.to_le_bytes());
+        let sum = crc32c::crc32c_append(sum, &record.at_ms.to_le_bytes());
+        let sum = crc32c::crc32c_append(sum, record.kind.as_bytes());
+        u64::from(crc32c::crc32c_append(sum, &record.payload))
+    };
+    records.iter().map(checksum).fold(0, u64::wrapping_add)
+}
+
 /// Encodes a block's body.
 pub fn encode_body(records: &[Record], positions: &[Position]) -> Vec<u8> {
     let body = WireBody(

@@ -23,6 +23,8 @@ pub struct Found {
     pub head: FrameHead,
     /// Its first byte in the file.
     pub offset: u64,
+    /// What it says that its block's records add up to; see [`FrameHead::content`].
+    pub content: Option<u64>,
 }
 
 /// What a file holds.
@@ -118,7 +120,8 @@ fn scan_until(
                     };
                     scan.groups.insert(head.number, directory);
                 }
-                scan.found.push(Found { head, offset: window_offset + next as u64 });
+                let (offset, content) = (window_offset + next as u64, head.content(payload));
+                scan.found.push(Found { head, offset, content });
             } else {
                 let FrameHead { queue, segment, .. } = head;
                 scan.stranger.get_or_insert(Stranger { queue, segment });
@@ -205,12 +208,12 @@ mod tests {
     #[test]
     fn frames_of_a_later_version_are_named_and_not_broken() {
         let mut later = frame(1, 10);
-        later[8] = 2;
+        later[8] = 3;
         assert_eq!(scan(&later[..], Uuid::nil(), 1).unwrap().broken, 1, "a flipped bit");
         let crc = crc32c::crc32c(&later[..92]);
         later[92..96].copy_from_slice(&crc.to_le_bytes());
         let scan = scan(&[frame(0, 10), later].concat()[..], Uuid::nil(), 1).unwrap();
-        assert_eq!((scan.unknown_version, scan.broken, scan.found.len()), (Some(2), 0, 1));
+        assert_eq!((scan.unknown_version, scan.broken, scan.found.len()), (Some(3), 0, 1));
     }
 
     #[test]

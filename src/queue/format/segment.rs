@@ -120,8 +120,11 @@ pub struct BatchPlan {
     pub raw_bytes: u64,
     /// The window that its records come from, milliseconds since 1970 UTC.
     pub window_ms: (i64, i64),
-    /// What its id is made of.
+    /// Where it comes from.
     pub origin: Origin,
+    /// What its records add up to (see [`record::content`]); `None` when an earlier version has
+    /// written one of its blocks.
+    pub content: Option<u64>,
 }
 
 /// Where a batch comes from: merging moves it to another segment, and its id stays.
@@ -303,6 +306,8 @@ pub struct BlockFacts {
     pub raw_bytes: u64,
     /// The time span of its records, milliseconds since 1970 UTC.
     pub time_ms: (i64, i64),
+    /// What they add up to; see [`BatchPlan::content`].
+    pub content: Option<u64>,
 }
 
 impl BlockFacts {
@@ -314,6 +319,7 @@ impl BlockFacts {
             records: block.len() as u64,
             raw_bytes: raw_bytes as u64,
             time_ms: record::time_span(block),
+            content: Some(record::content(block)),
         }
     }
 }
@@ -328,6 +334,7 @@ impl BatchPlan {
             raw_bytes: block.raw_bytes,
             window_ms: block.time_ms,
             origin: Origin { segment, batch: number, thinned: 0 },
+            content: block.content,
         }
     }
 
@@ -341,6 +348,7 @@ impl BatchPlan {
         }
         self.records += block.records;
         self.raw_bytes += block.raw_bytes;
+        self.content = self.content.zip(block.content).map(|(a, b)| a.wrapping_add(b));
     }
 }
 
@@ -367,13 +375,14 @@ pub fn plan_block(
 /// The batches of a segment that was never merged, from the frames found in it.
 pub fn plans_of(found: &[Found], row: &SegmentRow) -> Vec<BatchPlan> {
     let mut plans: Vec<BatchPlan> = Vec::new();
-    let blocks = found.iter().map(|frame| frame.head).filter(|h| h.part == 0);
-    for head in blocks.filter(|head| row.promises(head)) {
+    let blocks = found.iter().filter(|frame| frame.head.part == 0);
+    for Found { head, content, .. } in blocks.filter(|frame| row.promises(&frame.head)) {
         let block = BlockFacts {
             first_seq: head.first_seq,
             records: u64::from(head.records),
             raw_bytes: u64::from(head.raw_bytes),
             time_ms: head.time_ms,
+            content: *content,
         };
         match plans.last_mut() {
             Some(last) if last.number == head.batch => last.add(block),
@@ -411,7 +420,9 @@ mod tests {
         let mut plans = Vec::new();
         let mut add = |first_seq, records, raw_bytes| {
             let time_ms = (0, i64::try_from(first_seq).unwrap());
-            plan_block(&mut plans, limits, 7, BlockFacts { first_seq, records, raw_bytes, time_ms })
+            let content = Some(first_seq);
+            let facts = BlockFacts { first_seq, records, raw_bytes, time_ms, content };
+            plan_block(&mut plans, limits, 7, facts)
         };
         assert_eq!(add(0, 2, 60), 0);
         assert_eq!(add(2, 1, 40), 0);

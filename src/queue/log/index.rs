@@ -164,6 +164,7 @@ impl Index {
             raw_bytes: entry.raw_bytes,
             window_ms: entry.window_ms,
             origin: entry.origin,
+            content: entry.content,
         };
         (head.batch..).zip(entries).map(plan).collect()
     }

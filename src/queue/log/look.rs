@@ -391,7 +391,7 @@ impl<D: ReadDisk> Log<D> {
         let unsaved = self.look_unsaved(row.id);
         if !unsaved.is_empty() {
             let found = (0..).zip(unsaved).filter_map(|(offset, frame)| {
-                FrameHead::read(frame).ok().map(|head| Found { head, offset })
+                FrameHead::read(frame).ok().map(|head| Found { head, offset, content: None })
             });
             return Ok(Arc::new(Frames { found: found.collect(), ..Frames::default() }));
         }

@@ -15,7 +15,7 @@ use crate::queue::{
     format::{
         block::{Chain, Place},
         group::{self, GROUP_BATCHES_MAX, GROUP_RAW_BYTES_MAX, GroupBatch, GroupEntry},
-        record::Record,
+        record::{self, Record},
         rows,
         salvage::Found,
         segment::{self, SegmentRow},
@@ -58,7 +58,7 @@ pub(in crate::queue) struct Merge {
     from: Vec<BatchKey>,
     /// What is in the new segment, to compare with what is read back.
     written: Vec<GroupEntry>,
-    checksums: Vec<u32>,
+    checksums: Vec<u64>,
     group: Vec<GroupBatch>,
     group_bytes: u64,
     thinning: Thinning,
@@ -325,7 +325,9 @@ impl<D: WriteDisk> Log<D> {
             return Ok(());
         }
         merge.group_bytes += records.iter().map(|record| record.memory_bytes() as u64).sum::<u64>();
-        merge.group.push(GroupBatch { origin, records });
+        // Fewer than were planned are another batch, by its content as by its records.
+        let content = plan.content.map(|_| record::content(&records));
+        merge.group.push(GroupBatch { origin, content, records });
         merge.from.push(key);
         Ok(())
     }
@@ -358,7 +360,7 @@ impl<D: WriteDisk> Log<D> {
         row.batches += u32::try_from(entries.len()).unwrap_or(u32::MAX);
         row.records += entries.iter().map(|entry| entry.records).sum::<u64>();
         row.raw_bytes += entries.iter().map(|entry| entry.raw_bytes).sum::<u64>();
-        merge.checksums.extend(batches.iter().map(checksum));
+        merge.checksums.extend(batches.iter().map(|batch| record::content(&batch.records)));
         merge.written.extend(entries);
         Ok(())
     }
@@ -369,7 +371,7 @@ impl<D: WriteDisk> Log<D> {
         let read = group::decode(&frames).map(|(batches, _)| batches).unwrap_or_default();
         let expected = merge.written.iter().zip(&merge.checksums).skip(merge.checked);
         let same = read.iter().zip(expected).filter(|(batch, (entry, sum))| {
-            GroupEntry::of(batch) == **entry && checksum(batch) == **sum
+            GroupEntry::of(batch) == **entry && record::content(&batch.records) == **sum
         });
         let same = same.count();
         merge.checked += read.len();
@@ -468,16 +470,6 @@ impl Thinning {
         }
         kept
     }
-}
-
-/// Over everything that a batch's records hold.
-fn checksum(batch: &GroupBatch) -> u32 {
-    let add = |sum, record: &Record| {
-        let sum = crc32c::crc32c_append(sum, record.kind.as_bytes());
-        let sum = crc32c::crc32c_append(sum, &record.at_ms.to_le_bytes());
-        crc32c::crc32c_append(sum, &record.payload)
-    };
-    batch.records.iter().fold(0, add)
 }
 
 /// Segments of one tier are merged with each other.

@@ -211,7 +211,7 @@ impl<D: ReadDisk> Log<D> {
         };
         let batch = |queue_id, records: Vec<Record>| Batch {
             key,
-            id: batch_id::of_read(queue_id, plan.origin, &records),
+            id: batch_id::of_read(queue_id, plan, &records),
             records,
         };
         if let Some(held) = self.writer.ring.get(key.segment) {

@@ -184,7 +184,7 @@ fn a_segment_of_a_later_version_stays() {
         drop(log);
         let later = disk.segments()[1];
         disk.damage(later, |bytes| {
-            bytes[8] = 2;
+            bytes[8] = 3;
             let crc = crc32c::crc32c(&bytes[..92]);
             bytes[92..96].copy_from_slice(&crc.to_le_bytes());
         });

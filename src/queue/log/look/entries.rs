@@ -148,7 +148,7 @@ mod tests {
             };
             for frame in block::encode(place, &records, &[]) {
                 let head = FrameHead::read(&Bytes::from(frame)).expect("a frame");
-                frames.found.push(Found { head, offset: 0 });
+                frames.found.push(Found { head, offset: 0, content: None });
                 row.frames += 1;
             }
             row.records += count;
@@ -211,6 +211,7 @@ mod tests {
             records: 1,
             raw_bytes: 1,
             window_ms: (0, 0),
+            content: None,
         };
         frames.groups.insert(0, vec![entry(100, 100), entry(101, 102)]);
         frames.found.retain(|frame| frame.head.number != 1);
