@@ -136,6 +136,8 @@ impl<'a> Look<'a> {
         self.eat(b'{')?;
         let outer = self.keys.len();
         let mut present = 0_u128;
+        // Whoever writes documents writes their fields in order: the next one is looked at first.
+        let mut next = 0;
         let mut ended = self.peek()? == b'}';
         self.at += usize::from(ended);
         while !ended {
@@ -147,13 +149,13 @@ impl<'a> Look<'a> {
             self.eat(b':')?;
             self.peek()?;
             let begin = self.at;
-            let fields = || own.iter().chain(common);
-            if let Some(index) = fields().position(|field| field.name == key.text) {
-                let (field, bit) = (fields().nth(index)?, 1_u128.checked_shl(bits(index)?)?);
+            if let Some((index, field)) = find(own, common, key.text, next) {
+                let bit = 1_u128.checked_shl(bits(index)?)?;
                 if present & bit != 0 {
                     return None;
                 }
                 present |= bit;
+                next = index + 1;
                 self.field(field, depth)?;
             } else {
                 let others = self.keys.get(outer..)?;
@@ -311,21 +313,37 @@ impl<'a> Look<'a> {
     }
 }
 
+/// The field with this name, and which one it is; `next` is looked at first.
+fn find<'f>(
+    own: &'f [Field],
+    common: &'f [Field],
+    name: &str,
+    next: usize,
+) -> Option<(usize, &'f Field)> {
+    if let Some(field) = own.get(next).filter(|field| field.name == name) {
+        return Some((next, field));
+    }
+    let found = own.iter().enumerate().find(|(_, field)| field.name == name);
+    let rest = || (own.len()..).zip(common).find(|(_, field)| field.name == name);
+    found.or_else(rest)
+}
+
 /// The bit of a field, when there is one for it.
 fn bits(index: usize) -> Option<u32> {
     u32::try_from(index).ok().filter(|bit| *bit < u128::BITS)
 }
 
 fn check_number(number: &str, kind: Kind) -> Option<()> {
-    if number.len() > NUMBER_BYTES_MAX || !glance::fits(number) {
+    // A few digits fit; an exponent may say more.
+    let is_simple = !number.bytes().any(|byte| matches!(byte, b'e' | b'E'));
+    if number.len() > NUMBER_BYTES_MAX || !(is_simple || glance::fits(number)) {
         return None;
     }
-    let is_simple = !number.contains(['e', 'E']);
     let is_negative = number.starts_with('-');
     let sound = match kind {
         Kind::Any | Kind::Number => is_simple || is_finite(number),
         Kind::Amount => !is_negative && (is_simple || is_finite(number)),
-        Kind::Count => !is_negative && is_simple && !number.contains('.'),
+        Kind::Count => !is_negative && is_simple && !number.bytes().any(|byte| byte == b'.'),
         Kind::Percent => {
             let allowed = -PERCENT_MARGIN..=100.0 + PERCENT_MARGIN;
             number.parse::<f64>().is_ok_and(|value| allowed.contains(&value))

@@ -15,8 +15,7 @@ use super::record::{self, Body, Position, Record};
 
 /// Marks a frame's first byte. The line feeds and the high byte make it unlikely in text.
 pub const MAGIC: [u8; 8] = *b"pgaB\x89\r\n\x1a";
-/// The version of this layout. A reader knows the first one too, in which no block said what its
-/// records add up to.
+/// The version of this layout. A reader knows the first one too, in which blocks had no content sum.
 pub const VERSION: u16 = 2;
 const FIRST_VERSION: u16 = 1;
 /// Bytes before the payload.
@@ -159,26 +158,57 @@ pub struct BodyFacts {
     pub time_ms: (i64, i64),
 }
 
-/// Encodes one block as one or more whole frames, headers included.
-pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Vec<Vec<u8>> {
-    let body = record::encode_body(records, positions);
-    // Compression into memory fails only for want of memory, which aborts anyway.
-    let packed = with_packer(|packer| packer.compress(&body)).expect("compression into memory");
-    let packed = [&record::content(records).to_le_bytes()[..], &packed].concat();
-    let time_ms = record::time_span(records);
-    let facts = BodyFacts { records: records.len(), raw_bytes: body.len(), time_ms };
-    frames(place, Codec::Records, facts, &packed)
+/// A block as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Whole frames, headers included: one or more.
+    pub frames: Vec<Vec<u8>>,
+    /// Its content sum; see [`FrameHead::content`].
+    pub content: u64,
 }
 
-/// Cuts a block's packed body into frames.
-pub fn frames(place: Place, codec: Codec, body: BodyFacts, packed: &[u8]) -> Vec<Vec<u8>> {
-    let chunks: Vec<&[u8]> = packed.chunks(FRAME_PAYLOAD_BYTES_MAX).collect();
+/// Encodes a block.
+pub fn encode(place: Place, records: &[Record], positions: &[Position]) -> Encoded {
+    let body = record::encode_body(records, positions);
+    let content = crc32c::crc32c_append(crc32c::crc32c(&place.first_seq.to_le_bytes()), &body);
+    pack(place, u64::from(content), records, &body)
+}
+
+/// Encodes a block of records that were written before, in blocks with this content sum.
+pub fn encode_again(
+    place: Place,
+    content: u64,
+    records: &[Record],
+    positions: &[Position],
+) -> Encoded {
+    pack(place, content, records, &record::encode_body(records, positions))
+}
+
+fn pack(place: Place, content: u64, records: &[Record], body: &[u8]) -> Encoded {
+    // Compression into memory fails only for want of memory, which aborts anyway.
+    let packed = with_packer(|packer| packer.compress(body)).expect("compression into memory");
+    let time_ms = record::time_span(records);
+    let facts = BodyFacts { records: records.len(), raw_bytes: body.len(), time_ms };
+    let frames = frames(place, Codec::Records, facts, (&content.to_le_bytes(), &packed));
+    Encoded { frames, content }
+}
+
+/// Cuts a block's payload, the beginning and the rest, into frames.
+pub fn frames(
+    place: Place,
+    codec: Codec,
+    body: BodyFacts,
+    (begins, packed): (&[u8], &[u8]),
+) -> Vec<Vec<u8>> {
+    let first = packed.len().min(FRAME_PAYLOAD_BYTES_MAX - begins.len());
+    let (first, rest) = packed.split_at(first);
+    let rest = rest.chunks(FRAME_PAYLOAD_BYTES_MAX);
     let mut head = FrameHead {
         version: VERSION,
         codec,
         chain: place.chain,
         part: 0,
-        parts: u16::try_from(chunks.len()).expect("RECORD_BYTES_MAX bounds the parts"),
+        parts: u16::try_from(1 + rest.len()).expect("RECORD_BYTES_MAX bounds the parts"),
         queue: place.queue,
         segment: place.segment,
         number: place.number,
@@ -190,12 +220,14 @@ pub fn frames(place: Place, codec: Codec, body: BodyFacts, packed: &[u8]) -> Vec
         time_ms: body.time_ms,
         payload_crc: 0,
     };
-    let mut frames = Vec::with_capacity(chunks.len());
-    for chunk in chunks {
-        head.payload_bytes = u32::try_from(chunk.len()).expect("chunks are small");
-        head.payload_crc = crc32c::crc32c(chunk);
-        let mut frame = Vec::with_capacity(HEADER_BYTES + chunk.len());
+    let mut frames = Vec::with_capacity(1 + rest.len());
+    for (begins, chunk) in std::iter::once((begins, first)).chain(rest.map(|c| (&[][..], c))) {
+        let payload_bytes = begins.len() + chunk.len();
+        head.payload_bytes = u32::try_from(payload_bytes).expect("chunks are small");
+        head.payload_crc = crc32c::crc32c_append(crc32c::crc32c(begins), chunk);
+        let mut frame = Vec::with_capacity(HEADER_BYTES + payload_bytes);
         frame.extend_from_slice(&head.to_bytes());
+        frame.extend_from_slice(begins);
         frame.extend_from_slice(chunk);
         frames.push(frame);
         head.part += 1;
@@ -239,8 +271,7 @@ fn with_unpacker<T>(
     })
 }
 
-/// What a block of records says that they add up to (see [`record::content`]), and what comes after
-/// it.
+/// The content sum of a block of records, and what comes after it.
 fn content(packed: &[u8]) -> Result<(u64, &[u8]), Damage> {
     let (content, rest) = packed.split_first_chunk::<8>().ok_or(Damage::Body)?;
     Ok((u64::from_le_bytes(*content), rest))
@@ -342,8 +373,9 @@ impl FrameHead {
         if crc32c::crc32c(payload) == self.payload_crc { Ok(payload) } else { Err(Damage::Payload) }
     }
 
-    /// What the block says that its records add up to, from the payload of its first frame; `None`
-    /// in blocks of earlier versions, and of groups, whose directory says it.
+    /// The block's content sum, from the payload of its first frame: a number that other records
+    /// do not have. Those of a batch's blocks add up to the batch's. `None` in blocks of earlier
+    /// versions, and in groups, whose directory has it for each batch.
     pub fn content(&self, payload: &[u8]) -> Option<u64> {
         let says = self.version > FIRST_VERSION && self.codec == Codec::Records && self.part == 0;
         says.then(|| content(payload).ok()).flatten().map(|(content, _)| content)
@@ -434,7 +466,7 @@ mod tests {
     #[test]
     fn a_block_survives_encoding() {
         let records = records(3, 100);
-        let frames = encode(place(), &records, &[]);
+        let frames = encode(place(), &records, &[]).frames;
         assert_eq!(frames.len(), 1);
         let head = FrameHead::read(&frames[0]).unwrap();
         assert_eq!((head.number, head.first_seq, head.records, head.batch), (5, 100, 3, 2));
@@ -445,7 +477,7 @@ mod tests {
     #[test]
     fn a_large_record_is_stored_in_parts() {
         let records = records(1, 300 << 10);
-        let frames = encode(place(), &records, &[]);
+        let frames = encode(place(), &records, &[]).frames;
         assert_eq!(frames.len(), 3);
         assert!(frames.iter().all(|f| f.len() <= HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX));
         assert_eq!(decode(&frames).unwrap().records, records);
@@ -456,7 +488,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let frame = encode(place(), &records(1, 40), &[]).remove(0);
+        let frame = encode(place(), &records(1, 40), &[]).frames.remove(0);
         for bit in 0..frame.len() * 8 {
             let mut damaged = frame.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -476,14 +508,14 @@ mod tests {
             Place { batch: u32::MAX, ..place() },
         ];
         for place in places {
-            let frames = encode(place, &[], &[]);
+            let frames = encode(place, &[], &[]).frames;
             assert_eq!(FrameHead::read(&frames[0]), Err(Damage::Header), "{place:?}");
         }
     }
 
     #[test]
     fn every_truncation_is_found() {
-        let frame = encode(place(), &records(1, 40), &[]).remove(0);
+        let frame = encode(place(), &records(1, 40), &[]).frames.remove(0);
         for length in 0..frame.len() {
             assert!(decode(&[&frame[..length]]).is_err(), "{length} bytes");
         }

@@ -18,7 +18,7 @@ use super::{
 pub struct GroupBatch {
     /// Where it comes from.
     pub origin: Origin,
-    /// What its records add up to, if its id is made of that; see [`super::segment::BatchPlan`].
+    /// See [`super::segment::BatchPlan::content`].
     pub content: Option<u64>,
     /// Its records; their sequence numbers grow, with holes where records were thinned.
     pub records: Vec<Record>,
@@ -89,7 +89,7 @@ pub fn encode(place: Place, batches: &[GroupBatch], positions: &[Position]) -> V
     let body = encode_body(place.first_seq, batches, positions);
     let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).expect("compression into memory");
     let length = u32::try_from(directory.len()).expect("GROUP_BATCHES_MAX bounds the directory");
-    let payload = [&length.to_le_bytes()[..], &directory, &packed].concat();
+    let begins = [&length.to_le_bytes()[..], &directory].concat();
     let records = || batches.iter().flat_map(|batch| &batch.records);
     let times = || records().map(|record| record.at_ms);
     let facts = BodyFacts {
@@ -97,7 +97,7 @@ pub fn encode(place: Place, batches: &[GroupBatch], positions: &[Position]) -> V
         raw_bytes: body.len(),
         time_ms: (times().min().unwrap_or(0), times().max().unwrap_or(0)),
     };
-    block::frames(place, Codec::Group, facts, &payload)
+    block::frames(place, Codec::Group, facts, (&begins, &packed))
 }
 
 /// The directory of a group, from the payload of its first frame.

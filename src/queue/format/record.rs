@@ -107,8 +107,8 @@ pub fn time_span(records: &[Record]) -> (i64, i64) {
     (times().min().unwrap_or(0), times().max().unwrap_or(0))
 }
 
-/// What records add up to: of each, a checksum over its number, its time, its type and its payload.
-/// Whoever has the same records in other blocks has the same sum.
+/// The content sum of records by themselves, without blocks: of each, a checksum over its number,
+/// its time, its type and its payload, added up.
 pub fn content(records: &[Record]) -> u64 {
     let checksum = |record: &Record| {
         let sum = crc32c::crc32c(&record.seq.to_le_bytes());

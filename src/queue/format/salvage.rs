@@ -23,7 +23,7 @@ pub struct Found {
     pub head: FrameHead,
     /// Its first byte in the file.
     pub offset: u64,
-    /// What it says that its block's records add up to; see [`FrameHead::content`].
+    /// The content sum of its block; see [`FrameHead::content`].
     pub content: Option<u64>,
 }
 
@@ -164,7 +164,7 @@ mod tests {
             first_seq: number,
             chain: Chain::default(),
         };
-        block::encode(place, &[record], &[]).remove(0)
+        block::encode(place, &[record], &[]).frames.remove(0)
     }
 
     fn numbers(file: &[u8]) -> Vec<u64> {

@@ -122,8 +122,8 @@ pub struct BatchPlan {
     pub window_ms: (i64, i64),
     /// Where it comes from.
     pub origin: Origin,
-    /// What its records add up to (see [`record::content`]); `None` when an earlier version has
-    /// written one of its blocks.
+    /// Its content sum: a number that other records do not have. `None` when an earlier version has
+    /// written it.
     pub content: Option<u64>,
 }
 
@@ -306,7 +306,7 @@ pub struct BlockFacts {
     pub raw_bytes: u64,
     /// The time span of its records, milliseconds since 1970 UTC.
     pub time_ms: (i64, i64),
-    /// What they add up to; see [`BatchPlan::content`].
+    /// Its content sum, as far as it is known: 0 before it is encoded. See [`BatchPlan::content`].
     pub content: Option<u64>,
 }
 
@@ -319,7 +319,7 @@ impl BlockFacts {
             records: block.len() as u64,
             raw_bytes: raw_bytes as u64,
             time_ms: record::time_span(block),
-            content: Some(record::content(block)),
+            content: Some(0),
         }
     }
 }
@@ -349,6 +349,11 @@ impl BatchPlan {
         self.records += block.records;
         self.raw_bytes += block.raw_bytes;
         self.content = self.content.zip(block.content).map(|(a, b)| a.wrapping_add(b));
+    }
+
+    /// Adds the content sum of a block that is encoded now.
+    pub fn add_content(&mut self, content: u64) {
+        self.content = self.content.map(|own| own.wrapping_add(content));
     }
 }
 

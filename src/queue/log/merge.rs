@@ -325,8 +325,9 @@ impl<D: WriteDisk> Log<D> {
             return Ok(());
         }
         merge.group_bytes += records.iter().map(|record| record.memory_bytes() as u64).sum::<u64>();
-        // Fewer than were planned are another batch, by its content as by its records.
-        let content = plan.content.map(|_| record::content(&records));
+        let complete = records.len() as u64 == plan.records;
+        let sum = |own| if complete { own } else { record::content(&records) };
+        let content = plan.content.map(sum);
         merge.group.push(GroupBatch { origin, content, records });
         merge.from.push(key);
         Ok(())

@@ -295,31 +295,30 @@ fn encode(
         let facts = BlockFacts::of(first_seq, block);
         let batch = segment::plan_block(&mut active.plans, limits, active.row.id, facts);
         let positions = if last { positions } else { &[] };
-        frames.extend(encode_block(active, queue, (batch, facts, chain), block, positions));
+        let place = place(&active.row, queue, batch, (facts.first_seq, chain));
+        let encoded = block::encode(place, block, positions);
+        if let Some(plan) = active.plans.last_mut() {
+            plan.add_content(encoded.content);
+        }
+        account(&mut active.row, facts, &encoded.frames);
+        active.row.batches = u32::try_from(active.plans.len()).unwrap_or(u32::MAX);
+        frames.extend(encoded.frames);
         chain.begun = chain.goes_on;
     }
     frames
 }
 
-/// Encodes one block of a batch of the segment.
-fn encode_block(
-    active: &mut Active,
-    queue: Uuid,
-    (batch, facts, chain): (u32, BlockFacts, Chain),
-    block: &[Record],
-    positions: &[Position],
-) -> Vec<Vec<u8>> {
-    let row = &mut active.row;
-    let (segment, number, first_seq) = (row.id, row.frames, facts.first_seq);
-    let frames =
-        block::encode(Place { queue, segment, number, batch, first_seq, chain }, block, positions);
+/// Where the next block of a segment stands.
+fn place(row: &SegmentRow, queue: Uuid, batch: u32, (first_seq, chain): (u64, Chain)) -> Place {
+    Place { queue, segment: row.id, number: row.frames, batch, first_seq, chain }
+}
+
+fn account(row: &mut SegmentRow, facts: BlockFacts, frames: &[Vec<u8>]) {
     row.records += facts.records;
-    row.end_seq = row.end_seq.max(first_seq + facts.records);
+    row.end_seq = row.end_seq.max(facts.first_seq + facts.records);
     row.raw_bytes += facts.raw_bytes;
     row.stored_bytes += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
     row.frames += frames.len() as u64;
-    row.batches = u32::try_from(active.plans.len()).unwrap_or(u32::MAX);
-    frames
 }
 
 /// A segment anew, from the records that memory has of it: the same batches, and so the same ids.
@@ -332,34 +331,36 @@ pub(super) fn encode_again(
 ) -> Option<Active> {
     let mut again = Active::new(SegmentRow::empty(row.id, row.first_seq, row.window_ms.0), false);
     again.plans = plans.to_vec();
-    let mut runs: Vec<(u32, Vec<Record>)> = Vec::new();
+    let mut runs: Vec<Vec<Record>> = Vec::new();
     for plan in plans {
         let range = plan.first_seq..=plan.last_seq;
         let own = records.iter().filter(|record| range.contains(&record.seq)).cloned();
-        runs.push((plan.number, own.collect()));
-        if runs.last().is_none_or(|(_, own)| own.len() as u64 != plan.records) {
+        runs.push(own.collect());
+        if runs.last().is_none_or(|own| own.len() as u64 != plan.records) {
             return None;
         }
     }
     let limits = BatchLimits { raw_bytes_max: u64::MAX, records_max: u64::MAX };
-    let mut blocks: Vec<(u32, &[Record])> = Vec::new();
-    for (batch, own) in &runs {
-        blocks.extend(blocks_of(own, limits).map(|block| (*batch, block)));
-        if own.is_empty() {
-            blocks.push((*batch, &[]));
-        }
+    let mut blocks: Vec<(&BatchPlan, u64, &[Record])> = Vec::new();
+    for (plan, own) in plans.iter().zip(&runs) {
+        // The first block has the sum of the blocks that were, so that the batch keeps its id.
+        let sums = plan.content.into_iter().chain(std::iter::repeat(0));
+        let own = blocks_of(own, limits).chain(own.is_empty().then_some(&own[..]));
+        blocks.extend(sums.zip(own).map(|(sum, block)| (plan, sum, block)));
     }
     let mut chain = Chain::default();
-    for (n, (batch, block)) in blocks.iter().enumerate() {
+    for (n, (plan, sum, block)) in blocks.iter().enumerate() {
         let last = n + 1 == blocks.len();
         chain.goes_on = !last && !positions.is_empty();
         let first_seq = block.first().map_or(again.row.end_seq, |record| record.seq);
-        let facts = BlockFacts::of(first_seq, block);
+        let place = place(&again.row, queue, plan.number, (first_seq, chain));
         let positions = if last { positions } else { &[] };
-        let frames = encode_block(&mut again, queue, (*batch, facts, chain), block, positions);
+        let frames = block::encode_again(place, *sum, block, positions).frames;
+        account(&mut again.row, BlockFacts::of(first_seq, block), &frames);
         again.unsaved.extend(frames);
         chain.begun = chain.goes_on;
     }
+    again.row.batches = u32::try_from(plans.len()).unwrap_or(u32::MAX);
     again.row.window_ms = row.window_ms;
     again.row.delivered.clone_from(&row.delivered);
     again.row.delivered_records = row.delivered_records;

@@ -37,7 +37,11 @@ const CACHE_BYTES: u64 = 8 << 20;
 pub struct SledSegment {
     handles: Handles,
     file: File,
+    /// Device and inode of the file.
+    inode: (u64, u64),
     synced: bool,
+    /// Whether the file was seen in its place since the last sync.
+    seen: bool,
 }
 
 /// sled's handles of a database. However they go, they go guarded: after an error sled may panic
@@ -68,14 +72,13 @@ impl SledSegment {
         sync_file(&dir.join("conf"))?;
         sync_file(dir)?;
         sync_file(dir.parent().unwrap_or(dir))?;
-        Ok(Self { handles, file, synced: true })
+        let inode = inode(&file.metadata().map_err(at("look at", &path))?);
+        Ok(Self { handles, file, inode, synced: true, seen: true })
     }
 
     /// See [`super::disk::WriteDisk::append`].
     pub fn append(&mut self, number: u64, frames: &[Vec<u8>]) -> Result<(), StoreError> {
-        if self.is_gone() {
-            return Err(StoreError::new("append to", &self.handles.dir, io::ErrorKind::NotFound));
-        }
+        self.see("append to")?;
         let Handles { dir, open } = &mut self.handles;
         let Some((db, tree)) = open else {
             return Err(StoreError::new("append to", &*dir, io::ErrorKind::NotConnected));
@@ -98,22 +101,27 @@ impl SledSegment {
 
     /// See [`super::disk::WriteDisk::sync_segment`].
     pub fn sync(&mut self) -> Result<(), StoreError> {
-        if self.is_gone() {
-            return Err(StoreError::new("sync", &self.handles.dir, io::ErrorKind::NotFound));
+        if !self.seen {
+            self.see("sync")?;
         }
+        self.seen = false;
         self.file.sync_data().map_err(at("sync", &self.handles.dir))?;
         self.synced = true;
         Ok(())
     }
 
-    /// Whether the file is not where it was made any more: a start does not find what goes into it.
-    fn is_gone(&self) -> bool {
-        let inode = |data: std::fs::Metadata| (data.dev(), data.ino());
-        let Ok(own) = self.file.file().metadata().map(inode) else { return false };
-        match std::fs::metadata(self.handles.dir.join("db")).map(inode) {
-            Ok(there) => there != own,
+    /// Fails when the file is not where it was made any more: a start does not find what goes into
+    /// it.
+    fn see(&mut self, action: &'static str) -> Result<(), StoreError> {
+        let gone = match std::fs::metadata(self.handles.dir.join("db")) {
+            Ok(there) => inode(&there) != self.inode,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if gone {
+            return Err(StoreError::new(action, &self.handles.dir, io::ErrorKind::NotFound));
         }
+        self.seen = true;
+        Ok(())
     }
 
     /// See [`super::disk::WriteDisk::close_segment`].
@@ -125,6 +133,10 @@ impl SledSegment {
         let give_back = || self.file.set_len(self.file.metadata()?.len());
         give_back().map_err(at("truncate", &self.handles.dir))
     }
+}
+
+fn inode(data: &std::fs::Metadata) -> (u64, u64) {
+    (data.dev(), data.ino())
 }
 
 impl Handles {

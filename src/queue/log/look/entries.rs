@@ -146,7 +146,7 @@ mod tests {
                 first_seq: row.end_seq,
                 chain: Chain::default(),
             };
-            for frame in block::encode(place, &records, &[]) {
+            for frame in block::encode(place, &records, &[]).frames {
                 let head = FrameHead::read(&Bytes::from(frame)).expect("a frame");
                 frames.found.push(Found { head, offset: 0, content: None });
                 row.frames += 1;
