@@ -56,9 +56,24 @@ pub enum MetricType {
     PgLog,
     /// The agent's own health.
     Agent,
+    /// What newer original collectors send beside these, one of [`ORIGINAL_TYPES`]: held against
+    /// the common checks only.
+    Original(&'static str),
     /// `custom.<name>`: a document of a user's own program; the name without its prefix.
     Custom(String),
 }
+
+/// Types of the original collectors that this agent does not make.
+pub const ORIGINAL_TYPES: [&str; 8] = [
+    "pg_query_stats",
+    "pg_replication",
+    "pg_schema",
+    "pg_locks",
+    "pg_bloat",
+    "pg_cache",
+    "pg_connections",
+    "pg_extensions",
+];
 
 /// Why a metric or an envelope is refused, and where in its JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -181,11 +196,7 @@ pub fn each_document<'a>(
     if let Some(sound) = quick::look(text, now) {
         return take(sound, text.into());
     }
-    let glance = glance::Glance::of(text);
-    glance.check_size()?;
-    let value = parse_value(text.as_bytes())
-        .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
-    keys::check_keys(text, &value)?;
+    let (value, glance) = built(text)?;
     if !compat::is_split(&value) {
         let sound = sound(&value, now)?;
         glance.check_numbers(text)?;
@@ -197,6 +208,33 @@ pub fn each_document<'a>(
         take(sound(&part, now)?, part.to_string().into())?;
     }
     Ok(())
+}
+
+/// [`each_document`] for a text that is refused as it is, of an original collector: each document
+/// in the contract's forms, where the originals have others (section 5, compat).
+pub fn each_of_original(
+    text: &str,
+    now: Timestamp,
+    mut take: impl FnMut(Sound<'_>, String) -> Result<(), Invalid>,
+) -> Result<(), Invalid> {
+    let (value, glance) = built(text)?;
+    glance.check_numbers(text)?;
+    compat::check_split(&value, text.len())?;
+    for mut part in split_compat(value) {
+        compat::adopt(&mut part);
+        take(sound(&part, now)?, part.to_string())?;
+    }
+    Ok(())
+}
+
+/// A text as a value, when that does not take too much.
+fn built(text: &str) -> Result<(Value, glance::Glance), Invalid> {
+    let glance = glance::Glance::of(text);
+    glance.check_size()?;
+    let value = parse_value(text.as_bytes())
+        .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
+    keys::check_keys(text, &value)?;
+    Ok((value, glance))
 }
 
 fn sound(metric: &Value, now: Timestamp) -> Result<Sound<'static>, Invalid> {
@@ -223,7 +261,7 @@ impl MetricType {
             Self::PgStats => pg_stats::PgStats::FIELDS,
             Self::PgLog => pg_log::PgLog::FIELDS,
             Self::Agent => agent_health::AgentHealth::FIELDS,
-            Self::Custom(_) => Custom::FIELDS,
+            Self::Original(_) | Self::Custom(_) => Custom::FIELDS,
         }
     }
 }
@@ -236,6 +274,7 @@ impl fmt::Display for MetricType {
             Self::PgStats => f.write_str("pg_stats"),
             Self::PgLog => f.write_str("pg_log"),
             Self::Agent => f.write_str("agent"),
+            Self::Original(name) => f.write_str(name),
             Self::Custom(name) => write!(f, "custom.{name}"),
         }
     }
@@ -252,13 +291,15 @@ impl FromStr for MetricType {
             "pg_stats" => Self::PgStats,
             "pg_log" => Self::PgLog,
             "agent" => Self::Agent,
-            other => match other.strip_prefix("custom.") {
-                Some(own) if is_custom_name(own) => Self::Custom(own.to_owned()),
-                _ => {
+            other => {
+                let custom = other.strip_prefix("custom.").filter(|own| is_custom_name(own));
+                let original = || ORIGINAL_TYPES.iter().find(|own| **own == other);
+                let known = custom.map(|own| Self::Custom(own.to_owned()));
+                known.or_else(|| original().map(|own| Self::Original(own))).ok_or_else(|| {
                     let shown: String = other.chars().take(80).collect();
-                    return Err(format!("Unknown metric type: {shown:?}"));
-                }
-            },
+                    format!("Unknown metric type: {shown:?}")
+                })?
+            }
         })
     }
 }

@@ -13,6 +13,7 @@ mod backend_health; // health: whether it can store
 mod backend_hostile; // clients that hold what others need
 mod backend_limits; // what an agent says of itself, and documents over a limit
 mod backend_migration; // stores of earlier versions, and files that are no store
+mod backend_originals; // original collectors, taken as they are
 mod backend_outage; // the database away: 503, and nothing lost
 mod backend_page; // the page on loopback, and who may see it
 mod backend_push; // pushes: what is taken, refused, known already, and stored

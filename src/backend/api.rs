@@ -33,7 +33,7 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
@@ -90,7 +90,7 @@ pub(super) struct Shared {
     /// The turn of large pushes: one at a time.
     large_pushes: Semaphore,
     /// The turn of reading documents.
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     store_failed: AtomicBool,
     started: Instant,
 }
@@ -115,7 +115,7 @@ impl Shared {
             room: Room::new(&config.limits),
             pushes: Semaphore::new(config.limits.pushes_at_once_max),
             large_pushes: Semaphore::new(1),
-            reads: Semaphore::new(READS_AT_ONCE_MAX),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,
@@ -125,8 +125,9 @@ impl Shared {
     }
 
     /// The turn of an answer with documents; 503 when it does not come in time.
-    pub(super) async fn turn_to_read(&self) -> Result<SemaphorePermit<'_>, ApiError> {
-        match tokio::time::timeout(READ_PATIENCE, self.reads.acquire()).await {
+    pub(super) async fn turn_to_read(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let turn = Arc::clone(&self.reads).acquire_owned();
+        match tokio::time::timeout(READ_PATIENCE, turn).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(ApiError::busy()),
         }

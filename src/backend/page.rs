@@ -184,7 +184,7 @@ async fn host(
         u64::try_from(range.as_millis()).unwrap_or(0).max(u64::from(POINTS)) / u64::from(POINTS),
     );
     let (mut metrics, mut cut) = (Vec::new(), false);
-    let _turn = shared.turn_to_read().await?;
+    let turn = shared.turn_to_read().await?;
     for kind in ["sysstat", "disk_usage", "pg_stats"] {
         let query = MetricQuery {
             server_id: server.id,
@@ -199,7 +199,11 @@ async fn host(
         cut |= found.is_cut;
         metrics.extend(found.metrics);
     }
-    let charts = tokio::task::spawn_blocking(move || charts(&metrics)).await.map_err(|err| {
+    let work = move || {
+        let _turn = turn; // until it is done, whether somebody waits for it or not
+        charts(&metrics)
+    };
+    let charts = tokio::task::spawn_blocking(work).await.map_err(|err| {
         tracing::error!(%err, "charts could not be made");
         ApiError::internal()
     })?;

@@ -1,7 +1,10 @@
 //! One request: read, decoded, taken, answered.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,7 +41,7 @@ pub(super) struct Service<S> {
     room: Room,
     keys: Keys,
     /// The turn of large and packed bodies: one at a time.
-    heavy: Semaphore,
+    heavy: Arc<Semaphore>,
     /// Set when the disk has failed, until it is known to be back.
     in_doubt: AtomicBool,
 }
@@ -53,7 +56,7 @@ struct Received {
 impl<S: Sink> Service<S> {
     pub(super) fn new(sink: S, config: IntakeConfig, view: IntakeView) -> Self {
         let room = Room::new(config.body_bytes_max * BODIES_AT_ONCE, view.body_bytes());
-        let (heavy, in_doubt) = (Semaphore::new(1), AtomicBool::new(false));
+        let (heavy, in_doubt) = (Arc::new(Semaphore::new(1)), AtomicBool::new(false));
         Self { sink, config, view, room, keys: Keys::default(), heavy, in_doubt }
     }
 
@@ -142,8 +145,12 @@ impl<S: Sink> Service<S> {
         if body.len() <= INLINE_BYTES_MAX && Encoding::of(&body) == Encoding::Identity {
             return decode(body);
         }
-        let _turn = self.heavy.acquire().await;
-        let done = tokio::task::spawn_blocking(move || decode(body)).await;
+        let turn = Arc::clone(&self.heavy).acquire_owned().await;
+        let work = move || {
+            let _turn = turn; // until it is done, whether somebody waits for it or not
+            decode(body)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         let (body, decoded) = done.unwrap_or_else(|error| {
             tracing::error!(%error, "intake: a body could not be decoded");
             Err(Refusal::bad_request("the body cannot be read"))

@@ -185,7 +185,7 @@ fn sentence(comment: &str) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::declare::UNITS;
+    use super::super::declare::{self, UNITS};
     use super::*;
 
     /// What a declaration promises beyond its types.
@@ -200,7 +200,12 @@ mod tests {
         around.push(fields);
         let names: BTreeSet<&str> = fields.iter().map(|field| field.name).collect();
         assert_eq!(names.len(), fields.len(), "{place}: a name stands twice");
-        for field in fields {
+        assert!(declare::find(fields, "nothing").is_none() && declare::find(fields, "").is_none());
+        let required = declare::up_to_required(fields).iter().filter(|field| field.required);
+        assert_eq!(required.count(), fields.iter().filter(|field| field.required).count());
+        for (index, field) in fields.iter().enumerate() {
+            let found = declare::find(fields, field.name).map(|(index, _)| index);
+            assert_eq!(found, Some(index), "{place}.{}", field.name);
             let place = format!("{place}.{}", field.name);
             let is_number = matches!(field.role, Role::Gauge | Role::Counter(_));
             assert_eq!(is_number, UNITS.contains(&field.unit), "{place}: {:?}", field.unit);

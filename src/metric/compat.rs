@@ -2,9 +2,13 @@
 
 use std::iter;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::Invalid;
+use super::declare::{Field, Kind};
+use super::shape::COMMON;
+use super::{Invalid, MetricType};
+use crate::clock;
 
 /// A document that is split makes at most so many times its bytes, and what a small one needs.
 const SPLIT_FACTOR: usize = 4;
@@ -21,6 +25,59 @@ pub fn split_compat(metric: Value) -> Box<dyn Iterator<Item = Value>> {
         Value::Object(members) if is_nested(&members) => Box::new(split(members)),
         other => Box::new(iter::once(other)),
     }
+}
+
+/// Brings what an original collector wrote in another form into the contract's: an instant as
+/// PostgreSQL writes it or with an offset, `""` and `"never"` for one that is not known, and an empty
+/// mount point, for which the device stands. What has no such form is left, and refused as ever.
+pub(super) fn adopt(metric: &mut Value) {
+    let name = metric.get("type").and_then(Value::as_str);
+    let Some(metric_type) = name.and_then(|name| name.parse::<MetricType>().ok()) else { return };
+    let Some(members) = metric.as_object_mut() else { return };
+    adopt_members(members, metric_type.fields());
+    adopt_members(members, &COMMON);
+    let filesystems = members.get_mut("filesystems").and_then(Value::as_array_mut);
+    for filesystem in filesystems.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if filesystem.get("mount").and_then(Value::as_str) == Some("")
+            && let Some(device) = filesystem.get("device").cloned()
+        {
+            filesystem.insert("mount".to_owned(), device);
+        }
+    }
+}
+
+fn adopt_members(members: &mut Map<String, Value>, fields: &[Field]) {
+    for field in fields {
+        if let Some(value) = members.get_mut(field.name) {
+            adopt_value(value, field.kind);
+        }
+    }
+}
+
+fn adopt_value(value: &mut Value, kind: Kind) {
+    match (kind, value) {
+        (Kind::Time | Kind::Taken, value @ Value::String(_)) => {
+            let text = value.as_str().unwrap_or_default();
+            if matches!(text, "" | "never") {
+                *value = Value::Null;
+            } else if let Some(at) = instant(text) {
+                *value = clock::rfc3339(at).into();
+            }
+        }
+        (Kind::Object(fields), Value::Object(members)) => adopt_members(members, fields),
+        (Kind::Array(kind), Value::Array(elements)) => {
+            elements.iter_mut().for_each(|element| adopt_value(element, *kind));
+        }
+        (Kind::Map(kind), Value::Object(members)) => {
+            members.values_mut().for_each(|value| adopt_value(value, *kind));
+        }
+        _ => {}
+    }
+}
+
+/// An instant with any offset, as RFC 3339 or PostgreSQL writes it.
+pub(super) fn instant(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
 }
 
 /// Whether [`split_compat`] has something to split.

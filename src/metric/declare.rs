@@ -153,6 +153,52 @@ pub struct Field {
     pub source: &'static str,
     /// The first and the last major of PostgreSQL that has it.
     pub majors: (u16, u16),
+    /// How [`find`] finds it.
+    pub(super) table: Table,
+}
+
+/// What a list of fields knows of itself, spread over its fields: a hash table of their names, and
+/// where the required ones end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table {
+    /// The first field whose name has this field's place in the list as its hash.
+    first: u8,
+    /// The next field whose name has the same hash as this one's.
+    next: u8,
+    /// How many fields of the list there are up to its last required one.
+    required: u8,
+}
+
+/// No field.
+const NONE: u8 = u8::MAX;
+
+/// The field with this name in a list of a [`Declared`], and its place there.
+pub(super) fn find<'f>(fields: &'f [Field], name: &str) -> Option<(usize, &'f Field)> {
+    let mut at = fields.get(hash(name) % fields.len().max(1))?.table.first;
+    loop {
+        let field = fields.get(usize::from(at))?;
+        if field.name == name {
+            return Some((usize::from(at), field));
+        }
+        at = field.table.next;
+    }
+}
+
+/// The fields of a list of a [`Declared`] up to its last required one.
+pub(super) fn up_to_required(fields: &[Field]) -> &[Field] {
+    let count = fields.first().map_or(0, |field| usize::from(field.table.required));
+    fields.get(..count).unwrap_or_default()
+}
+
+/// Tells the names of one list apart, mostly.
+const fn hash(name: &str) -> usize {
+    let bytes = name.as_bytes();
+    let length = bytes.len();
+    if length == 0 {
+        return 0;
+    }
+    let (first, middle, last) = (bytes[0], bytes[length / 2], bytes[length - 1]);
+    length + 31 * first as usize + 7 * middle as usize + 3 * last as usize
 }
 
 /// A struct that was declared.
@@ -220,6 +266,7 @@ impl Field {
             meaning: "",
             source: "",
             majors: Self::MAJORS,
+            table: Table { first: NONE, next: NONE, required: 0 },
         }
     }
 
@@ -251,6 +298,28 @@ pub(super) const fn joined<const N: usize>(own: &[Field], more: &[Field]) -> [Fi
     while at < N {
         all[at] = if at < own.len() { own[at] } else { more[at - own.len()] };
         at += 1;
+    }
+    tabled(all)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a place is a byte")]
+const fn tabled<const N: usize>(mut all: [Field; N]) -> [Field; N] {
+    assert!(N < NONE as usize, "a place is a byte");
+    let (mut required, mut at) = (0, 0);
+    while at < N {
+        all[at].table.first = NONE;
+        all[at].table.next = NONE;
+        at += 1;
+        if all[at - 1].required {
+            required = at as u8;
+        }
+    }
+    while at > 0 {
+        at -= 1;
+        let place = hash(all[at].name) % N;
+        all[at].table.next = all[place].table.first;
+        all[place].table.first = at as u8;
+        all[at].table.required = required;
     }
     all
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::agent_limits::{self, Cut};
 use super::object::Object;
-use super::{Invalid, sequences::Sequences, shape};
+use super::{Invalid, compat, sequences::Sequences, shape};
 use crate::clock;
 
 /// The version of the documents, in every envelope.
@@ -37,11 +37,12 @@ pub struct PushRequest<'a> {
     pub hostname: String,
     /// When the push was made.
     pub timestamp: Timestamp,
-    /// The sender's version of the documents.
+    /// The sender's version of the documents; empty when an original collector does not say it.
     pub version: String,
-    /// Each for [`super::validate_text`].
+    /// Each for [`super::each_document`], those of an original collector that are refused for
+    /// [`super::each_of_original`].
     pub metrics: Vec<&'a RawValue>,
-    /// Absent from collectors that are not this agent.
+    /// Absent from original collectors.
     pub agent: Option<AgentInfo>,
     /// What was left out of `agent`.
     pub cut: Cut,
@@ -71,7 +72,7 @@ struct Members<'a> {
     version: Option<&'a RawValue>,
     #[serde(borrow, default)]
     metrics_count: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "or_null")]
     metrics: Option<&'a RawValue>,
     #[serde(borrow, default)]
     agent: Option<&'a RawValue>,
@@ -223,17 +224,36 @@ impl<'a> PushRequest<'a> {
     /// Reads an envelope field by field; the error names the first that is missing or of the wrong
     /// type, or stands twice. `metrics_count` may be absent; when it is there it must be the
     /// array's length.
+    ///
+    /// An original collector, which sends no `agent`, may leave out `version`, send `metrics` as
+    /// null, count otherwise, and write the time with another offset or as PostgreSQL does.
     pub fn parse(body: &'a [u8]) -> Result<Self, NoPush> {
         let Object(said) =
             serde_json::from_slice::<Object<Members<'_>>>(body).map_err(|error| no_push(&error))?;
         let collector_id = text("collector_id", said.collector_id)?;
         let hostname = text("hostname", said.hostname)?;
         let timestamp = text("timestamp", said.timestamp)?;
-        let timestamp = shape::parse_time(&timestamp).map_err(|m| Invalid::new("timestamp", m))?;
-        let version = text("version", said.version)?;
+        let is_original = said.agent.is_none();
+        let timestamp = match shape::parse_time(&timestamp) {
+            Err(message) => {
+                let instant = is_original.then(|| compat::instant(&timestamp)).flatten();
+                instant.ok_or_else(|| Invalid::new("timestamp", message))?
+            }
+            Ok(timestamp) => timestamp,
+        };
+        let version = match said.version {
+            None if is_original => String::new(),
+            said => text("version", said)?,
+        };
         let metrics = said.metrics.ok_or_else(|| Invalid::new("metrics", "missing"))?;
-        let metrics = elements(metrics)?;
-        check_count(said.metrics_count, metrics.len())?;
+        let metrics = match kind_of(metrics) {
+            "null" if is_original => Vec::new(),
+            "null" => return Err(Invalid::new("metrics", "missing").into()),
+            _ => elements(metrics)?,
+        };
+        if !is_original {
+            check_count(said.metrics_count, metrics.len())?;
+        }
         let (agent, cut) = match said.agent {
             None => (None, Cut::default()),
             Some(said) => {
@@ -335,6 +355,11 @@ fn no_push(error: &serde_json::Error) -> NoPush {
     }
 }
 
+/// A member that is there: `null` is a text like others.
+fn or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
 fn text(name: &str, value: Option<&RawValue>) -> Result<String, Invalid> {
     let value = value.ok_or_else(|| Invalid::new(name, "missing"))?;
     if kind_of(value) != "a string" {
@@ -410,6 +435,7 @@ mod tests {
             "collector_id": "c-1", "hostname": "db1", "timestamp": "2026-01-01T00:00:00Z",
             "version": "1.0.0", "metrics_count": 1,
             "metrics": [{"type": "sysstat", "timestamp": "2026-01-01T00:00:00Z"}],
+            "agent": AgentInfo::unknown(0),
         });
         change(value.as_object_mut().expect("an object"));
         value.to_string().into_bytes()
@@ -510,6 +536,35 @@ mod tests {
                 assert_eq!(refused, Err(Invalid::new(key, "the key stands twice").into()));
             }
         }
+    }
+
+    /// Without an `agent` object it is that of an original collector, which is taken as it is.
+    #[test]
+    fn an_originals_envelope_is_taken() {
+        let original = |change: fn(&mut Map<String, Value>)| {
+            let body = body(|members| {
+                members.remove("agent");
+                change(members);
+            });
+            PushRequest::parse(&body).map(|push| (push.timestamp.to_string(), push.metrics.len()))
+        };
+        let taken = |at: &str, metrics| Ok((at.to_owned(), metrics));
+        let at = "2026-01-01T00:00:00Z";
+        assert_eq!(original(|m| drop(m.remove("version"))), taken(at, 1));
+        assert_eq!(original(|m| drop(m.insert("metrics_count".into(), 7.into()))), taken(at, 1));
+        assert_eq!(original(|m| drop(m.insert("metrics".into(), Value::Null))), taken(at, 0));
+        assert_eq!(
+            original(|m| drop(m.insert("timestamp".into(), "2026-01-01T01:00:00+01:00".into()))),
+            taken(at, 1)
+        );
+        assert_eq!(
+            original(|m| drop(m.insert("timestamp".into(), "2026-01-01 00:00:00.5+00".into()))),
+            taken("2026-01-01T00:00:00.5Z", 1)
+        );
+        let missing = |name: &str| Err(Invalid::new(name, "missing").into());
+        assert_eq!(original(|m| drop(m.remove("metrics"))), missing("metrics"));
+        assert_eq!(original(|m| drop(m.remove("hostname"))), missing("hostname"));
+        assert!(original(|m| drop(m.insert("timestamp".into(), "yesterday".into()))).is_err());
     }
 
     #[test]

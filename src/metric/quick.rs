@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use super::declare::{Field, Kind};
+use super::declare::{self, Field, Kind};
 use super::shape::{
     ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, STRING_BYTES_MAX, TimeBounds, parse_time,
 };
@@ -136,8 +136,6 @@ impl<'a> Look<'a> {
         self.eat(b'{')?;
         let outer = self.keys.len();
         let mut present = 0_u128;
-        // Whoever writes documents writes their fields in order: the next one is looked at first.
-        let mut next = 0;
         let mut ended = self.peek()? == b'}';
         self.at += usize::from(ended);
         while !ended {
@@ -149,13 +147,12 @@ impl<'a> Look<'a> {
             self.eat(b':')?;
             self.peek()?;
             let begin = self.at;
-            if let Some((index, field)) = find(own, common, key.text, next) {
+            if let Some((index, field)) = find(own, common, key.text) {
                 let bit = 1_u128.checked_shl(bits(index)?)?;
                 if present & bit != 0 {
                     return None;
                 }
                 present |= bit;
-                next = index + 1;
                 self.field(field, depth)?;
             } else {
                 let others = self.keys.get(outer..)?;
@@ -171,7 +168,8 @@ impl<'a> Look<'a> {
             ended = self.ends(b'}')?;
         }
         self.keys.truncate(outer);
-        let missing = own.iter().chain(common).enumerate().any(|(index, field)| {
+        let required = declare::up_to_required(own).iter().enumerate();
+        let missing = required.chain((own.len()..).zip(common)).any(|(index, field)| {
             field.required && bits(index).is_none_or(|bit| present & (1 << bit) == 0)
         });
         (!missing).then_some(())
@@ -313,19 +311,10 @@ impl<'a> Look<'a> {
     }
 }
 
-/// The field with this name, and which one it is; `next` is looked at first.
-fn find<'f>(
-    own: &'f [Field],
-    common: &'f [Field],
-    name: &str,
-    next: usize,
-) -> Option<(usize, &'f Field)> {
-    if let Some(field) = own.get(next).filter(|field| field.name == name) {
-        return Some((next, field));
-    }
-    let found = own.iter().enumerate().find(|(_, field)| field.name == name);
+/// The field with this name, and which one it is.
+fn find<'f>(own: &'f [Field], common: &'f [Field], name: &str) -> Option<(usize, &'f Field)> {
     let rest = || (own.len()..).zip(common).find(|(_, field)| field.name == name);
-    found.or_else(rest)
+    declare::find(own, name).or_else(rest)
 }
 
 /// The bit of a field, when there is one for it.

@@ -17,13 +17,13 @@ use super::access::{self, Caller, Peer};
 use super::error::{ApiError, ok};
 use super::{Shared, body};
 use crate::backend::names;
-use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, StoreError};
+use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, Pushed, StoreError};
 use crate::clock;
 use crate::metric::agent_limits::Cut;
 use crate::metric::envelope::{
     AgentInfo, NoPush, PushRequest, PushResponse, REJECTED_BYTES_MAX, REJECTED_NAMED_MAX, Rejected,
 };
-use crate::metric::{self, Invalid};
+use crate::metric::{self, Invalid, Sound};
 
 /// How long a push waits for its turn before it is sent away.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
@@ -61,7 +61,18 @@ struct Bounds {
     now: Timestamp,
     /// The host's clock, when it is ahead.
     ahead: Option<Timestamp>,
+    /// Whether it came without an `agent` object.
+    is_original: bool,
     document_bytes_max: usize,
+}
+
+/// What has come of a push.
+struct Stored {
+    id: Uuid,
+    outcome: Pushed,
+    rejected: Vec<Rejected>,
+    rejected_total: Option<u64>,
+    next_check: Duration,
 }
 
 /// What is kept of an agent's word on itself.
@@ -85,13 +96,40 @@ pub(super) async fn push(
     let batch_id = batch_id(&headers)?;
     let label = body::label(&headers).map(str::to_owned);
     let limits = &shared.config.limits;
-    let (received, _share) =
-        body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
+    let (received, share) = body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
     let bytes_received = received.len() as u64;
-    let (body, _turn) = inflated(&shared, label, received).await?;
+    let work = async move {
+        let _share = share;
+        store(&shared, caller, batch_id, (label, received)).await
+    };
+    let Stored { id, outcome, rejected, rejected_total, next_check } = to_its_end(work).await?;
+    let took = clock::monotonic().saturating_duration_since(began);
+    Ok(ok(&PushResponse {
+        status: "success".to_owned(),
+        collector_id: id.to_string(),
+        metrics_inserted: outcome.inserted,
+        bytes_received,
+        processing_time_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        next_config_version: outcome.config_version,
+        next_check_in_seconds: next_check.as_secs(),
+        duplicate: outcome.duplicate.then_some(true),
+        rejected,
+        rejected_total,
+    }))
+}
+
+/// Checks a push that has been received, and stores it.
+async fn store(
+    shared: &Shared,
+    caller: Caller,
+    batch_id: Option<String>,
+    (label, received): (Option<String>, Bytes),
+) -> Result<Stored, ApiError> {
+    let limits = &shared.config.limits;
+    let (body, _turn) = inflated(shared, label, received).await?;
     let (brought_max, id, now) = (limits.hosts_per_collector, caller.id, clock::now());
     let document_bytes_max = usize::try_from(limits.document_bytes_max).unwrap_or(usize::MAX);
-    let bounds = Bounds { now, ahead: None, document_bytes_max };
+    let bounds = Bounds { now, ahead: None, is_original: false, document_bytes_max };
     let checked = blocking(move || {
         let checked = check(&body, &caller, batch_id, bounds)?;
         Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
@@ -110,19 +148,7 @@ pub(super) async fn push(
         rejected = serde_json::from_str(first).map_err(|e| StoreError::Damaged(e.to_string()))?;
         rejected_total = None;
     }
-    let took = clock::monotonic().saturating_duration_since(began);
-    Ok(ok(&PushResponse {
-        status: "success".to_owned(),
-        collector_id: id.to_string(),
-        metrics_inserted: outcome.inserted,
-        bytes_received,
-        processing_time_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        next_config_version: outcome.config_version,
-        next_check_in_seconds: shared.config.next_check.as_secs(),
-        duplicate: outcome.duplicate.then_some(true),
-        rejected,
-        rejected_total,
-    }))
+    Ok(Stored { id, outcome, rejected, rejected_total, next_check: shared.config.next_check })
 }
 
 /// A body without its compression, and the turn of working on it. It begins when the body is here:
@@ -153,6 +179,17 @@ async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, ApiError> {
         Ok(Ok(turn)) => Ok(turn),
         _ => Err(ApiError::too_many(TURN_RETRY)),
     }
+}
+
+/// Does `work` whether its sender waits for it or has gone. What is begun on another thread goes on
+/// in any case, and so must hold its room and its turn.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.unwrap_or_else(|err| {
+        tracing::error!(%err, "a push could not be stored");
+        Err(ApiError::internal())
+    })
 }
 
 /// Does what takes long where it keeps nobody waiting.
@@ -200,10 +237,11 @@ fn check(
         caller.hostname.clone()
     };
     // An original collector does not read what is refused; who does is not left with a part of it.
-    let is_told_all = request.agent.is_some() || batch_id.is_some();
+    let is_original = request.agent.is_none();
+    let is_told_all = !is_original || batch_id.is_some();
     let (mut agent, cut) = (request.agent, request.cut);
     let ahead = agent.as_ref().and_then(|agent| clock_ahead(now, request.timestamp, agent));
-    let bounds = Bounds { ahead, ..bounds };
+    let bounds = Bounds { ahead, is_original, ..bounds };
     let sequences = agent.as_mut().and_then(|agent| agent.sequences.take());
     let records = sequences.as_ref().map(|of| of.numbers().map(|number| (of.queue_id, number)));
     let mut records = records.into_iter().flatten();
@@ -275,22 +313,32 @@ fn add(
     check_size(text, bounds)?;
     let before = rows.len();
     let latest = bounds.ahead.unwrap_or(bounds.now);
-    let added = metric::each_document(text, latest, |sound, document| {
-        check_size(&document, bounds)?;
-        check_time(sound.at, bounds)?;
-        let database = sound.database.map(|name| name.chars().take(DATABASE_MAX).collect());
-        let kind = sound.metric_type.to_string();
-        let row = MetricRow::new(kind, database, sound.at, document.into_owned());
+    let mut added = metric::each_document(text, latest, |sound, document| {
+        let row = row(sound, document.into_owned(), bounds)?;
         rows.push(match record {
             Some((queue_id, number)) => row.of_record(queue_id, number),
             None => row,
         });
         Ok(())
     });
+    if added.is_err() && bounds.is_original {
+        rows.truncate(before);
+        added = metric::each_of_original(text, latest, |sound, document| {
+            rows.push(row(sound, document, bounds)?);
+            Ok(())
+        });
+    }
     if added.is_err() {
         rows.truncate(before);
     }
     added
+}
+
+fn row(sound: Sound<'_>, document: String, bounds: Bounds) -> Result<MetricRow, Invalid> {
+    check_size(&document, bounds)?;
+    check_time(sound.at, bounds)?;
+    let database = sound.database.map(|name| name.chars().take(DATABASE_MAX).collect());
+    Ok(MetricRow::new(sound.metric_type.to_string(), database, sound.at, document))
 }
 
 /// A time that is ahead of the backend's clock is one that the host's clock has shown.
@@ -357,4 +405,33 @@ fn too_many(message: String) -> ApiError {
 fn envelope_refused(invalid: &Invalid) -> ApiError {
     let details = serde_json::json!({"path": invalid.path});
     ApiError::bad_request(invalid.to_string()).with_details(details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A push that times out, or whose sender goes, does not leave its turn to the next one while
+    /// it is still worked on.
+    #[tokio::test]
+    async fn what_is_begun_holds_its_turn_to_the_end() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let (end, ends) = tokio::sync::oneshot::channel::<()>();
+        let own = Arc::clone(&turns);
+        let work = to_its_end(async move {
+            let _turn = turn(&own).await?;
+            begun.send(()).ok();
+            ends.await.ok();
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            begun = begins => begun.unwrap(),
+            _ = work => panic!("it is not done"),
+        }
+        assert_eq!(turns.available_permits(), 0, "and its sender has gone");
+        end.send(()).unwrap();
+        assert!(turns.acquire().await.is_ok());
+    }
 }

@@ -1,5 +1,7 @@
 //! Passwords of users: Argon2id with the crate's parameters, 19 MiB and two passes.
 
+use std::sync::Arc;
+
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -16,7 +18,7 @@ const AT_ONCE: usize = 2;
 
 /// Checks passwords, a few at a time, on the blocking threads.
 pub(in crate::backend) struct Passwords {
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// The hash of a password that nobody knows: checked when there is no such user, so that a
     /// login takes the same time.
     nobody: String,
@@ -37,7 +39,7 @@ impl Passwords {
     /// Ready to check.
     pub(in crate::backend) fn new() -> Result<Self, PasswordError> {
         let nobody = Self::hash(&SecretString::from(encode(&random::<32>())))?;
-        Ok(Self { turns: Semaphore::new(AT_ONCE), nobody })
+        Ok(Self { turns: Arc::new(Semaphore::new(AT_ONCE)), nobody })
     }
 
     /// The hash of a new password, in PHC form. Takes tens of milliseconds.
@@ -57,10 +59,11 @@ impl Passwords {
         hash: Option<String>,
         password: SecretString,
     ) -> bool {
-        let Ok(_turn) = self.turns.acquire().await else { return false };
+        let Ok(turn) = Arc::clone(&self.turns).acquire_owned().await else { return false };
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| self.nobody.clone());
         let task = tokio::task::spawn_blocking(move || {
+            let _turn = turn; // until it is done, whether somebody waits for it or not
             PasswordHash::new(&hash).is_ok_and(|hash| {
                 let password = password.expose_secret().as_bytes();
                 Argon2::default().verify_password(password, &hash).is_ok()
@@ -73,6 +76,18 @@ impl Passwords {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Who asks and goes away does not make room for others: the work goes on.
+    #[tokio::test]
+    async fn a_check_has_its_turn_until_it_is_done() {
+        let passwords = Passwords::new().unwrap();
+        let check = passwords.verify(None, SecretString::from("correct horse battery"));
+        let gone = tokio::time::timeout(std::time::Duration::ZERO, check).await;
+        assert!(gone.is_err(), "it takes longer than that");
+        assert_eq!(passwords.turns.available_permits(), AT_ONCE - 1);
+        let all = passwords.turns.acquire_many(u32::try_from(AT_ONCE).unwrap()).await;
+        assert!(all.is_ok(), "and is done some time");
+    }
 
     #[tokio::test]
     async fn only_the_same_password_passes() {
