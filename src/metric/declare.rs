@@ -174,7 +174,7 @@ const NONE: u8 = u8::MAX;
 
 /// The field with this name in a list of a [`Declared`], and its place there.
 pub(super) fn find<'f>(fields: &'f [Field], name: &str) -> Option<(usize, &'f Field)> {
-    let mut at = fields.get(hash(name) % fields.len().max(1))?.table.first;
+    let mut at = fields.get(place(name, fields.len()))?.table.first;
     loop {
         let field = fields.get(usize::from(at))?;
         if field.name == name {
@@ -190,15 +190,18 @@ pub(super) fn up_to_required(fields: &[Field]) -> &[Field] {
     fields.get(..count).unwrap_or_default()
 }
 
-/// Tells the names of one list apart, mostly.
-const fn hash(name: &str) -> usize {
+/// Where a name stands in the table of a list of `count` fields, mostly alone.
+#[expect(clippy::cast_possible_truncation, reason = "a length that is cut is a hash, too")]
+const fn place(name: &str, count: usize) -> usize {
     let bytes = name.as_bytes();
     let length = bytes.len();
-    if length == 0 {
+    if length == 0 || count == 0 {
         return 0;
     }
     let (first, middle, last) = (bytes[0], bytes[length / 2], bytes[length - 1]);
-    length + 31 * first as usize + 7 * middle as usize + 3 * last as usize
+    let hash =
+        (length as u32).wrapping_add(31 * first as u32 + 7 * middle as u32 + 3 * last as u32);
+    (hash % count as u32) as usize
 }
 
 /// A struct that was declared.
@@ -316,7 +319,7 @@ const fn tabled<const N: usize>(mut all: [Field; N]) -> [Field; N] {
     }
     while at > 0 {
         at -= 1;
-        let place = hash(all[at].name) % N;
+        let place = place(all[at].name, N);
         all[at].table.next = all[place].table.first;
         all[place].table.first = at as u8;
         all[at].table.required = required;

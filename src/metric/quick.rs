@@ -81,6 +81,16 @@ struct Raw<'a> {
     is_plain: bool,
 }
 
+/// A number as it stands in the text.
+#[derive(Clone, Copy)]
+struct Number<'a> {
+    text: &'a str,
+    /// Where its point is.
+    point: Option<usize>,
+    /// It has no exponent.
+    is_simple: bool,
+}
+
 impl<'a> Look<'a> {
     fn new(text: &'a str, now: Timestamp, believed: &'a str) -> Self {
         let bounds = TimeBounds::new(now);
@@ -288,12 +298,21 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn number(&mut self) -> Option<&'a str> {
-        let rest = self.text.get(self.at..)?;
-        let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
-        let length = rest.bytes().take_while(is_part).count();
+    fn number(&mut self) -> Option<Number<'a>> {
+        let rest = self.text.as_bytes().get(self.at..)?;
+        let (mut length, mut point, mut is_simple) = (0, None, true);
+        for byte in rest {
+            match byte {
+                b'0'..=b'9' | b'+' | b'-' => {}
+                b'.' => point = Some(length),
+                b'e' | b'E' => is_simple = false,
+                _ => break,
+            }
+            length += 1;
+        }
+        let text = self.text.get(self.at..self.at + length)?;
         self.at += length;
-        rest.get(..length)
+        Some(Number { text, point, is_simple })
     }
 
     /// Lengths are taken before escapes are undone, which only shortens.
@@ -322,20 +341,22 @@ fn bits(index: usize) -> Option<u32> {
     u32::try_from(index).ok().filter(|bit| *bit < u128::BITS)
 }
 
-fn check_number(number: &str, kind: Kind) -> Option<()> {
+fn check_number(number: Number<'_>, kind: Kind) -> Option<()> {
+    let Number { text, point, is_simple } = number;
     // A few digits fit; an exponent may say more.
-    let is_simple = !number.bytes().any(|byte| matches!(byte, b'e' | b'E'));
-    if number.len() > NUMBER_BYTES_MAX || !(is_simple || glance::fits(number)) {
+    if text.len() > NUMBER_BYTES_MAX || !(is_simple || glance::fits(text)) {
         return None;
     }
-    let is_negative = number.starts_with('-');
+    let is_negative = text.starts_with('-');
     let sound = match kind {
-        Kind::Any | Kind::Number => is_simple || is_finite(number),
-        Kind::Amount => !is_negative && (is_simple || is_finite(number)),
-        Kind::Count => !is_negative && is_simple && !number.bytes().any(|byte| byte == b'.'),
+        Kind::Any | Kind::Number => is_simple || is_finite(text),
+        Kind::Amount => !is_negative && (is_simple || is_finite(text)),
+        Kind::Count => !is_negative && is_simple && point.is_none(),
+        // Two digits are below 100.
+        Kind::Percent if !is_negative && is_simple && point.unwrap_or(text.len()) <= 2 => true,
         Kind::Percent => {
             let allowed = -PERCENT_MARGIN..=100.0 + PERCENT_MARGIN;
-            number.parse::<f64>().is_ok_and(|value| allowed.contains(&value))
+            text.parse::<f64>().is_ok_and(|value| allowed.contains(&value))
         }
         _ => false,
     };
