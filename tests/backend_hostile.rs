@@ -90,8 +90,8 @@ async fn silent_connections_shut_nobody_out() {
 }
 
 /// A backend as it is run.
-struct Spawned {
-    process: Process,
+pub struct Spawned {
+    pub process: Process,
     target: Target,
     authority: String,
     secret: String,
@@ -99,12 +99,12 @@ struct Spawned {
 }
 
 /// A registered host: a client with its certificate, an empty push, and what both are made of.
-struct Registered {
-    client: Client,
+pub struct Registered {
+    pub client: Client,
     push: Ask,
-    envelope: Value,
+    pub envelope: Value,
     own: (String, String),
-    token: String,
+    pub token: String,
 }
 
 /// Pushes of all hosts at once, each twice: the longest that one has waited.
@@ -128,7 +128,7 @@ async fn serve_all(hosts: &[(Client, Ask)], beside: &str) -> Duration {
 }
 
 impl Spawned {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let directory = directory();
         let (file, data) = (directory.path().join("backend.toml"), directory.path().join("data"));
         let text = format!(
@@ -163,7 +163,7 @@ impl Spawned {
         hosts
     }
 
-    async fn register(&self, name: &str) -> Registered {
+    pub async fn register(&self, name: &str) -> Registered {
         let stranger = Client::new(self.target.address, &self.authority, None);
         let body = json!({"name": name, "hostname": name});
         let ask = Ask::post("/api/v1/collectors/register").json(&body);
@@ -200,6 +200,22 @@ impl Spawned {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
+}
+
+/// Who has a host's key can take its place: that is said where an operator sees it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_over_a_certificate_is_warned_of() {
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let host = backend.register("db1").await;
+    let is_said = || {
+        let said = |line: &str| line.contains("WARN") && line.contains("over its certificate");
+        backend.process.stderr().lines().any(|line| said(line) && line.contains("db1"))
+    };
+    assert!(!is_said(), "{}", backend.process.stderr());
+    let again = Ask::post("/api/v1/collectors/register");
+    let reply = host.client.send(again.json(&json!({"name": "db1", "hostname": "db1"}))).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    until("it is said", PATIENCE, is_said);
 }
 
 /// With as many strangers as there may be by default: hosts beside each attack are served in time,

@@ -1,10 +1,14 @@
 //! Original collectors, which send no `agent` object, are taken as they are: with times as
 //! PostgreSQL writes them, `""` for what they do not know, and their newer types.
 
+use std::time::Duration;
+
 use pganalytics::metric::ORIGINAL_TYPES;
 use serde_json::{Value, json};
 
-use crate::support::backend::{Host, Reply, Served};
+use crate::backend_hostile::Spawned;
+use crate::support::backend::{Ask, Host, Reply, Served};
+use crate::support::until;
 
 const AT: &str = "2026-01-01T00:00:00+00:00";
 
@@ -129,6 +133,28 @@ async fn what_is_wrong_of_an_original_is_refused() {
     }
     let reply = push(&host, |body| body["metrics"] = Value::Null).await;
     assert_eq!((rejected(reply), served.stored(None).await.len()), (vec![], 1));
+}
+
+/// An original reads of no refusal: whoever runs the backend does, once for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_metrics_of_an_original_are_warned_of() {
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let host = backend.register("db1").await;
+    let mut body = host.envelope.clone();
+    body["metrics"] = json!([{"type": "sysstat", "timestamp": AT, "cpu": {"user": 101}}]);
+    for _ in 0..3 {
+        let ask = Ask::post("/api/v1/metrics/push").json(&body).bearer(&host.token);
+        let reply = host.client.send(ask).await;
+        assert_eq!((reply.status, &reply.json()["metrics_inserted"]), (200, &json!(0)));
+    }
+    let said = || -> Vec<String> {
+        let log = backend.process.stderr();
+        let said = |line: &&str| line.contains("WARN") && line.contains("metrics are refused");
+        log.lines().filter(said).map(str::to_owned).collect()
+    };
+    until("it is said", Duration::from_secs(20), || !said().is_empty());
+    let [line] = &said()[..] else { panic!("once: {:?}", said()) };
+    assert!(line.contains("cpu.user") && line.contains("101"), "{line}");
 }
 
 fn document(metric: pganalytics::backend::store::StoredMetric) -> Value {

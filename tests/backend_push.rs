@@ -10,7 +10,7 @@ use pganalytics::clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::backend::{Ask, Host, Served};
+use crate::support::backend::{Ask, Client, Host, Served};
 
 /// A valid metric, told apart by `n`.
 fn metric(n: u64) -> Value {
@@ -608,6 +608,9 @@ async fn an_answer_with_documents_has_a_bound() {
     let metrics = found["metrics"].as_array().expect("metrics");
     assert_eq!(metrics.last().expect("one")["n"], 159);
     assert_eq!(metrics[0]["n"], 160 - metrics.len());
+    let page = Client::plain(served.running().page_address().expect("there is a page"));
+    let charts = page.get("/data/servers/1?range=1h", "x").await;
+    assert_eq!((charts.status, &charts.json()["cut"]), (200, &json!(true)));
     let path = path.replace("limit=10000", "limit=5");
     let few = served.stranger().get(&path, &token).await.json();
     assert_eq!((few["metrics"].as_array().map(Vec::len), few.get("cut")), (Some(5), None));

@@ -174,6 +174,7 @@ impl Shown {
                 failures: status.failures,
                 metrics: status.metrics,
                 rejects: status.rejected,
+                last_reject: status.last_rejected,
                 blocked_since: status.blocked_since,
             }
         };

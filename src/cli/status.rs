@@ -116,6 +116,10 @@ fn concerns(status: &Status, now: Timestamp) -> Vec<String> {
     }
     let failing = agent.collectors.iter().filter(|collector| collector.last_error.is_some());
     found.extend(failing.map(|collector| format!("collector {} fails, see below", collector.name)));
+    let rejecting = agent.collectors.iter().filter(|collector| collector.rejects > 0);
+    found.extend(rejecting.map(|CollectorStatus { name, rejects, .. }| {
+        format!("{} of collector {name} rejected, see below", counted(*rejects, "metric"))
+    }));
     let blocked = agent.collectors.iter().filter(|collector| collector.blocked_since.is_some());
     found.extend(blocked.map(|collector| {
         format!("the queue is full: collector {} waits for room", collector.name)
@@ -315,6 +319,9 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
             let error = error.trim_end().replace("; hint: ", "\n  hint: ");
             let _ = writeln!(text, "\n{}: {error}", collector.name);
         }
+        if let Some(reject) = &collector.last_reject {
+            let _ = writeln!(text, "\n{}: rejected: {reject}", collector.name);
+        }
     }
     text
 }
@@ -352,6 +359,7 @@ pub(super) mod tests {
             failures: 0,
             metrics,
             rejects: 0,
+            last_reject: None,
             blocked_since: None,
         };
         let backend = BackendStatus {
@@ -472,6 +480,9 @@ pub(super) mod tests {
         sysstat.enabled = false;
         pg_stats.last_error = Some("connect to /run/postgresql: refused; hint: start it".into());
         pg_stats.failures = 3;
+        pg_stats.rejects = 2;
+        pg_stats.last_reject =
+            Some("pg_stats: tables[3].live_tuples: expected a whole number, found -1".into());
         status
     }
 
@@ -489,7 +500,7 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_is_named() {
-        assert_eq!(concerns(&troubled(), screen(80).now).len(), 13);
+        assert_eq!(concerns(&troubled(), screen(80).now).len(), 14);
         insta::assert_snapshot!("troubled", page(&screen(80), &troubled()));
     }
 

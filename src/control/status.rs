@@ -240,6 +240,9 @@ pub struct CollectorStatus {
     pub metrics: u64,
     /// Metrics rejected at the door.
     pub rejects: u64,
+    /// The last one of those: its type, the place in its JSON, and what is wrong there.
+    #[serde(default)]
+    pub last_reject: Option<String>,
     /// Since when it waits for room in the queue, which is full.
     #[serde(default)]
     pub blocked_since: Option<Timestamp>,

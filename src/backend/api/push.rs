@@ -45,6 +45,8 @@ struct Checked {
     push: Push,
     rejected: Refusals,
     cut: Cut,
+    /// Its sender reads of no refusal.
+    is_original: bool,
 }
 
 /// What is told of metrics that are not stored: the first of them, and how many there are.
@@ -138,6 +140,13 @@ async fn store(
     if !checked.cut.is_empty() && shared.notices.is_first(id, "cut") {
         let hint = "what it says of itself is over the limits; its metrics are stored";
         tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
+    }
+    if checked.is_original
+        && let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
+        && shared.notices.is_first(id, "refused metrics")
+    {
+        let metrics = checked.rejected.total;
+        tracing::warn!(collector = %id, metrics, path, message, "an original's metrics are refused");
     }
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(id, outcome.as_ref().err());
@@ -275,7 +284,7 @@ fn check(
         config,
         lost,
     };
-    Ok(Checked { push, rejected, cut })
+    Ok(Checked { push, rejected, cut, is_original })
 }
 
 impl Refusals {

@@ -345,8 +345,11 @@ function showHost(data) {
   data.to = data.end;
   $("host-title").textContent = $("server").hidden ? data.server.name : "Host";
   const lost = data.lost.reduce((sum, hole) => sum + hole.records, 0);
-  $("note").hidden = lost === 0;
-  $("note").textContent = `${count(lost)} records of this range are known to be lost: the dashed marks show when.`;
+  const notes = [];
+  if (lost > 0) notes.push(`${count(lost)} records of this range are known to be lost: the dashed marks show when.`);
+  if (data.cut) notes.push("The beginning of this range is not shown: it is more than the page reads. Choose a shorter one.");
+  $("note").hidden = notes.length === 0;
+  $("note").textContent = notes.join(" ");
   fit();
   const made = specs(data.charts).map(([spec, lines]) => chart(spec, lines, data));
   made.splice(5, 0, mounts(data.charts.mounts));
