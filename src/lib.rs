@@ -22,6 +22,7 @@ pub mod backend; // the server that agents report to
 
 pub mod answer; // what an answer of the backend means: the one table
 pub mod encoding; // bodies: gzip, zstd, zlib, up to a limit
+pub mod files; // what should be a file, opened
 pub mod socket; // a Unix socket with one owner
 pub mod clock; // the only reader of the clocks
 pub mod units; // durations and sizes as text

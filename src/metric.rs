@@ -17,6 +17,7 @@ pub mod exposition;
 mod glance;
 mod keys;
 pub mod members;
+mod number;
 pub mod object;
 pub mod pg_log;
 pub mod pg_stats;

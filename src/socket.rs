@@ -2,12 +2,17 @@
 //! are kept out.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use axum::serve::Listener;
+use rustix::fs::OFlags;
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
+
+/// The longest path of a socket, bytes.
+const PATH_BYTES_MAX: usize = 107;
 
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -83,22 +88,51 @@ impl Socket {
             }
             Ok(_) => std::fs::remove_file(path).map_err(failed)?,
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = bind_apart(path, peers).map_err(failed)?;
         let inode = inode(path).map_err(failed)?;
         let owner = rustix::process::geteuid().as_raw();
-        let socket = Self { listener, path: path.to_owned(), inode, owner, peers };
-        let mode = match peers {
-            // Until this moment the peer's user is all that is checked, and it is checked always.
-            Peers::Own => 0o600,
-            Peers::Group(group) => {
-                // The group first: the mode is for it.
-                std::os::unix::fs::chown(path, None, group).map_err(failed)?;
-                0o660
-            }
-        };
-        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(failed)?;
-        Ok(socket)
+        Ok(Self { listener, path: path.to_owned(), inode, owner, peers })
     }
+}
+
+/// Makes the socket in a new folder of this user's own, and moves it to its place when its group
+/// and mode are set: those who own the folder of the place could put a link there in between, and
+/// have the rights of another file changed.
+fn bind_apart(path: &Path, peers: Peers) -> io::Result<UnixListener> {
+    // It is made under a shorter name.
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let apart = path.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4()));
+    std::fs::DirBuilder::new().mode(0o700).create(&apart)?;
+    let made = bind_in(&apart, path, peers);
+    let removed = std::fs::remove_dir(&apart);
+    made.and_then(|listener| removed.map(|()| listener))
+}
+
+fn bind_in(apart: &Path, path: &Path, peers: Peers) -> io::Result<UnixListener> {
+    // Whatever its name leads to from now on, this is the folder.
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
+    let folder = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(apart)?;
+    let data = folder.metadata()?;
+    let is_own = data.is_dir() && data.uid() == rustix::process::geteuid().as_raw();
+    if !is_own || data.mode() & 0o077 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let place = PathBuf::from(format!("/proc/self/fd/{}/s", folder.as_raw_fd()));
+    let listener = UnixListener::bind(&place)?;
+    let mode = match peers {
+        Peers::Own => 0o600,
+        Peers::Group(group) => {
+            // The group first: the mode is for it.
+            std::os::unix::fs::chown(&place, None, group)?;
+            0o660
+        }
+    };
+    std::fs::set_permissions(&place, PermissionsExt::from_mode(mode))?;
+    std::fs::rename(&place, path)?;
+    Ok(listener)
 }
 
 impl Drop for Socket {

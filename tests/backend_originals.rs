@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use pganalytics::backend::store::StoredMetric;
 use pganalytics::metric::ORIGINAL_TYPES;
 use serde_json::{Value, json};
 
@@ -60,7 +61,7 @@ async fn an_originals_cycle_is_stored() {
     assert_eq!((reply.status, reply.json().get("rejected")), (200, None), "{reply:?}");
     // One of them is about two databases.
     assert_eq!(reply.json()["metrics_inserted"], cycle().len() + 1);
-    let stored: Vec<Value> = served.stored(None).await.into_iter().map(document).collect();
+    let stored: Vec<Value> = served.stored(None).await.iter().map(document).collect();
     let of = |kind: &str| stored.iter().filter(|document| document["type"] == kind).collect();
     let [disks]: [&Value; 1] = Vec::try_into(of("disk_usage")).expect("one");
     let mounts = ["/dev/sda1", "/data"].map(Value::from);
@@ -157,6 +158,6 @@ async fn refused_metrics_of_an_original_are_warned_of() {
     assert!(line.contains("cpu.user") && line.contains("101"), "{line}");
 }
 
-fn document(metric: pganalytics::backend::store::StoredMetric) -> Value {
+fn document(metric: &StoredMetric) -> Value {
     serde_json::from_str(&metric.document).expect("JSON")
 }

@@ -589,10 +589,11 @@ async fn an_answer_with_documents_has_a_bound() {
     let host = served.register("db1").await;
     let token = served.user_token(Role::Viewer).await;
     let text = "x".repeat(60_000);
-    let at = clock::rfc3339(clock::now());
+    let now = clock::now();
     for push in 0..4 {
-        let document = |n: u64| {
+        let document = |n: i64| {
             let (kind, n) = ("disk_usage", 40 * push + n);
+            let at = clock::rfc3339(now - jiff::SignedDuration::from_secs(20 * (159 - n)));
             json!({"type": kind, "timestamp": at, "n": n, "text": vec![&text; 4]})
         };
         let documents: Vec<Value> = (0..40).map(document).collect();

@@ -56,6 +56,19 @@ fn the_sample_configuration_loads() {
     assert_eq!(done.code, Some(0), "{done:?}");
 }
 
+/// Half a file must not look like a whole one to who writes it: `config init > agent.toml`.
+#[test]
+fn output_that_does_not_arrive_is_a_failure() {
+    for arguments in [&["config", "init"][..], &["metrics"], &["metrics", "--json"]] {
+        let mut command = agent(arguments.iter().copied());
+        let full = fs_err::OpenOptions::new().write(true).open("/dev/full").expect("open");
+        let done = command.stdout(full.into_file()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("not complete: No space left"), "{arguments:?}: {said}");
+    }
+}
+
 /// A host that is not registered is told what comes first.
 #[test]
 fn an_unregistered_host_is_told_to_register() {

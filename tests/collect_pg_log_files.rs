@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pganalytics::clock;
+use pganalytics::collect::Collector as _;
 use pganalytics::collect::pg_log::StartAt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -29,6 +31,25 @@ async fn directory() -> Log {
 fn copy_truncate(log: &Log, name: &str, copy: &str) {
     fs_err::copy(log.path(name), log.path(copy)).expect("copy");
     fs_err::OpenOptions::new().write(true).truncate(true).open(log.path(name)).expect("truncate");
+}
+
+/// A pipe in the place of a log holds nobody: whoever owns the directory can put one there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_is_no_log() {
+    let mut log = Log::new("a.log");
+    let made = std::process::Command::new("mkfifo").arg(log.path("a.log")).status();
+    assert!(made.expect("mkfifo").success());
+    let read = tokio::spawn(async move {
+        let tried = log.collector.collect(clock::now()).await;
+        let said = tried.map(drop).expect_err("it is no log").to_string();
+        fs_err::remove_file(log.path("a.log")).expect("remove");
+        log.append("a.log", &lines(0, 3));
+        (said, log.messages().await)
+    });
+    let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it ends");
+    let (said, read) = read.expect("no panic");
+    assert!(said.contains("not a file"), "{said}");
+    assert_eq!(read, expected(0, 3));
 }
 
 #[tokio::test]

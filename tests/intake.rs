@@ -299,6 +299,19 @@ async fn a_repeated_key_rejects_the_same() {
     let ahead = json!({"type": "custom.test", "timestamp": soon.to_string(), "n": 2});
     let body = push_of(&[metric(1), ahead]);
     let push = || place.push(&[("Idempotency-Key", "ahead")], &body).expect("an answer").body;
+    // Unpacked, this begins as what zlib has packed would.
+    let lines = gzip(format!("x\n{}\n", metric(2)).as_bytes());
+    let packed = [
+        ("Idempotency-Key", "packed"),
+        ("Content-Type", "application/x-ndjson"),
+        ("Content-Encoding", "gzip"),
+    ];
+    let push_packed = || place.push(&packed, &lines).expect("an answer").body;
+    let mut expected = push_packed();
+    assert_eq!(expected["metrics_inserted"], 1, "{expected}");
+    expected["duplicate"] = json!(true);
+    assert_eq!(push_packed(), expected);
+
     let first = push();
     assert_eq!(
         (&first["metrics_inserted"], &first["rejected"][0]["index"]),
@@ -309,7 +322,7 @@ async fn a_repeated_key_rejects_the_same() {
     let mut expected = first;
     expected["duplicate"] = json!(true);
     assert_eq!(push(), expected);
-    assert_eq!(delivered(&site, agent).await, [1]);
+    assert_eq!(delivered(&site, agent).await, [1, 2]);
 }
 
 /// More clients than connections, on TCP: all are answered, and everything arrives once.

@@ -86,9 +86,9 @@ pub(super) struct Shared {
     notices: Notices,
     health: Health,
     room: Room,
-    pushes: Semaphore,
+    pushes: Arc<Semaphore>,
     /// The turn of large pushes: one at a time.
-    large_pushes: Semaphore,
+    large_pushes: Arc<Semaphore>,
     /// The turn of reading documents.
     reads: Arc<Semaphore>,
     store_failed: AtomicBool,
@@ -113,8 +113,8 @@ impl Shared {
             notices: Notices::default(),
             health: Health::default(),
             room: Room::new(&config.limits),
-            pushes: Semaphore::new(config.limits.pushes_at_once_max),
-            large_pushes: Semaphore::new(1),
+            pushes: Arc::new(Semaphore::new(config.limits.pushes_at_once_max)),
+            large_pushes: Arc::new(Semaphore::new(1)),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::api::{self, ApiError, Id, Params, Shared, Status, status_of};
+use super::serve::to_its_end;
 use super::store::{Collector, MetricQuery, Page, Server};
 use crate::{clock, units};
 use series::{Charts, charts};
@@ -183,49 +184,50 @@ async fn host(
     let step = std::time::Duration::from_millis(
         u64::try_from(range.as_millis()).unwrap_or(0).max(u64::from(POINTS)) / u64::from(POINTS),
     );
-    let (mut metrics, mut cut) = (Vec::new(), false);
     let turn = shared.turn_to_read().await?;
-    for kind in ["sysstat", "disk_usage", "pg_stats"] {
-        let query = MetricQuery {
-            server_id: server.id,
-            kind: Some(kind.to_owned()),
-            start,
-            end,
-            step: Some(step),
-            limit: METRICS_MAX,
-            bytes_max: METRICS_BYTES_MAX,
+    to_its_end(async move {
+        let _turn = turn;
+        let (mut metrics, mut cut) = (Vec::new(), false);
+        for kind in ["sysstat", "disk_usage", "pg_stats"] {
+            let query = MetricQuery {
+                server_id: server.id,
+                kind: Some(kind.to_owned()),
+                start,
+                end,
+                step: Some(step),
+                limit: METRICS_MAX,
+                bytes_max: METRICS_BYTES_MAX,
+            };
+            let found = shared.store.metrics(query).await?;
+            cut |= found.is_cut;
+            metrics.extend(found.metrics);
+        }
+        let charts =
+            tokio::task::spawn_blocking(move || charts(&metrics)).await.map_err(|err| {
+                tracing::error!(%err, "charts could not be made");
+                ApiError::internal()
+            })?;
+        let lost = match server.collector_id {
+            Some(id) => shared.store.holes(id, start, end).await?,
+            None => Vec::new(),
         };
-        let found = shared.store.metrics(query).await?;
-        cut |= found.is_cut;
-        metrics.extend(found.metrics);
-    }
-    let work = move || {
-        let _turn = turn; // until it is done, whether somebody waits for it or not
-        charts(&metrics)
-    };
-    let charts = tokio::task::spawn_blocking(work).await.map_err(|err| {
-        tracing::error!(%err, "charts could not be made");
-        ApiError::internal()
-    })?;
-    let lost = match server.collector_id {
-        Some(id) => shared.store.holes(id, start, end).await?,
-        None => Vec::new(),
-    };
-    let hole = |lost: super::store::LostRows| Hole {
-        from: lost.first_at.unwrap_or(lost.at).as_millisecond(),
-        to: lost.last_at.unwrap_or(lost.at).as_millisecond(),
-        records: lost.records,
-        reason: lost.reason,
-    };
-    Ok(api::ok(&Host {
-        server,
-        start: start.as_millisecond(),
-        end: end.as_millisecond(),
-        step: i64::try_from(step.as_millis()).unwrap_or(i64::MAX),
-        charts,
-        cut,
-        lost: lost.into_iter().map(hole).collect(),
-    }))
+        let hole = |lost: super::store::LostRows| Hole {
+            from: lost.first_at.unwrap_or(lost.at).as_millisecond(),
+            to: lost.last_at.unwrap_or(lost.at).as_millisecond(),
+            records: lost.records,
+            reason: lost.reason,
+        };
+        Ok(api::ok(&Host {
+            server,
+            start: start.as_millisecond(),
+            end: end.as_millisecond(),
+            step: i64::try_from(step.as_millis()).unwrap_or(i64::MAX),
+            charts,
+            cut,
+            lost: lost.into_iter().map(hole).collect(),
+        }))
+    })
+    .await
 }
 
 fn range_of(text: &str) -> Option<SignedDuration> {

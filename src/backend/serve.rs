@@ -9,6 +9,7 @@ mod places;
 mod progress;
 mod shown;
 mod socket;
+mod to_its_end;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -46,6 +47,7 @@ use places::{Bounds, Place, Places};
 use progress::Patience;
 pub(super) use shown::Shown;
 use socket::Socket;
+pub(super) use to_its_end::to_its_end;
 
 /// After an accept failed, as it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -81,8 +81,7 @@ pub async fn run(args: Args, file: &ConfigFile) -> ExitCode {
         let screen = Screen::stdout(clock::now());
         collected.iter().map(|document| shown(document, &screen)).collect::<Vec<_>>().join("\n")
     };
-    terminal::note(&text);
-    ExitCode::SUCCESS
+    terminal::told(&text)
 }
 
 /// One collection; `None`: it is switched off.

@@ -40,10 +40,7 @@ pub fn run(command: &Command) -> ExitCode {
         ExitCode::from(EXIT_USAGE)
     };
     match command {
-        Command::Init => {
-            terminal::note(SAMPLE);
-            ExitCode::SUCCESS
-        }
+        Command::Init => terminal::told(SAMPLE),
         Command::Check { config } => match Config::load(config) {
             Ok(_) => {
                 if let Some(warning) = secrets::exposed(config) {
@@ -68,8 +65,7 @@ pub fn run(command: &Command) -> ExitCode {
                     config.display(),
                     over.as_deref().unwrap_or("nothing")
                 ));
-                terminal::note(&setup.loaded.show());
-                ExitCode::SUCCESS
+                terminal::told(&setup.loaded.show())
             }
             Err(error) => refused(error),
         },

@@ -45,8 +45,7 @@ pub fn run(args: &Args) -> ExitCode {
             documents.iter().map(|document| table(document, &screen)).collect();
         tables.join("\n")
     };
-    terminal::note(&text);
-    ExitCode::SUCCESS
+    terminal::told(&text)
 }
 
 fn table(document: &Document, screen: &Screen) -> String {

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
 
 /// The colours of our own tables, and their end.
 const COLOURS: [&str; 6] =
@@ -20,6 +21,18 @@ pub fn tell_while_read(text: &str) -> std::io::Result<bool> {
     match writeln!(out, "{}", visible(text.trim_end())).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         result => result.map(|()| true),
+    }
+}
+
+/// [`tell`] as the whole of a command: a text that does not arrive, on a full disk for example, is
+/// said and is its failure.
+pub fn told(text: &str) -> ExitCode {
+    match tell(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("the output is not complete: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 

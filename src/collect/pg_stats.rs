@@ -10,7 +10,7 @@ mod rows;
 mod sizes;
 mod visit;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -101,12 +101,9 @@ impl PgStatsCollector {
 
     /// The configured databases, each once, or the maintenance database when there is none.
     fn wanted(&self) -> Vec<String> {
-        let mut wanted: Vec<String> = Vec::new();
-        for name in &self.config.databases {
-            if !name.is_empty() && !wanted.contains(name) {
-                wanted.push(name.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let names = self.config.databases.iter().filter(|name| !name.is_empty());
+        let mut wanted: Vec<String> = names.filter(|name| seen.insert(*name)).cloned().collect();
         if wanted.is_empty() {
             wanted.push(self.config.connection.database.clone());
         }
@@ -259,12 +256,13 @@ impl Collector for PgStatsCollector {
         };
         let maintenance = self.config.connection.database.clone();
         let wanted = self.wanted();
-        self.relations.retain(|name, _| wanted.contains(name));
+        let order: HashMap<&String, usize> = wanted.iter().zip(0..).collect();
+        self.relations.retain(|name, _| order.contains_key(name));
         let mut documents = Vec::with_capacity(wanted.len() + 1);
         for name in self.visiting_order(&wanted) {
             documents.extend(self.visit(now, &name, &cluster, &mut cost).await?);
         }
-        documents.sort_by_key(|d: &Document| wanted.iter().position(|name| *name == d.database));
+        documents.sort_by_key(|document: &Document| order.get(&document.database));
         let at = documents.iter().position(|document| document.database == maintenance);
         let at = at.unwrap_or_else(|| {
             documents.insert(0, empty_document(now, &maintenance, &cluster));

@@ -29,6 +29,8 @@ use crate::{
 
 /// Bodies up to this size are decoded where they are read: that takes less than a millisecond.
 const INLINE_BYTES_MAX: usize = 256 << 10;
+/// How long a large or packed body waits for its turn before it is sent away.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often metrics in memory are asked after.
 const DURABLE_POLL: Duration = Duration::from_millis(100);
 
@@ -123,7 +125,11 @@ impl<S: Sink> Service<S> {
         }
         // What was too far ahead of the clock when it came was rejected, and still is.
         drop(decoded);
-        let (_, first) = self.decode(inflated, format, receipt.taken_at(), share).await?;
+        let body_bytes = inflated.len();
+        let then = receipt.taken_at();
+        let work =
+            move || decode::decode(&inflated, format, then).map_err(|e| Refusal::envelope(&e));
+        let first = self.heavy(body_bytes, work).await?;
         Ok(success(receipt.inserted, &first.rejects, Novelty::Duplicate))
     }
 
@@ -145,18 +151,30 @@ impl<S: Sink> Service<S> {
         if body.len() <= INLINE_BYTES_MAX && Encoding::of(&body) == Encoding::Identity {
             return decode(body);
         }
-        let turn = Arc::clone(&self.heavy).acquire_owned().await;
-        let work = move || {
-            let _turn = turn; // until it is done, whether somebody waits for it or not
-            decode(body)
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        let (body, decoded) = done.unwrap_or_else(|error| {
-            tracing::error!(%error, "intake: a body could not be decoded");
-            Err(Refusal::bad_request("the body cannot be read"))
-        })?;
+        let (body, decoded) = self.heavy(usize::MAX, move || decode(body)).await?;
         share.grow_to(body.len() as u64)?;
         Ok((body, decoded))
+    }
+
+    /// Works on a body of so many bytes: elsewhere when it is large, one at a time.
+    async fn heavy<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        if bytes <= INLINE_BYTES_MAX {
+            return work();
+        }
+        let turn = Arc::clone(&self.heavy).acquire_owned();
+        let turn = tokio::time::timeout(TURN_PATIENCE, turn).await.map_err(|_| Refusal::busy())?;
+        let work = move || {
+            let _turn = turn; // until it is done, whether somebody waits for it or not
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "intake: a body could not be decoded");
+            Err(Refusal::bad_request("the body cannot be read"))
+        })
     }
 
     async fn take(&self, decoded: Decoded, key: Option<Key>) -> Result<Answer, Refusal> {

@@ -28,8 +28,8 @@ pub fn split_compat(metric: Value) -> Box<dyn Iterator<Item = Value>> {
 }
 
 /// Brings what an original collector wrote in another form into the contract's: an instant as
-/// PostgreSQL writes it or with an offset, `""` and `"never"` for one that is not known, and an empty
-/// mount point, for which the device stands. What has no such form is left, and refused as ever.
+/// PostgreSQL writes it or with an offset, `""` and `"never"` for one that is not known, and an
+/// empty mount point, for which the device stands. What has no such form is left, and refused.
 pub(super) fn adopt(metric: &mut Value) {
     let name = metric.get("type").and_then(Value::as_str);
     let Some(metric_type) = name.and_then(|name| name.parse::<MetricType>().ok()) else { return };
@@ -66,10 +66,14 @@ fn adopt_value(value: &mut Value, kind: Kind) {
         }
         (Kind::Object(fields), Value::Object(members)) => adopt_members(members, fields),
         (Kind::Array(kind), Value::Array(elements)) => {
-            elements.iter_mut().for_each(|element| adopt_value(element, *kind));
+            for element in elements {
+                adopt_value(element, *kind);
+            }
         }
         (Kind::Map(kind), Value::Object(members)) => {
-            members.values_mut().for_each(|value| adopt_value(value, *kind));
+            for value in members.values_mut() {
+                adopt_value(value, *kind);
+            }
         }
         _ => {}
     }

@@ -15,13 +15,8 @@ use super::shape::{
     ARRAY_ELEMENTS_MAX, COMMON, DEPTH_MAX, STRING_BYTES_MAX, TimeBounds, parse_time,
 };
 
-use super::{MetricType, glance};
-
-/// The longest number that is looked at; longer ones may be infinite.
-const NUMBER_BYTES_MAX: usize = 40;
-/// Percentages this far outside 0 to 100 are left to the shapes, which know the slack: their
-/// parser may round the last digit otherwise than this one.
-const PERCENT_MARGIN: f64 = 0.05;
+use super::MetricType;
+use super::number::{self, Number};
 
 /// Keys of one object that are compared with each other; objects with more are left to the parser.
 const KEYS_COMPARED_MAX: usize = 64;
@@ -72,6 +67,8 @@ struct Look<'a> {
     database: Option<&'a str>,
     /// The keys so far of each object that is open, but those of fields, outermost first.
     keys: Vec<&'a str>,
+    /// By how much its numbers grow when they are written out.
+    written: u64,
 }
 
 /// A string as it stands in the text.
@@ -81,21 +78,11 @@ struct Raw<'a> {
     is_plain: bool,
 }
 
-/// A number as it stands in the text.
-#[derive(Clone, Copy)]
-struct Number<'a> {
-    text: &'a str,
-    /// Where its point is.
-    point: Option<usize>,
-    /// It has no exponent.
-    is_simple: bool,
-}
-
 impl<'a> Look<'a> {
     fn new(text: &'a str, now: Timestamp, believed: &'a str) -> Self {
         let bounds = TimeBounds::new(now);
         let (found, taken, database) = (None, None, None);
-        Self { text, at: 0, bounds, believed, found, taken, database, keys: Vec::new() }
+        Self { text, at: 0, bounds, believed, found, taken, database, keys: Vec::new(), written: 0 }
     }
 
     fn metric(&mut self) -> Option<Sound<'a>> {
@@ -261,10 +248,7 @@ impl<'a> Look<'a> {
             (b't', Kind::Any | Kind::Bool) => self.word("true"),
             (b'f', Kind::Any | Kind::Bool) => self.word("false"),
             (b'n', Kind::Any) => self.word("null"),
-            (b'-' | b'0'..=b'9', kind) => {
-                let number = self.number()?;
-                check_number(number, kind)
-            }
+            (b'-' | b'0'..=b'9', kind) => self.number(kind),
             _ => None,
         }
     }
@@ -298,21 +282,11 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn number(&mut self) -> Option<Number<'a>> {
-        let rest = self.text.as_bytes().get(self.at..)?;
-        let (mut length, mut point, mut is_simple) = (0, None, true);
-        for byte in rest {
-            match byte {
-                b'0'..=b'9' | b'+' | b'-' => {}
-                b'.' => point = Some(length),
-                b'e' | b'E' => is_simple = false,
-                _ => break,
-            }
-            length += 1;
-        }
-        let text = self.text.get(self.at..self.at + length)?;
-        self.at += length;
-        Some(Number { text, point, is_simple })
+    fn number(&mut self, kind: Kind) -> Option<()> {
+        let number = Number::at(self.text, self.at)?;
+        self.at += number.text.len();
+        self.written = self.written.saturating_add(number.grows_by()?);
+        (self.written <= number::GROWTH_MAX && number.is_sound(kind)).then_some(())
     }
 
     /// Lengths are taken before escapes are undone, which only shortens.
@@ -339,32 +313,6 @@ fn find<'f>(own: &'f [Field], common: &'f [Field], name: &str) -> Option<(usize,
 /// The bit of a field, when there is one for it.
 fn bits(index: usize) -> Option<u32> {
     u32::try_from(index).ok().filter(|bit| *bit < u128::BITS)
-}
-
-fn check_number(number: Number<'_>, kind: Kind) -> Option<()> {
-    let Number { text, point, is_simple } = number;
-    // A few digits fit; an exponent may say more.
-    if text.len() > NUMBER_BYTES_MAX || !(is_simple || glance::fits(text)) {
-        return None;
-    }
-    let is_negative = text.starts_with('-');
-    let sound = match kind {
-        Kind::Any | Kind::Number => is_simple || is_finite(text),
-        Kind::Amount => !is_negative && (is_simple || is_finite(text)),
-        Kind::Count => !is_negative && is_simple && point.is_none(),
-        // Two digits are below 100.
-        Kind::Percent if !is_negative && is_simple && point.unwrap_or(text.len()) <= 2 => true,
-        Kind::Percent => {
-            let allowed = -PERCENT_MARGIN..=100.0 + PERCENT_MARGIN;
-            text.parse::<f64>().is_ok_and(|value| allowed.contains(&value))
-        }
-        _ => false,
-    };
-    sound.then_some(())
-}
-
-fn is_finite(number: &str) -> bool {
-    number.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
 #[cfg(test)]

@@ -10,13 +10,15 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::access::{self, Caller, Peer};
+use super::bodies::Share;
 use super::error::{ApiError, ok};
 use super::{Shared, body};
 use crate::backend::names;
+use crate::backend::serve::to_its_end;
 use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, Pushed, StoreError};
 use crate::clock;
 use crate::metric::agent_limits::Cut;
@@ -100,9 +102,10 @@ pub(super) async fn push(
     let limits = &shared.config.limits;
     let (received, share) = body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
     let bytes_received = received.len() as u64;
+    let (body, held) = inflated(&shared, label, received, share).await?;
     let work = async move {
-        let _share = share;
-        store(&shared, caller, batch_id, (label, received)).await
+        let _held = held;
+        store(&shared, caller, batch_id, body).await
     };
     let Stored { id, outcome, rejected, rejected_total, next_check } = to_its_end(work).await?;
     let took = clock::monotonic().saturating_duration_since(began);
@@ -120,15 +123,14 @@ pub(super) async fn push(
     }))
 }
 
-/// Checks a push that has been received, and stores it.
+/// Checks a push whose body is here, and stores it.
 async fn store(
     shared: &Shared,
     caller: Caller,
     batch_id: Option<String>,
-    (label, received): (Option<String>, Bytes),
+    body: Bytes,
 ) -> Result<Stored, ApiError> {
     let limits = &shared.config.limits;
-    let (body, _turn) = inflated(shared, label, received).await?;
     let (brought_max, id, now) = (limits.hosts_per_collector, caller.id, clock::now());
     let document_bytes_max = usize::try_from(limits.document_bytes_max).unwrap_or(usize::MAX);
     let bounds = Bounds { now, ahead: None, is_original: false, document_bytes_max };
@@ -146,7 +148,8 @@ async fn store(
         && shared.notices.is_first(id, "refused metrics")
     {
         let metrics = checked.rejected.total;
-        tracing::warn!(collector = %id, metrics, path, message, "an original's metrics are refused");
+        let what = "an original's metrics are refused";
+        tracing::warn!(collector = %id, metrics, path, message, "{what}");
     }
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(id, outcome.as_ref().err());
@@ -160,45 +163,44 @@ async fn store(
     Ok(Stored { id, outcome, rejected, rejected_total, next_check: shared.config.next_check })
 }
 
+/// What a push holds while it is worked on, on whichever thread, and though its sender has gone.
+struct Held {
+    turn: OwnedSemaphorePermit,
+    share: Share,
+}
+
 /// A body without its compression, and the turn of working on it. It begins when the body is here:
-/// a slow line would keep others waiting. Large ones go one at a time, beside the others.
+/// a slow line would keep others waiting. Large ones go one at a time, beside the others. Only who
+/// waits for the answer waits for a turn.
 async fn inflated(
     shared: &Shared,
     label: Option<String>,
     received: Bytes,
-) -> Result<(Bytes, SemaphorePermit<'_>), ApiError> {
-    let inflate = |limit: u64| {
+    share: Share,
+) -> Result<(Bytes, Held), ApiError> {
+    let inflate = |limit: u64, held: Held| {
         let (label, received) = (label.clone(), received.clone());
-        blocking(move || body::inflate(label.as_deref(), received, limit))
+        blocking(move || Ok((body::inflate(label.as_deref(), received, limit), held)))
     };
     let most = shared.config.limits.inflated_bytes_max;
-    let turn = turn(&shared.pushes).await?;
-    match inflate(most.min(LARGE_BYTES_MIN)).await {
+    let held = Held { turn: self::turn(&shared.pushes).await?, share };
+    let (inflated, Held { turn, share }) = inflate(most.min(LARGE_BYTES_MIN), held).await?;
+    match inflated {
         Err(error) if error.is_too_large() && most > LARGE_BYTES_MIN => {
             drop(turn);
-            let turn = self::turn(&shared.large_pushes).await?;
-            Ok((inflate(most).await?, turn))
+            let held = Held { turn: self::turn(&shared.large_pushes).await?, share };
+            let (inflated, held) = inflate(most, held).await?;
+            Ok((inflated?, held))
         }
-        inflated => Ok((inflated?, turn)),
+        inflated => Ok((inflated?, Held { turn, share })),
     }
 }
 
-async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, ApiError> {
-    match tokio::time::timeout(TURN_PATIENCE, turns.acquire()).await {
+async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    match tokio::time::timeout(TURN_PATIENCE, Arc::clone(turns).acquire_owned()).await {
         Ok(Ok(turn)) => Ok(turn),
         _ => Err(ApiError::too_many(TURN_RETRY)),
     }
-}
-
-/// Does `work` whether its sender waits for it or has gone. What is begun on another thread goes on
-/// in any case, and so must hold its room and its turn.
-async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::spawn(work).await.unwrap_or_else(|err| {
-        tracing::error!(%err, "a push could not be stored");
-        Err(ApiError::internal())
-    })
 }
 
 /// Does what takes long where it keeps nobody waiting.
@@ -414,33 +416,4 @@ fn too_many(message: String) -> ApiError {
 fn envelope_refused(invalid: &Invalid) -> ApiError {
     let details = serde_json::json!({"path": invalid.path});
     ApiError::bad_request(invalid.to_string()).with_details(details)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A push that times out, or whose sender goes, does not leave its turn to the next one while
-    /// it is still worked on.
-    #[tokio::test]
-    async fn what_is_begun_holds_its_turn_to_the_end() {
-        let turns = Arc::new(Semaphore::new(1));
-        let (begun, begins) = tokio::sync::oneshot::channel();
-        let (end, ends) = tokio::sync::oneshot::channel::<()>();
-        let own = Arc::clone(&turns);
-        let work = to_its_end(async move {
-            let _turn = turn(&own).await?;
-            begun.send(()).ok();
-            ends.await.ok();
-            Ok(())
-        });
-        tokio::select! {
-            biased;
-            begun = begins => begun.unwrap(),
-            _ = work => panic!("it is not done"),
-        }
-        assert_eq!(turns.available_permits(), 0, "and its sender has gone");
-        end.send(()).unwrap();
-        assert!(turns.acquire().await.is_ok());
-    }
 }

@@ -14,6 +14,7 @@ use super::Shared;
 use super::access::{self, Peer};
 use super::error::{ApiError, ok};
 use super::request::{Id, Params, paginated};
+use crate::backend::serve::to_its_end;
 use crate::backend::store::{LostRows, MetricQuery, Role, Server, StoreError};
 use crate::{clock, units};
 
@@ -84,27 +85,31 @@ pub(super) async fn metrics(
     let step = params.get("step").map(step).transpose()?;
     let bytes_max = METRICS_BYTES_MAX;
     let query = MetricQuery { server_id, kind: kind.clone(), start, end, step, limit, bytes_max };
-    let _turn = shared.turn_to_read().await?;
-    let found = shared.store.metrics(query).await?;
-    let metrics = found
-        .metrics
-        .into_iter()
-        .map(|metric| RawValue::from_string(metric.document))
-        .collect::<Result<_, _>>()
-        .map_err(|err| StoreError::Damaged(err.to_string()))?;
-    let lost = match server.collector_id {
-        Some(id) => shared.store.holes(id, start, end).await?,
-        None => Vec::new(),
-    };
-    Ok(ok(&Found {
-        server_id,
-        metric_type: kind.unwrap_or_else(|| "all".to_owned()),
-        start_time: clock::rfc3339(start),
-        end_time: clock::rfc3339(end),
-        metrics,
-        cut: found.is_cut,
-        lost,
-    }))
+    let turn = shared.turn_to_read().await?;
+    to_its_end(async move {
+        let _turn = turn;
+        let found = shared.store.metrics(query).await?;
+        let metrics = found
+            .metrics
+            .into_iter()
+            .map(|metric| RawValue::from_string(metric.document))
+            .collect::<Result<_, _>>()
+            .map_err(|err| StoreError::Damaged(err.to_string()))?;
+        let lost = match server.collector_id {
+            Some(id) => shared.store.holes(id, start, end).await?,
+            None => Vec::new(),
+        };
+        Ok(ok(&Found {
+            server_id,
+            metric_type: kind.unwrap_or_else(|| "all".to_owned()),
+            start_time: clock::rfc3339(start),
+            end_time: clock::rfc3339(end),
+            metrics,
+            cut: found.is_cut,
+            lost,
+        }))
+    })
+    .await
 }
 
 async fn known(shared: &Shared, id: &Id) -> Result<Server, ApiError> {

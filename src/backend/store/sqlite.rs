@@ -86,8 +86,11 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        // One that is free, before one whose work is long.
         let turn = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
-        let reader = self.readers.get(turn).unwrap_or(&self.writer);
+        let is_free = |reader: &&Arc<_>| Mutex::try_lock(reader).is_ok();
+        let reader = self.readers.iter().cycle().skip(turn).take(READERS).find(is_free);
+        let reader = reader.or_else(|| self.readers.get(turn)).unwrap_or(&self.writer);
         on(reader, |connection| work(&connection.transaction()?)).await
     }
 }

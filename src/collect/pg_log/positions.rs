@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StartAt;
 use super::follow::{self, Candidate, FileId, HEAD_BYTES, NANOSECONDS_PER_SECOND, Place, Position};
+use crate::files;
 
 /// The most files whose positions are kept; those that were written last.
 const FILES_MAX: usize = 128;
@@ -299,7 +300,7 @@ impl Positions {
 impl Sources {
     /// Opens a file; none when it has gone since, or may not be read.
     fn open(&mut self, candidate: &Candidate) -> io::Result<Option<Source>> {
-        match fs_err::File::open(&candidate.path) {
+        match files::open_file(&candidate.path) {
             // What is there now may be another file than the one that was listed.
             Ok(file) => Source::new(file).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -19,6 +19,8 @@ use crate::metric::pg_stats::Cost;
 
 /// How long a cancel request may take; after that the socket is dropped.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The most that is kept of what a server says, characters.
+const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 
 /// The limits of a session. Each must be below the one after it, and all below the interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,10 +284,11 @@ impl Failure {
     fn of(error: &Error) -> Self {
         let Some(state) = error.code() else {
             let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            let message = cut(&message);
             return Self { status: Status::Error, sqlstate: None, message, lost: true };
         };
         let message = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().into());
-        let code = state.code();
+        let (code, message) = (state.code(), cut(&message));
         Self {
             status: status_of(state),
             sqlstate: Some(code.to_owned()),
@@ -299,6 +302,11 @@ impl Failure {
         self.sqlstate.as_deref() == Some(SqlState::PROTOCOL_VIOLATION.code())
             || self.message.contains("unsupported startup parameter")
     }
+}
+
+/// A server's words go to the log and the status: their beginning says enough.
+fn cut(message: &str) -> String {
+    message.chars().take(MESSAGE_CHARACTERS_MAX).collect()
 }
 
 fn status_of(state: &SqlState) -> Status {

@@ -15,7 +15,7 @@ use super::record::{self, Body, Position, Record};
 
 /// Marks a frame's first byte. The line feeds and the high byte make it unlikely in text.
 pub const MAGIC: [u8; 8] = *b"pgaB\x89\r\n\x1a";
-/// The version of this layout. A reader knows the first one too, in which blocks had no content sum.
+/// The version of this layout. A reader knows the first one too: its blocks had no content sum.
 pub const VERSION: u16 = 2;
 const FIRST_VERSION: u16 = 1;
 /// Bytes before the payload.

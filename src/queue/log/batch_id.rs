@@ -41,10 +41,8 @@ fn id(
     content: Option<u64>,
 ) -> Uuid {
     let Origin { segment, batch, thinned } = origin;
-    let mut name = format!("{segment}/{batch}/{thinned}/{first}-{last}/{records}");
-    if let Some(content) = content {
-        name.push_str(&format!("/{content:016x}"));
-    }
+    let content = content.map(|content| format!("/{content:016x}")).unwrap_or_default();
+    let name = format!("{segment}/{batch}/{thinned}/{first}-{last}/{records}{content}");
     Uuid::new_v5(&queue_id, name.as_bytes())
 }
 

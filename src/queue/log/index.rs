@@ -44,7 +44,8 @@ impl Index {
     /// that lacks a part is as good as absent.
     pub(in crate::queue) fn of(scan: Scan, row: &SegmentRow) -> Self {
         let Scan { mut found, groups, .. } = scan;
-        found.retain(|frame| row.promises(&frame.head));
+        // A batch that the row does not know would never be sent.
+        found.retain(|frame| row.promises(&frame.head) && frame.head.batch < row.batches);
         let whole = found
             .chunk_by(same_block)
             .filter(|block| block.len() == usize::from(block[0].head.parts));

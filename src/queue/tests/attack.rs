@@ -4,7 +4,7 @@
 use std::{io, path::Path};
 
 use super::*;
-use crate::queue::format::salvage;
+use crate::queue::format::{block, salvage};
 
 /// What must survive: the ledger, the kept segments, positions, and the next number.
 #[derive(Debug, PartialEq)]
@@ -201,6 +201,28 @@ fn a_segment_of_a_later_version_stays() {
         let answer = known.and_then(|segment| segment.last_answer);
         assert!(!sealed || answer.unwrap().contains("a later version"));
     }
+}
+
+/// Q5: a block of a batch that its segment does not know is damage, and not left out in silence.
+#[test]
+fn a_block_of_no_batch_is_in_the_ledger() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..5)], 10);
+    log.append(vec![group(5..9)], 20);
+    log.seal(30);
+    drop(log);
+    disk.damage(disk.segments()[0], |bytes| {
+        let at = memchr::memmem::rfind(bytes, &block::MAGIC).unwrap();
+        bytes[at + 60] = 7;
+        let crc = crc32c::crc32c(&bytes[at..at + 92]);
+        bytes[at + 92..at + 96].copy_from_slice(&crc.to_le_bytes());
+    });
+    let mut log = open(&disk);
+    let mut backend = Backend::default();
+    drain(&mut log, &mut backend);
+    let lost: u64 = log.losses().iter().map(|loss| loss.records).sum();
+    assert_eq!((backend.payloads().len() as u64, lost), (5, 4), "{:?}", log.losses());
 }
 
 /// The frames of every segment in `from` become a segment of the queue in `to`.
