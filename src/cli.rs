@@ -149,7 +149,10 @@ pub fn execute(command: Command) -> ExitCode {
         }),
         Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
-        Command::Collect { config, args } => block_on(collect::run(args, &config)),
+        Command::Collect { config, args } => match collect::collectors(&config) {
+            Ok(collectors) => block_on(collect::run(args, collectors)),
+            Err(code) => code,
+        },
         Command::Metrics(args) => metrics::run(&args),
         Command::Backend(args) => {
             if let Err(error) = args.become_owner() {

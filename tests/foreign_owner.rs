@@ -157,6 +157,10 @@ async fn what_root_makes_is_the_owners() {
         let done = trap.site.command(command);
         assert_eq!(done.code, Some(0), "{command:?}: {done:?}");
     }
+    // What a configuration names, a log for example, is read with its user's rights.
+    let done = trap.site.command(&["collect", "sysstat"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stderr.contains("root works here as user 65533"), "{done:?}");
     let agent = trap.site.run();
     let log = agent.stop().stderr;
     assert!(log.contains("root works here as user 65533"), "{log}");

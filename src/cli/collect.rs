@@ -7,7 +7,7 @@ use comfy_table::Cell;
 use serde_json::Value;
 
 use super::screen::{Screen, right};
-use super::{ConfigFile, EXIT_USAGE, terminal};
+use super::{ConfigFile, EXIT_USAGE, owner, terminal};
 use crate::clock;
 use crate::collect::disk_usage::DiskUsageCollector;
 use crate::collect::pg_log::{PgLogCollector, StartAt};
@@ -47,19 +47,25 @@ enum Name {
     PgLog,
 }
 
-/// Runs the command. Without a file every key has its default.
-pub async fn run(args: Args, file: &ConfigFile) -> ExitCode {
+/// What is configured; without a file every key has its default. As root, this becomes the user
+/// whose agent the file is of: what it says is read with that user's rights.
+pub fn collectors(file: &ConfigFile) -> Result<Collectors, ExitCode> {
     let config = match &file.config {
         Some(path) => Config::load(path),
         None => Config::read(Path::new("the defaults"), ""),
     };
-    let collectors = match config {
-        Ok(config) => config.collectors,
-        Err(error) => {
-            terminal::complain(&error.to_string());
-            return ExitCode::from(EXIT_USAGE);
-        }
-    };
+    let config = config.map_err(|error| {
+        terminal::complain(&error.to_string());
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    if let Some(path) = &file.config {
+        owner::of_host(path, &config).map_err(|error| super::refused_owner(&error))?;
+    }
+    Ok(config.collectors)
+}
+
+/// Runs the command.
+pub async fn run(args: Args, collectors: Collectors) -> ExitCode {
     let collected = match collect(args.collector, collectors).await {
         Some(Ok(collected)) => collected.metrics,
         Some(Err(error)) => {
