@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
         let chain = Chain::default();
         let (queue, first_seq) = (Uuid::nil(), 100);
         let place = Place { queue, segment: 1, number, batch: 0, first_seq, chain };
-        let mut frames = encode(place, &records, &vec![position(); positions]);
+        let mut frames = encode(place, &records, &vec![position(); positions]).frames;
         if name == "parts" {
             frames = in_two(&frames[0]);
         }
