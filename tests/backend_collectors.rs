@@ -147,7 +147,7 @@ async fn the_secret_takes_over_no_host() {
 }
 
 /// Two names that look the same are one, however they are written, and so are two hosts; what
-/// cannot be seen, or is no name of a host, is refused.
+/// cannot be seen, or is not the name of a host, is refused.
 #[tokio::test]
 async fn names_and_hosts_are_what_they_look_like() {
     let served = Served::start().await;

@@ -35,14 +35,14 @@ fn copy_truncate(log: &Log, name: &str, copy: &str) {
 
 /// A pipe in the place of a log holds nobody: whoever owns the directory can put one there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pipe_is_no_log() {
+async fn a_pipe_in_the_place_of_a_log_holds_nobody() {
     let mut log = Log::new("a.log");
     let made = std::process::Command::new("mkfifo").arg(log.path("a.log")).status();
     assert!(made.expect("mkfifo").success());
     let pipe = log.path("a.log");
     let read = tokio::spawn(async move {
         let tried = log.collector.collect(clock::now()).await;
-        let said = tried.map(drop).expect_err("it is no log").to_string();
+        let said = tried.map(drop).expect_err("not a log").to_string();
         fs_err::remove_file(log.path("a.log")).expect("remove");
         log.append("a.log", &lines(0, 3));
         (said, log.messages().await)

@@ -114,7 +114,7 @@ impl<S: Sink> Service<S> {
             let key = Key { name, receipt: receipt.encode(), keep_until_ms: receipt.until_ms };
             return self.take(decoded, Some(key)).await;
         };
-        // Known from memory while the disk takes nothing: that is no promise yet.
+        // Known from memory while the disk takes nothing: it is not durable yet.
         if !self.sink.is_durable().await {
             return Err(Refusal::no_disk());
         }

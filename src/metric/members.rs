@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Hands each member of an object to `take`. `false`: the text is no JSON object, and what was
+/// Hands each member of an object to `take`. `false`: the text is not a JSON object; what was
 /// taken of it is to be forgotten.
 pub fn each_member<'de>(text: &'de [u8], take: impl FnMut(&str, &'de RawValue)) -> bool {
     let Ok(text) = str::from_utf8(text) else { return false };
@@ -14,8 +14,8 @@ pub fn each_member<'de>(text: &'de [u8], take: impl FnMut(&str, &'de RawValue)) 
     reader.deserialize_map(Members(take)).is_ok() && reader.end().is_ok()
 }
 
-/// Hands each entry of a list to `take` until it returns `false`. `false`: the text is no JSON
-/// list, or `take` has ended it.
+/// Hands each entry of a list to `take` until it returns `false`. `false`: the text is not a
+/// JSON list, or `take` has ended it.
 pub fn each_entry<'de>(list: &'de RawValue, take: impl FnMut(&'de RawValue) -> bool) -> bool {
     serde_json::Deserializer::from_str(list.get()).deserialize_seq(Entries(take)).is_ok()
 }

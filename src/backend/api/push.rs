@@ -70,13 +70,17 @@ struct Bounds {
     document_bytes_max: usize,
 }
 
+/// What a push holds while it is worked on, on whichever thread, and though its sender has gone.
+struct Held {
+    turn: OwnedSemaphorePermit,
+    share: Share,
+}
+
 /// What has come of a push.
 struct Stored {
-    id: Uuid,
     outcome: Pushed,
     rejected: Vec<Rejected>,
     rejected_total: Option<u64>,
-    next_check: Duration,
 }
 
 /// What is kept of an agent's word on itself.
@@ -103,11 +107,12 @@ pub(super) async fn push(
     let (received, share) = body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
     let bytes_received = received.len() as u64;
     let (body, held) = inflated(&shared, label, received, share).await?;
+    let (id, next_check) = (caller.id, shared.config.next_check);
     let work = async move {
         let _held = held;
         store(&shared, caller, batch_id, body).await
     };
-    let Stored { id, outcome, rejected, rejected_total, next_check } = to_its_end(work).await?;
+    let Stored { outcome, rejected, rejected_total } = to_its_end(work).await?;
     let took = clock::monotonic().saturating_duration_since(began);
     Ok(ok(&PushResponse {
         status: "success".to_owned(),
@@ -147,9 +152,8 @@ async fn store(
         && let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
         && shared.notices.is_first(id, "refused metrics")
     {
-        let metrics = checked.rejected.total;
-        let what = "an original's metrics are refused";
-        tracing::warn!(collector = %id, metrics, path, message, "{what}");
+        let (metrics, reason) = (checked.rejected.total, message);
+        tracing::warn!(collector = %id, metrics, path, reason, "an original's metrics are refused");
     }
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(id, outcome.as_ref().err());
@@ -160,13 +164,7 @@ async fn store(
         rejected = serde_json::from_str(first).map_err(|e| StoreError::Damaged(e.to_string()))?;
         rejected_total = None;
     }
-    Ok(Stored { id, outcome, rejected, rejected_total, next_check: shared.config.next_check })
-}
-
-/// What a push holds while it is worked on, on whichever thread, and though its sender has gone.
-struct Held {
-    turn: OwnedSemaphorePermit,
-    share: Share,
+    Ok(Stored { outcome, rejected, rejected_total })
 }
 
 /// A body without its compression, and the turn of working on it. It begins when the body is here:

@@ -92,7 +92,7 @@ mod tests {
             ids.sort_unstable();
             ids.dedup();
             assert_eq!(ids.len(), parts.len() + 1);
-            // Numbers that no agent has written are no panic.
+            // Numbers that no agent has written do not panic.
             assert_ne!(of(&[13, 10]), of(&[0, u64::MAX]));
             assert_ne!(of(&[]), id);
         }
