@@ -1,12 +1,14 @@
 //! The metric documents of the wire contract: what a collector hands on, what the agent validates
 //! before it queues, and what the backend validates again before it stores.
 //!
-//! Each type has a file with its document (`Serialize`) and its shape. The shape is what
-//! [`validate`] holds a JSON value against, so one table rules both ends of the wire. `null` or
-//! absent means "not known" and is never replaced by 0.
+//! Each type has a file with its declaration, which [`admit`] holds a document's text against: one
+//! table and one walk rule both ends of the wire. `null` or absent means "not known" and is never
+//! replaced by 0.
 
+mod admit;
 pub mod agent_health;
 pub mod agent_limits;
+mod bounds;
 pub mod catalogue;
 mod compat;
 pub mod declare;
@@ -14,17 +16,13 @@ pub mod disk_usage;
 pub mod envelope;
 pub mod error_body;
 pub mod exposition;
-mod glance;
-mod keys;
 pub mod members;
 mod number;
 pub mod object;
 pub mod pg_log;
 pub mod pg_stats;
 pub mod points;
-mod quick;
 pub mod sequences;
-mod shape;
 pub mod sysstat;
 mod value;
 
@@ -33,12 +31,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+pub use admit::{Sound, admit};
+pub use bounds::{DEPTH_MAX, ELEMENTS_MAX, STRING_BYTES_MAX};
 pub use compat::split_compat;
-pub use quick::Sound;
-pub use shape::{ARRAY_ELEMENTS_MAX, DEPTH_MAX, STRING_BYTES_MAX};
 pub use value::parse_value;
 
 use crate::clock;
@@ -90,7 +88,7 @@ pub struct Invalid {
 pub struct Time(pub Timestamp);
 
 /// Why a number is absent, or `ok` when none is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Every number that this server can give is there.
@@ -131,119 +129,45 @@ impl Status {
     }
 }
 
-/// Holds one metric against section 5 of the contract; paths are relative to the metric.
-///
-/// Returns the metric's type. `now` bounds its timestamps.
-///
-/// # Examples
-///
-/// ```
-/// use pganalytics::metric::{MetricType, validate};
-///
-/// let now = "2026-01-02T00:00:00Z".parse()?;
-/// let good = serde_json::json!({"type": "sysstat", "timestamp": "2026-01-01T00:00:00Z"});
-/// assert_eq!(validate(&good, now), Ok(MetricType::Sysstat));
-///
-/// let bad = serde_json::json!({
-///     "type": "sysstat", "timestamp": "2026-01-01T00:00:00Z", "cpu": {"user": 101},
-/// });
-/// assert_eq!(validate(&bad, now).unwrap_err().path, "cpu.user");
-/// # Ok::<(), jiff::Error>(())
-/// ```
+/// Who made a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// Somebody who knows the contract.
+    Ours,
+    /// An original collector: what it writes in a form of its own is brought into the contract's
+    /// (section 5, compat).
+    Original,
+}
+
+/// [`admit`] for a value.
 pub fn validate(metric: &Value, now: Timestamp) -> Result<MetricType, Invalid> {
-    let Some(members) = metric.as_object() else {
-        return Err(Invalid::new(
-            "",
-            format!("a metric is an object, not {}", shape::kind_name(metric)),
-        ));
-    };
-    let name = match members.get("type") {
-        None | Some(Value::Null) => return Err(Invalid::new("type", "missing")),
-        Some(Value::String(name)) => name,
-        Some(other) => {
-            return Err(Invalid::new(
-                "type",
-                format!("expected a string, found {}", shape::kind_name(other)),
-            ));
-        }
-    };
-    let metric_type: MetricType = name.parse().map_err(|message| Invalid::new("type", message))?;
-    shape::check_metric(members, metric_type.fields(), now)?;
-    Ok(metric_type)
+    admit(&metric.to_string(), now).map(|sound| sound.metric_type)
 }
 
-/// [`validate`] for one metric's text, which must be a JSON value; no object in it may name a key
-/// twice, and no number have more digits than a store can hold. A document of an older collector,
-/// which [`split_compat`] splits, is sound when its parts are; the first is told of.
-///
-/// Sound text costs no memory. Text that is not sound becomes a value, so that its place can be
-/// told, unless that would take more than 32 MiB: it could be a hundred times the text.
-pub fn validate_text(text: &str, now: Timestamp) -> Result<Sound<'_>, Invalid> {
-    let mut first = None;
-    each_document(text, now, |sound, _| {
-        first.get_or_insert(sound);
-        Ok(())
-    })?;
-    first.ok_or_else(|| Invalid::new("", "no metric"))
-}
-
-/// [`validate_text`], and hands on each document of the text with its own: the text itself, or the
-/// parts that [`split_compat`] makes of it, until one is not sound or is not taken.
-pub fn each_document<'a>(
-    text: &'a str,
-    now: Timestamp,
-    mut take: impl FnMut(Sound<'a>, Cow<'a, str>) -> Result<(), Invalid>,
-) -> Result<(), Invalid> {
-    if let Some(sound) = quick::look(text, now) {
-        return take(sound, text.into());
-    }
-    let (value, glance) = built(text)?;
-    if !compat::is_split(&value) {
-        let sound = sound(&value, now)?;
-        glance.check_numbers(text)?;
-        return take(sound, text.into());
-    }
-    glance.check_numbers(text)?;
-    compat::check_split(&value, text.len())?;
-    for part in split_compat(value) {
-        take(sound(&part, now)?, part.to_string().into())?;
-    }
-    Ok(())
-}
-
-/// [`each_document`] for a text that is refused as it is, of an original collector: each document
-/// in the contract's forms, where the originals have others (section 5, compat).
-pub fn each_of_original(
+/// [`admit`], and hands on each document of the text with its own: the text itself, or the parts
+/// that [`split_compat`] makes of it, until one is not sound or is not taken.
+pub fn each_document(
     text: &str,
     now: Timestamp,
-    mut take: impl FnMut(Sound<'_>, String) -> Result<(), Invalid>,
+    maker: Maker,
+    mut take: impl FnMut(Sound<'_>, Cow<'_, str>) -> Result<(), Invalid>,
 ) -> Result<(), Invalid> {
-    let (value, glance) = built(text)?;
-    glance.check_numbers(text)?;
-    compat::check_split(&value, text.len())?;
+    let refused = match admit(text, now) {
+        Ok(sound) => return take(sound, text.into()),
+        Err(refused) => refused,
+    };
+    let value = match maker {
+        Maker::Ours => compat::nested(text)?.ok_or(refused)?,
+        Maker::Original => compat::built(text)?,
+    };
     for mut part in split_compat(value) {
-        compat::adopt(&mut part);
-        take(sound(&part, now)?, part.to_string())?;
+        if maker == Maker::Original {
+            compat::adopt(&mut part);
+        }
+        let part = part.to_string();
+        take(admit(&part, now)?, part.as_str().into())?;
     }
     Ok(())
-}
-
-/// A text as a value, when that does not take too much.
-fn built(text: &str) -> Result<(Value, glance::Glance), Invalid> {
-    let glance = glance::Glance::of(text);
-    glance.check_size()?;
-    let value = parse_value(text.as_bytes())
-        .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
-    keys::check_keys(text, &value)?;
-    Ok((value, glance))
-}
-
-fn sound(metric: &Value, now: Timestamp) -> Result<Sound<'static>, Invalid> {
-    let metric_type = validate(metric, now)?;
-    let text = |key| metric.get(key).and_then(Value::as_str);
-    let at = text("timestamp").and_then(|at| at.parse().ok());
-    let at = at.ok_or_else(|| Invalid::new("timestamp", "not a timestamp"))?;
-    Ok(Sound { metric_type, at, database: text("database").map(|name| name.to_owned().into()) })
 }
 
 declare! {
@@ -336,6 +260,12 @@ impl fmt::Display for Invalid {
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&clock::rfc3339(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Timestamp::deserialize(deserializer).map(Self)
     }
 }
 

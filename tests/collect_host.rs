@@ -16,7 +16,7 @@ use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
 use pganalytics::collect::postgres::PgConnection;
 use pganalytics::collect::sysstat::{SysstatCollector, SysstatConfig};
 use pganalytics::metric::envelope::{EnvelopeHead, PushRequest};
-use pganalytics::metric::{validate, validate_text};
+use pganalytics::metric::{admit, validate};
 use serde_json::Value;
 
 use crate::support::postgres::shared;
@@ -181,7 +181,7 @@ async fn all_four_types_fit_in_one_push() {
     let kinds: Vec<String> = push
         .metrics
         .iter()
-        .map(|metric| validate_text(metric.get(), clock::now()).expect("valid"))
+        .map(|metric| admit(metric.get(), clock::now()).expect("valid"))
         .map(|sound| sound.metric_type.to_string())
         .collect();
     assert_eq!(kinds, ["sysstat", "disk_usage", "pg_stats", "pg_log"]);

@@ -178,15 +178,13 @@ impl Door {
         shutdown: &mut Shutdown,
     ) -> Result<(), Refused> {
         let now = clock::now();
-        let sound = |metric: &Value| match metric::validate(metric, now) {
-            Ok(_) => true,
-            Err(invalid) => {
-                self.reject(name, metric, &invalid);
-                false
+        let mut records = Vec::with_capacity(collected.metrics.len());
+        for metric in &collected.metrics {
+            match record(metric, now) {
+                Ok(record) => records.push(record),
+                Err(invalid) => self.reject(name, metric, &invalid),
             }
-        };
-        let records: Vec<NewRecord> =
-            collected.metrics.iter().filter(|metric| sound(metric)).map(record).collect();
+        }
         let position = collected.state.map(|bytes| Position {
             collector: name.to_owned(),
             bytes: Bytes::from(bytes),
@@ -252,12 +250,11 @@ impl Door {
     }
 }
 
-fn record(metric: &Value) -> NewRecord {
-    let text = |key| metric.get(key).and_then(Value::as_str).unwrap_or_default();
-    let at = text("timestamp").parse::<Timestamp>().map_or(0, Timestamp::as_millisecond);
-    // A JSON value always becomes text.
-    let payload = Bytes::from(serde_json::to_vec(metric).unwrap_or_default());
-    NewRecord { kind: text("type").to_owned(), at_ms: at, payload }
+fn record(metric: &Value, now: Timestamp) -> Result<NewRecord, metric::Invalid> {
+    let text = metric.to_string();
+    let sound = metric::admit(&text, now)?;
+    let (kind, at_ms) = (sound.metric_type.to_string(), sound.at.as_millisecond());
+    Ok(NewRecord { kind, at_ms, payload: Bytes::from(text) })
 }
 
 /// `tables[17].name` as `tables[].name`: a label with few values.

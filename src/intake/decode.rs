@@ -1,15 +1,13 @@
 //! A body's bytes become metrics and rejects. The bytes of a metric are kept as they came.
 
-use std::fmt;
-
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{METRICS_MAX, Metric, REJECTED_NAMED_MAX};
-use crate::metric::{self, Invalid, MetricType, envelope::Rejected};
+use crate::metric::envelope::{self, Members, NoPush, Rejected};
+use crate::metric::{self, Invalid, Maker, MetricType};
 
 /// How metrics stand in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,25 +35,6 @@ pub(super) struct Rejects {
     /// How many there are.
     pub(super) total: u64,
 }
-
-/// What the envelope may hold; other fields are of no interest.
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow, default)]
-    collector_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    hostname: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    timestamp: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    version: Option<&'a RawValue>,
-    #[serde(default)]
-    metrics_count: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    metrics: Option<Metrics<'a>>,
-}
-
-struct Metrics<'a>(Vec<&'a RawValue>);
 
 /// Reads a whole body; `Err` when it is no push at all.
 pub(super) fn decode(body: &Bytes, format: Format, now: Timestamp) -> Result<Decoded, Invalid> {
@@ -106,17 +85,24 @@ impl Reading<'_> {
     }
 
     fn admit(&mut self, index: usize, text: &str) {
-        match metric::validate_text(text, self.now) {
-            Ok(sound) if sound.metric_type == MetricType::Agent => {
+        // The document of an older collector is several; it goes to the backend as it came.
+        let mut first = None;
+        let admitted = metric::each_document(text, self.now, Maker::Ours, |sound, _| {
+            if sound.metric_type == MetricType::Agent {
                 let message = "`agent` is what the agent says of itself";
-                self.reject(index, Invalid::new("type", message));
+                return Err(Invalid::new("type", message));
             }
-            Ok(sound) => self.decoded.metrics.push(Metric {
-                kind: sound.metric_type.to_string(),
-                at_ms: sound.at.as_millisecond(),
+            first.get_or_insert((sound.metric_type, sound.at));
+            Ok(())
+        });
+        match (admitted, first) {
+            (Ok(()), Some((metric_type, at))) => self.decoded.metrics.push(Metric {
+                kind: metric_type.to_string(),
+                at_ms: at.as_millisecond(),
                 payload: on_one_line(self.body, text),
             }),
-            Err(invalid) => self.reject(index, invalid),
+            (Ok(()), None) => self.reject(index, Invalid::new("databases", "none")),
+            (Err(invalid), _) => self.reject(index, invalid),
         }
     }
 
@@ -169,60 +155,21 @@ fn begins_with_a_metric(body: &[u8]) -> bool {
             .is_ok_and(|first| first.metrics.is_none() && (more || first.kind.is_some()))
 }
 
+/// The metrics of an envelope, all of whose other members may be absent.
 fn envelope(body: &[u8]) -> Result<Vec<&RawValue>, Invalid> {
-    if body.trim_ascii_start().first().is_some_and(|byte| matches!(byte, b'[')) {
-        return Err(Invalid::new("", "expected an object with `metrics`, found an array"));
-    }
-    let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(|error| {
-        let message = if error.is_data() {
-            // Such texts may quote the body.
-            error.to_string().chars().take(200).collect()
-        } else {
-            format!("the body is no JSON: line {}, column {}", error.line(), error.column())
-        };
-        Invalid::new("", message)
-    })?;
-    let metrics = envelope.metrics.ok_or_else(|| Invalid::new("metrics", "missing"))?.0;
-    for (name, value) in [
-        ("collector_id", envelope.collector_id),
-        ("hostname", envelope.hostname),
-        ("timestamp", envelope.timestamp),
-        ("version", envelope.version),
+    let members = Members::read(body)?;
+    for (name, said) in [
+        ("collector_id", members.collector_id),
+        ("hostname", members.hostname),
+        ("timestamp", members.timestamp),
+        ("version", members.version),
     ] {
-        if value.is_some_and(|value| !value.get().starts_with('"')) {
-            return Err(Invalid::new(name, "expected a string"));
-        }
+        said.map(|said| envelope::text(name, said)).transpose()?;
     }
-    if envelope.metrics_count.is_some_and(|count| count.get() != metrics.len().to_string()) {
-        let message = format!("not the array's length, {}", metrics.len());
-        return Err(Invalid::new("metrics_count", message));
-    }
-    Ok(metrics)
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Metrics<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Elements;
-        impl<'de> Visitor<'de> for Elements {
-            type Value = Vec<&'de RawValue>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of metrics")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(element) = seq.next_element()? {
-                    if elements.len() == METRICS_MAX {
-                        return Err(A::Error::custom(format!("more than {METRICS_MAX} metrics")));
-                    }
-                    elements.push(element);
-                }
-                Ok(elements)
-            }
-        }
-        deserializer.deserialize_seq(Elements).map(Metrics)
-    }
+    members.metrics().map_err(|no_push| match no_push {
+        NoPush::Invalid(invalid) => invalid,
+        NoPush::TooMany => Invalid::new("", no_push.to_string()),
+    })
 }
 
 #[cfg(test)]
@@ -279,7 +226,7 @@ mod tests {
     fn the_agents_own_type_is_rejected() {
         let at = "2026-01-01T00:00:00Z";
         let agent = format!(r#"{{"type":"agent","timestamp":"{at}","started_at":"{at}"}}"#);
-        metric::validate_text(&agent, at.parse().expect("a time")).expect("sound");
+        metric::admit(&agent, at.parse().expect("a time")).expect("sound");
         let decoded = read(Format::Any, format!(r#"{{"metrics":[{agent},{GOOD}]}}"#)).unwrap();
         assert_eq!(payloads(&decoded), [GOOD]);
         let [rejected] = &decoded.rejects.named[..] else { panic!("one") };
@@ -302,11 +249,14 @@ mod tests {
         check("{", "no JSON: line 1, column 1");
         check("{}", "metrics: missing");
         check("{\"metrics\":null}", "metrics: missing");
-        check("{\"metrics\":5}", "expected an array of metrics");
-        check("[]", "found an array");
-        check("5", "expected struct Envelope");
+        check("{\"metrics\":5}", "metrics: expected an array, found a number");
+        check("[]", "expected an object");
+        check("5", "expected an object");
         check("{\"metrics\":[],\"hostname\":5}", "hostname: expected a string");
-        check("{\"metrics\":[],\"metrics_count\":1}", "metrics_count: not the array's length, 0");
+        check(
+            "{\"metrics\":[],\"metrics_count\":1}",
+            "metrics_count: 1 announced, the array holds 0",
+        );
         check("{\"metrics\":[]} x", "no JSON");
         check("{\"metrics\":[\"\u{0}\"]}", "no JSON");
         check(&format!("{{\"metrics\":[1{}]}}", ",1".repeat(METRICS_MAX)), "more than 100000");

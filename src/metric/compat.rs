@@ -3,28 +3,64 @@
 use std::iter;
 
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::admit::{self, COMMON};
 use super::declare::{Field, Kind};
-use super::shape::COMMON;
-use super::{Invalid, MetricType};
+use super::object::Object;
+use super::{Invalid, MetricType, parse_value};
 use crate::clock;
 
 /// A document that is split makes at most so many times its bytes, and what a small one needs.
 const SPLIT_FACTOR: usize = 4;
 const SPLIT_FLOOR: usize = 64 << 10;
+/// The most memory that a document may take as a value: it can be a hundred times its text.
+const MEMORY_MAX: usize = 32 << 20;
 
 /// Splits a `pg_stats` metric that nests tables and indexes in `databases[]` and has no top-level
 /// `database` into one metric for each database. Every other metric comes back as it is.
 ///
 /// The first metric keeps the list itself, without what was nested, as the contract's `databases`;
 /// fields beside the list go to every metric. A database without a name gives a metric without
-/// `database`, which [`super::validate`] refuses.
+/// `database`, which [`admit`](super::admit) refuses.
 pub fn split_compat(metric: Value) -> Box<dyn Iterator<Item = Value>> {
     match metric {
         Value::Object(members) if is_nested(&members) => Box::new(split(members)),
         other => Box::new(iter::once(other)),
     }
+}
+
+/// A text as a value, when [`split_compat`] has something to split of it.
+pub(super) fn nested(text: &str) -> Result<Option<Value>, Invalid> {
+    #[derive(Default, serde::Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow, default)]
+        database: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        databases: Option<&'a RawValue>,
+    }
+    // One that names a key twice is refused as it is.
+    let head = serde_json::from_str::<Object<Head<'_>>>(text).map(|Object(head)| head);
+    let head = head.unwrap_or_default();
+    if head.database.is_some() || head.databases.is_none() {
+        return Ok(None);
+    }
+    let value = built(text)?;
+    Ok(value.as_object().is_some_and(is_nested).then_some(value))
+}
+
+/// A text as a value, within the common limits, when that and its split do not take too much.
+pub(super) fn built(text: &str) -> Result<Value, Invalid> {
+    let bytes = admit::memory_of(text)?;
+    if bytes > MEMORY_MAX {
+        let message = format!("would take {bytes} bytes of memory, the limit is {MEMORY_MAX}");
+        return Err(Invalid::new("", message));
+    }
+    let value = parse_value(text.as_bytes())
+        .map_err(|error| Invalid::new("", format!("no JSON: column {}", error.column())))?;
+    check_split(&value, text.len())?;
+    Ok(value)
 }
 
 /// Brings what an original collector wrote in another form into the contract's: an instant as
@@ -84,14 +120,9 @@ pub(super) fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }
 
-/// Whether [`split_compat`] has something to split.
-pub(super) fn is_split(metric: &Value) -> bool {
-    metric.as_object().is_some_and(is_nested)
-}
-
 /// Refuses a metric with a text of `bytes` of which [`split_compat`] would make a multiple: what
 /// stands beside the databases goes to each of them.
-pub(super) fn check_split(metric: &Value, bytes: usize) -> Result<(), Invalid> {
+fn check_split(metric: &Value, bytes: usize) -> Result<(), Invalid> {
     let most = bytes.saturating_mul(SPLIT_FACTOR).max(SPLIT_FLOOR);
     if split_bytes(metric, bytes) <= most {
         return Ok(());

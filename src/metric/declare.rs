@@ -1,7 +1,7 @@
 //! How a document is declared: once, field by field.
 //!
-//! From a declaration come the struct and its JSON, what [`validate`](super::validate) holds a
-//! value against, the reader of a row of PostgreSQL, `agent metrics` and `docs/METRICS.md`. A field
+//! From a declaration come the struct and its JSON in both directions, what [`admit`](super::admit)
+//! holds a text against, the reader of a row of PostgreSQL, `agent metrics` and `docs/METRICS.md`. A field
 //! is its meaning and one line:
 //!
 //! ```text
@@ -20,6 +20,9 @@
 //! - `..name: Struct;` at the end takes in the fields of another struct.
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{Status, Time};
 
@@ -171,6 +174,8 @@ pub(super) struct Table {
 
 /// No field.
 const NONE: u8 = u8::MAX;
+/// A list of fields is shorter: who walks over an object has a bit for each, and one for its type.
+pub(super) const FIELDS_MAX: usize = u128::BITS as usize;
 
 /// The field with this name in a list of a [`Declared`], and its place there.
 pub(super) fn find<'f>(fields: &'f [Field], name: &str) -> Option<(usize, &'f Field)> {
@@ -242,6 +247,9 @@ pub trait FieldType: Sized {
     /// Reads it out of a row, where it is one column.
     fn read(row: &impl Columns, name: &str) -> Option<Self>;
 
+    /// Reads it out of the JSON of a document that was admitted.
+    fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error>;
+
     /// Whether it is left out of the JSON.
     fn is_unknown(&self) -> bool {
         false
@@ -307,7 +315,7 @@ pub(super) const fn joined<const N: usize>(own: &[Field], more: &[Field]) -> [Fi
 
 #[expect(clippy::cast_possible_truncation, reason = "a place is a byte")]
 const fn tabled<const N: usize>(mut all: [Field; N]) -> [Field; N] {
-    assert!(N < NONE as usize, "a place is a byte");
+    assert!(N < FIELDS_MAX, "a list of fields is not so long");
     let (mut required, mut at) = (0, 0);
     while at < N {
         all[at].table.first = NONE;
@@ -341,12 +349,16 @@ macro_rules! declare {
         }
     )+) => {$(
         $(#[doc = $about])+
-        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         $(#[serde(tag = "type", rename = $type_name)])?
+        #[serde(default)]
         pub struct $name {
             $(
                 $(#[doc = $meaning])+
-                #[serde(skip_serializing_if = "crate::metric::declare::FieldType::is_unknown")]
+                #[serde(
+                    skip_serializing_if = "crate::metric::declare::FieldType::is_unknown",
+                    deserialize_with = "crate::metric::declare::FieldType::from_json"
+                )]
                 pub $field: $type,
             )+
             $(
@@ -357,6 +369,8 @@ macro_rules! declare {
         }
 
         const _: () = {
+            use serde::de::{Deserialize, Deserializer};
+
             use crate::metric::declare::{Columns, Declared, Field, FieldType, Kind, Role};
 
             const OWN: &[Field] = &[$(
@@ -388,6 +402,10 @@ macro_rules! declare {
 
                 fn read(_: &impl Columns, _: &str) -> Option<Self> {
                     None
+                }
+
+                fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+                    Self::deserialize(json)
                 }
             }
         };
@@ -430,17 +448,72 @@ macro_rules! columns {
             fn read(row: &impl Columns, name: &str) -> Option<Self> {
                 row.$read(name)
             }
+
+            fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+                Self::deserialize(json)
+            }
         }
     )+};
 }
 
 columns! {
-    u64 => Count by count;
     i64 => Number by integer;
     f64 => Amount by amount;
     String => Text by text;
     Time => Time by time;
     bool => Bool by flag;
+}
+
+impl FieldType for u64 {
+    const KIND: Kind = Kind::Count;
+
+    fn read(row: &impl Columns, name: &str) -> Option<Self> {
+        row.count(name)
+    }
+
+    /// A whole number may be written as one with a fraction.
+    fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_u64(Whole)
+    }
+}
+
+struct Whole;
+
+impl Visitor<'_> for Whole {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number, not negative")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+        Ok(number)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<u64, E> {
+        u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "what is beyond the range is the largest"
+    )]
+    fn visit_f64<E: Error>(self, number: f64) -> Result<u64, E> {
+        if number < 0.0 || number.fract() != 0.0 {
+            return Err(E::invalid_value(Unexpected::Float(number), &self));
+        }
+        Ok(number as u64)
+    }
+}
+
+/// A value that is not null, as its type is read.
+struct Known<T>(T);
+
+impl<'de, T: FieldType> Deserialize<'de> for Known<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        T::from_json(json).map(Self)
+    }
 }
 
 /// Words out of a few, which are no column of their own.
@@ -452,6 +525,10 @@ macro_rules! words {
 
             fn read(_: &impl crate::metric::declare::Columns, _: &str) -> Option<Self> {
                 None
+            }
+
+            fn from_json<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+                serde::Deserialize::deserialize(json)
             }
         }
     )+};
@@ -468,6 +545,11 @@ impl<T: FieldType> FieldType for Option<T> {
         Some(T::read(row, name))
     }
 
+    fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let known = Option::<Known<T>>::deserialize(json)?;
+        Ok(known.map(|Known(value)| value))
+    }
+
     fn is_unknown(&self) -> bool {
         self.is_none()
     }
@@ -481,6 +563,11 @@ impl<T: FieldType> FieldType for Vec<T> {
         Some(Self::new())
     }
 
+    fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let known = Option::<Vec<Known<T>>>::deserialize(json)?;
+        Ok(known.into_iter().flatten().map(|Known(value)| value).collect())
+    }
+
     fn is_unknown(&self) -> bool {
         self.is_empty()
     }
@@ -492,6 +579,11 @@ impl<T: FieldType> FieldType for BTreeMap<String, T> {
 
     fn read(_: &impl Columns, _: &str) -> Option<Self> {
         Some(Self::new())
+    }
+
+    fn from_json<'de, D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let known = Option::<BTreeMap<String, Known<T>>>::deserialize(json)?;
+        Ok(known.into_iter().flatten().map(|(name, Known(value))| (name, value)).collect())
     }
 
     fn is_unknown(&self) -> bool {

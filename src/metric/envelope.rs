@@ -1,18 +1,21 @@
 //! What stands around the metrics of one push, and what the backend answers.
 
-use std::fmt;
+mod members;
 
 use jiff::Timestamp;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::agent_limits::{self, Cut};
-use super::object::Object;
-use super::{Invalid, compat, sequences::Sequences, shape};
+use super::bounds::parse_time;
+use super::{Invalid, compat, sequences::Sequences};
 use crate::clock;
+
+pub(crate) use members::{Members, text};
+use members::{Metrics, check_count, needed};
+pub(super) use members::{kind_of, words};
 
 /// The version of the documents, in every envelope.
 pub const SCHEMA_VERSION: &str = "1.0.0";
@@ -23,9 +26,6 @@ pub const METRICS_MAX: usize = 100_000;
 pub const REJECTED_NAMED_MAX: usize = 1_000;
 /// The most bytes of what is said of them.
 pub const REJECTED_BYTES_MAX: usize = 256 << 10;
-
-/// The most that is said of what cannot be read, characters.
-const MESSAGE_CHARACTERS_MAX: usize = 200;
 
 /// A push as it arrived: the envelope is checked, the metrics are not yet. They are slices of the
 /// body: nothing is built of them before they are found sound.
@@ -39,8 +39,7 @@ pub struct PushRequest<'a> {
     pub timestamp: Timestamp,
     /// The sender's version of the documents; empty when an original collector does not say it.
     pub version: String,
-    /// Each for [`super::each_document`], those of an original collector that are refused for
-    /// [`super::each_of_original`].
+    /// Each for [`super::each_document`].
     pub metrics: Vec<&'a RawValue>,
     /// Absent from original collectors.
     pub agent: Option<AgentInfo>,
@@ -57,25 +56,6 @@ pub enum NoPush {
     /// It has more than [`METRICS_MAX`] metrics.
     #[error("more than {METRICS_MAX} metrics")]
     TooMany,
-}
-
-/// The envelope's own members, as they stand in the body.
-#[derive(Deserialize)]
-struct Members<'a> {
-    #[serde(borrow, default)]
-    collector_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    hostname: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    timestamp: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    version: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    metrics_count: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "or_null")]
-    metrics: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    agent: Option<&'a RawValue>,
 }
 
 /// What stands before the metrics; the metrics are joined to it without decoding them.
@@ -228,13 +208,12 @@ impl<'a> PushRequest<'a> {
     /// An original collector, which sends no `agent`, may leave out `version`, send `metrics` as
     /// null, count otherwise, and write the time with another offset or as PostgreSQL does.
     pub fn parse(body: &'a [u8]) -> Result<Self, NoPush> {
-        let Object(said) =
-            serde_json::from_slice::<Object<Members<'_>>>(body).map_err(|error| no_push(&error))?;
-        let collector_id = text("collector_id", said.collector_id)?;
-        let hostname = text("hostname", said.hostname)?;
-        let timestamp = text("timestamp", said.timestamp)?;
+        let said = Members::read(body)?;
         let is_original = said.agent.is_none();
-        let timestamp = match shape::parse_time(&timestamp) {
+        let collector_id = needed("collector_id", said.collector_id)?;
+        let hostname = needed("hostname", said.hostname)?;
+        let timestamp = needed("timestamp", said.timestamp)?;
+        let timestamp = match parse_time(&timestamp) {
             Err(message) => {
                 let instant = is_original.then(|| compat::instant(&timestamp)).flatten();
                 instant.ok_or_else(|| Invalid::new("timestamp", message))?
@@ -243,18 +222,17 @@ impl<'a> PushRequest<'a> {
         };
         let version = match said.version {
             None if is_original => String::new(),
-            said => text("version", said)?,
+            said => needed("version", said)?,
         };
-        let metrics = said.metrics.ok_or_else(|| Invalid::new("metrics", "missing"))?;
-        let metrics = match kind_of(metrics) {
-            "null" if is_original => Vec::new(),
-            "null" => return Err(Invalid::new("metrics", "missing").into()),
-            _ => elements(metrics)?,
+        let (count, said_agent) = (said.metrics_count, said.agent);
+        let metrics = match said.metrics {
+            Metrics::Null if is_original => Vec::new(),
+            metrics => metrics.list()?,
         };
         if !is_original {
-            check_count(said.metrics_count, metrics.len())?;
+            check_count(count, metrics.len())?;
         }
-        let (agent, cut) = match said.agent {
+        let (agent, cut) = match said_agent {
             None => (None, Cut::default()),
             Some(said) => {
                 let (agent, cut) = agent_limits::read(said.get(), metrics.len())?;
@@ -318,110 +296,6 @@ struct WireHead<'a> {
     metrics_count: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<&'a AgentInfo>,
-}
-
-/// The JSON type of a text, with an article.
-pub(super) fn kind_of(value: &RawValue) -> &'static str {
-    match value.get().as_bytes().first() {
-        Some(b'"') => "a string",
-        Some(b'{') => "an object",
-        Some(b'[') => "an array",
-        Some(b't' | b'f') => "a boolean",
-        Some(b'n') => "null",
-        _ => "a number",
-    }
-}
-
-/// What is wrong, without its place in a text that nobody sees, and not as long as that.
-pub(super) fn words(error: &serde_json::Error) -> String {
-    let words = error.to_string();
-    let words = words.rsplit_once(" at line ").map_or(words.as_str(), |(words, _)| words);
-    words.chars().take(MESSAGE_CHARACTERS_MAX).collect()
-}
-
-/// The members of an envelope are not looked into yet: what is wrong is the text, or that it is no
-/// object, or that a key stands twice.
-fn no_push(error: &serde_json::Error) -> NoPush {
-    if !error.is_data() {
-        let (line, column) = (error.line(), error.column());
-        let message = format!("the body is no JSON: line {line}, column {column}");
-        return Invalid::new("", message).into();
-    }
-    let words = words(error);
-    let twice = words.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`'));
-    match twice {
-        Some(name) => Invalid::new(name, "the key stands twice").into(),
-        None => Invalid::new("", words).into(),
-    }
-}
-
-/// A member that is there: `null` is a text like others.
-fn or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-fn text(name: &str, value: Option<&RawValue>) -> Result<String, Invalid> {
-    let value = value.ok_or_else(|| Invalid::new(name, "missing"))?;
-    if kind_of(value) != "a string" {
-        return Err(wrong_kind(name, "a string", value));
-    }
-    let text: String =
-        serde_json::from_str(value.get()).map_err(|error| Invalid::new(name, words(&error)))?;
-    match text.len() {
-        0 => Err(Invalid::new(name, "empty")),
-        bytes if bytes > shape::STRING_BYTES_MAX => Err(Invalid::new(name, "too long")),
-        _ => Ok(text),
-    }
-}
-
-fn elements(metrics: &RawValue) -> Result<Vec<&RawValue>, NoPush> {
-    struct Elements;
-
-    impl<'de> Visitor<'de> for Elements {
-        type Value = Option<Vec<&'de RawValue>>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array of metrics")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut elements = Vec::new();
-            while let Some(element) = seq.next_element()? {
-                if elements.len() == METRICS_MAX {
-                    // The text is JSON: what is left of it is passed over.
-                    while seq.next_element::<IgnoredAny>()?.is_some() {}
-                    return Ok(None);
-                }
-                elements.push(element);
-            }
-            Ok(Some(elements))
-        }
-    }
-
-    if kind_of(metrics) != "an array" {
-        return Err(wrong_kind("metrics", "an array", metrics).into());
-    }
-    let mut text = serde_json::Deserializer::from_str(metrics.get());
-    let elements = text.deserialize_seq(Elements);
-    let elements = elements.map_err(|error| Invalid::new("metrics", words(&error)))?;
-    elements.ok_or(NoPush::TooMany)
-}
-
-fn check_count(count: Option<&RawValue>, metrics: usize) -> Result<(), Invalid> {
-    match count {
-        None => Ok(()),
-        Some(count) if count.get() == metrics.to_string() => Ok(()),
-        Some(count) if kind_of(count) == "a number" => {
-            let count: String = count.get().chars().take(MESSAGE_CHARACTERS_MAX).collect();
-            let message = format!("{count} announced, the array holds {metrics}");
-            Err(Invalid::new("metrics_count", message))
-        }
-        Some(other) => Err(wrong_kind("metrics_count", "a number", other)),
-    }
-}
-
-fn wrong_kind(name: &str, expected: &str, found: &RawValue) -> Invalid {
-    Invalid::new(name, format!("expected {expected}, found {}", kind_of(found)))
 }
 
 #[cfg(test)]

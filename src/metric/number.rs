@@ -11,11 +11,12 @@ const DIGITS_MAX: i64 = 131_072;
 /// The most digits that the exponents of a document may stand for. `jsonb` gives every number back
 /// written out: a few bytes would be 16,000.
 pub(super) const GROWTH_MAX: u64 = 1 << 20;
-/// The longest number that is looked at; longer ones may be infinite.
-const NUMBER_BYTES_MAX: usize = 40;
-/// Percentages this far outside 0 to 100 are left to the shapes, which know the slack: their
-/// parser may round the last digit otherwise than this one.
-const PERCENT_MARGIN: f64 = 0.05;
+/// A number this short is finite unless it has an exponent.
+const SHORT_BYTES_MAX: usize = 40;
+/// What rounding may add to a percentage, or take from it.
+const PERCENT_SLACK: f64 = 0.1;
+/// The most of a number that words show, characters.
+const SHOWN_MAX: usize = 40;
 
 /// A number as it stands in a text.
 #[derive(Debug, Clone, Copy)]
@@ -59,26 +60,39 @@ impl<'a> Number<'a> {
         fits.then_some(exponent.unsigned_abs().into())
     }
 
-    /// Whether a field of this kind may be it, for sure.
-    pub(super) fn is_sound(&self, kind: Kind) -> bool {
+    /// Why a field of this kind may not be it.
+    pub(super) fn refused_as(&self, kind: Kind) -> Option<String> {
         let Self { text, point, exponent } = *self;
-        let (is_simple, is_negative) = (exponent.is_none(), text.starts_with('-'));
-        let is_finite = || text.parse::<f64>().is_ok_and(f64::is_finite);
-        text.len() <= NUMBER_BYTES_MAX
+        let is_simple = exponent.is_none() && text.len() <= SHORT_BYTES_MAX;
+        let is_negative = text.starts_with('-');
+        let is_clear = is_simple
             && match kind {
-                Kind::Any | Kind::Number => is_simple || is_finite(),
-                Kind::Amount => !is_negative && (is_simple || is_finite()),
-                Kind::Count => !is_negative && is_simple && point.is_none(),
+                Kind::Any | Kind::Number => true,
+                Kind::Amount => !is_negative,
+                Kind::Count => !is_negative && point.is_none(),
                 // Two digits are below 100.
-                Kind::Percent if !is_negative && is_simple && point.unwrap_or(text.len()) <= 2 => {
-                    true
-                }
-                Kind::Percent => {
-                    let allowed = -PERCENT_MARGIN..=100.0 + PERCENT_MARGIN;
-                    text.parse::<f64>().is_ok_and(|value| allowed.contains(&value))
-                }
+                Kind::Percent => !is_negative && point.unwrap_or(text.len()) <= 2,
                 _ => false,
+            };
+        if is_clear {
+            return None;
+        }
+        let shown = || text.chars().take(SHOWN_MAX).collect::<String>();
+        match (kind, text.parse().unwrap_or(f64::NAN)) {
+            (_, value) if !value.is_finite() => Some("not a finite number".to_owned()),
+            (Kind::Percent, value)
+                if !(-PERCENT_SLACK..=100.0 + PERCENT_SLACK).contains(&value) =>
+            {
+                Some(format!("{} is no percentage of 0 to 100", shown()))
             }
+            (Kind::Count | Kind::Amount, value) if value < 0.0 => {
+                Some(format!("{} is negative", shown()))
+            }
+            (Kind::Count, value) if value.fract() != 0.0 => {
+                Some(format!("{} is no whole number", shown()))
+            }
+            _ => None,
+        }
     }
 }
 

@@ -238,7 +238,7 @@ declare! {
 }
 
 /// Whether an index was ever scanned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Usage {
     /// At least one scan.

@@ -136,9 +136,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
+    use serde::{Serialize, de::DeserializeOwned};
     use serde_json::json;
 
+    use super::super::agent_health::AgentHealth;
     use super::super::catalogue::DOCUMENTS;
+    use super::super::declare::Declared;
+    use super::super::disk_usage::DiskUsage;
+    use super::super::pg_log::PgLog;
+    use super::super::pg_stats::PgStats;
+    use super::super::sysstat::Sysstat;
     use super::*;
 
     const AT: &str = "2026-03-01T12:00:00Z";
@@ -232,11 +239,66 @@ mod tests {
                 }
                 Kind::Bool => true.into(),
                 Kind::Time | Kind::Taken => AT.into(),
-                Kind::Text | Kind::Name | Kind::OneOf(_) | Kind::Any => {
-                    format!("t{}", self.serial()).into()
+                Kind::OneOf(words) => {
+                    let drawn = usize::try_from(self.draw()).unwrap_or_default();
+                    words[drawn % words.len()].into()
                 }
+                Kind::Text | Kind::Name | Kind::Any => format!("t{}", self.serial()).into(),
             }
         }
+    }
+
+    /// The document as its struct writes it again.
+    fn rewritten(name: &str, document: &Value) -> Value {
+        fn of<T: Declared + DeserializeOwned + Serialize>(document: &Value) -> Value {
+            let read: T = serde_json::from_value(document.clone()).expect("its struct reads it");
+            serde_json::to_value(read).expect("JSON")
+        }
+        match name {
+            "sysstat" => of::<Sysstat>(document),
+            "disk_usage" => of::<DiskUsage>(document),
+            "pg_stats" => of::<PgStats>(document),
+            "pg_log" => of::<PgLog>(document),
+            "agent" => of::<AgentHealth>(document),
+            other => panic!("{other} has no struct here"),
+        }
+    }
+
+    /// Whether all that `a` says stands in `b`, but lists and maps of nothing.
+    fn is_kept(a: &Value, b: Option<&Value>) -> bool {
+        match (a, b) {
+            (Value::Array(a), None) => a.is_empty(),
+            (Value::Object(a), None) => a.is_empty(),
+            (Value::Array(a), Some(Value::Array(b))) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_kept(a, Some(b)))
+            }
+            (Value::Object(a), Some(Value::Object(b))) => {
+                a.iter().all(|(name, value)| is_kept(value, b.get(name)))
+            }
+            (Value::Number(a), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
+            (Value::String(a), Some(Value::String(b))) if a == AT => {
+                a.parse::<Timestamp>().ok() == b.parse().ok()
+            }
+            (a, b) => Some(a) == b,
+        }
+    }
+
+    /// Numbers that are whole may be written with a fraction; null is what is not there.
+    #[test]
+    fn a_struct_reads_all_that_is_admitted() {
+        let document = json!({
+            "type": "sysstat", "timestamp": AT, "cpu": {"cores": 8.0, "user": 1, "new": [1]},
+            "memory": null, "disk_io": [{"device": "a", "read_ops": 1e3}],
+        });
+        let at = AT.parse().expect("a time");
+        assert!(super::super::validate(&document, at).is_ok());
+        let read: Sysstat = serde_json::from_value(document).expect("read");
+        assert_eq!(read.cpu.map(|cpu| (cpu.cores, cpu.user)), Some((Some(8), Some(1.0))));
+        assert_eq!(read.memory, None);
+        assert_eq!(read.disk_io.map(|io| io[0].read_ops), Some(Some(1_000)));
+        let list = json!({"filesystems": [{"device": "d", "mount": "/", "aliases": null}]});
+        let read: DiskUsage = serde_json::from_value(list).expect("read");
+        assert_eq!(read.filesystems.map(|list| list[0].aliases.clone()), Some(Vec::new()));
     }
 
     proptest! {
@@ -249,6 +311,8 @@ mod tests {
             let mut document = Maker { state, made: 0 }.object(metric_type.fields(), &mut numbers);
             document["type"] = name.into();
             document["timestamp"] = AT.into();
+            let rewritten = rewritten(name, &document);
+            prop_assert!(is_kept(&document, Some(&rewritten)), "{} became {}", document, rewritten);
             let mut found: Vec<_> = points(&document).filter_map(|p| p.value.as_u64()).collect();
             found.sort_unstable();
             numbers.sort_unstable();

@@ -167,9 +167,9 @@ fn common_limits_hold_in_unknown_fields() {
     check("sysstat", json!({"new": "x".repeat(STRING_BYTES_MAX)}), "");
     let long = json!({"new": {"a": ["x".repeat(STRING_BYTES_MAX + 1)]}});
     check("sysstat", long, "new.a[0]: 65537 bytes long, the limit is 65536");
-    check("sysstat", json!({"new": vec![1; ARRAY_ELEMENTS_MAX]}), "");
-    let many = json!({"new": vec![1; ARRAY_ELEMENTS_MAX + 1]});
-    check("sysstat", many, "new: 100001 elements, the limit is 100000");
+    check("sysstat", json!({"new": vec![1; ELEMENTS_MAX]}), "");
+    let many = json!({"new": vec![1; ELEMENTS_MAX + 1]});
+    check("sysstat", many, "new: more than 100000 elements");
     let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
     check("sysstat", json!({"new": nested(DEPTH_MAX - 1)}), "");
     let path = format!("new{}", "[0]".repeat(DEPTH_MAX - 1));
@@ -260,33 +260,6 @@ fn refusals_are_placed_under_their_parent() {
     check("[0].x", "metrics[3][0].x");
 }
 
-/// The words at the intake are those of the backend, which holds the same text against the same.
-#[test]
-fn a_key_that_stands_twice_is_refused() {
-    let now: Timestamp = NOW.parse().expect("a time");
-    let of = |kind: &str, more: &str| {
-        format!(r#"{{"type":"{kind}","timestamp":"2026-03-01T11:59:00Z"{more}}}"#)
-    };
-    let twice = [
-        of("custom.x", r#","a":1,"a":1"#),
-        of("custom.x", r#","a":{"b":[{"c":1,"\u0063":2}]}"#),
-        of("custom.x", r#","type":"custom.x""#),
-        of("sysstat", r#","cpu":{"user":1},"cpu":{"user":1}"#),
-        of("pg_stats", r#","databases":[{"name":"a","tables":[],"tables":[]}]"#),
-    ];
-    for text in twice {
-        let error = validate_text(&text, now).expect_err(&text);
-        assert_eq!(error.to_string(), "a key stands twice in one object", "{text}");
-        let value = parse_value(text.as_bytes()).expect("JSON");
-        assert_eq!(keys::check_keys(&text, &value), Err(error), "{text}");
-    }
-    let many: Vec<String> = (0..200).map(|n| format!(",\"k{n}\":{{\"a\":{n}}}")).collect();
-    let many = many.concat();
-    validate_text(&of("custom.x", &many), now).expect("many keys, each of them once");
-    let last = of("custom.x", &format!("{many},\"k7\":1"));
-    validate_text(&last, now).expect_err("many keys, one of them twice");
-}
-
 /// What a document quotes is not the document.
 #[test]
 fn a_document_is_judged_by_what_it_is() {
@@ -294,11 +267,11 @@ fn a_document_is_judged_by_what_it_is() {
     let key = "$serde_json::private::RawValue";
     let good = r#"{"type":"custom.x","timestamp":"2026-03-01T11:59:00Z"}"#;
     let posing = format!("{{\"{key}\":{}}}", json!(good));
-    assert_eq!(validate_text(&posing, now).expect_err("no type").to_string(), "type: missing");
+    assert_eq!(admit(&posing, now).expect_err("no type").to_string(), "type: missing");
     for inner in [json!(good), json!("no json"), json!(5), json!({})] {
         let head = format!("{{\"{key}\":{inner},");
         let text = good.replacen('{', &head, 1);
-        let sound = validate_text(&text, now).expect(&text);
+        let sound = admit(&text, now).expect(&text);
         assert_eq!(sound.metric_type.to_string(), "custom.x");
         let value = parse_value(text.as_bytes()).expect("JSON");
         assert_eq!(validate(&value, now), Ok(sound.metric_type), "the backend says the same");

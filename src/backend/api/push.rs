@@ -25,7 +25,7 @@ use crate::metric::agent_limits::Cut;
 use crate::metric::envelope::{
     AgentInfo, NoPush, PushRequest, PushResponse, REJECTED_BYTES_MAX, REJECTED_NAMED_MAX, Rejected,
 };
-use crate::metric::{self, Invalid, Sound};
+use crate::metric::{self, Invalid, Maker, Sound};
 
 /// How long a push waits for its turn before it is sent away.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
@@ -322,7 +322,8 @@ fn add(
     check_size(text, bounds)?;
     let before = rows.len();
     let latest = bounds.ahead.unwrap_or(bounds.now);
-    let mut added = metric::each_document(text, latest, |sound, document| {
+    let maker = if bounds.is_original { Maker::Original } else { Maker::Ours };
+    let added = metric::each_document(text, latest, maker, |sound, document| {
         let row = row(sound, document.into_owned(), bounds)?;
         rows.push(match record {
             Some((queue_id, number)) => row.of_record(queue_id, number),
@@ -330,13 +331,6 @@ fn add(
         });
         Ok(())
     });
-    if added.is_err() && bounds.is_original {
-        rows.truncate(before);
-        added = metric::each_of_original(text, latest, |sound, document| {
-            rows.push(row(sound, document, bounds)?);
-            Ok(())
-        });
-    }
     if added.is_err() {
         rows.truncate(before);
     }

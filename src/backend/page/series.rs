@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::backend::store::StoredMetric;
+use crate::metric::disk_usage::{DiskUsage, Filesystem};
+use crate::metric::pg_stats::PgStats;
+use crate::metric::sysstat::{Cpu, Memory, Sysstat};
 
 /// All lines and tables of one host.
 #[derive(Debug, Default, Serialize)]
@@ -37,75 +40,6 @@ struct Mount {
     total: f64,
     used: f64,
     percent: f64,
-}
-
-#[derive(Deserialize)]
-struct Sysstat {
-    cpu: Option<Cpu>,
-    memory: Option<Memory>,
-    disk_io: Option<Vec<DiskIo>>,
-}
-
-#[derive(Deserialize)]
-struct Cpu {
-    user: Option<f64>,
-    nice: Option<f64>,
-    system: Option<f64>,
-    irq: Option<f64>,
-    softirq: Option<f64>,
-    iowait: Option<f64>,
-    steal: Option<f64>,
-    load_1m: Option<f64>,
-    load_5m: Option<f64>,
-    load_15m: Option<f64>,
-    cores: Option<f64>,
-}
-
-#[derive(Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the names of the contract")]
-struct Memory {
-    total_mb: Option<f64>,
-    used_mb: Option<f64>,
-    cached_mb: Option<f64>,
-    buffers_mb: Option<f64>,
-    free_mb: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct DiskIo {
-    device: String,
-    read_mb_s: Option<f64>,
-    write_mb_s: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct DiskUsage {
-    filesystems: Option<Vec<Filesystem>>,
-}
-
-#[derive(Deserialize)]
-struct Filesystem {
-    device: String,
-    mount: String,
-    fstype: Option<String>,
-    total_gb: Option<f64>,
-    used_gb: Option<f64>,
-    total_bytes: Option<f64>,
-    used_bytes: Option<f64>,
-    percent_used: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct PgStats {
-    database: Option<String>,
-    size_bytes: Option<f64>,
-    databases: Option<Vec<DatabaseSize>>,
-}
-
-#[derive(Deserialize)]
-struct DatabaseSize {
-    name: Option<String>,
-    size_bytes: Option<f64>,
 }
 
 /// Lines of a chart, and rows of a table.
@@ -167,7 +101,7 @@ pub(super) fn charts(metrics: &[StoredMetric]) -> Charts {
             "sysstat" => {
                 let Some(read) = read::<Sysstat>(metric) else { continue };
                 if let Some(read) = read.cpu {
-                    cores = read.cores.or(cores);
+                    cores = float(read.cores).or(cores);
                     add_cpu(&mut cpu, &mut load, at, &read);
                 }
                 if let Some(read) = read.memory {
@@ -193,10 +127,9 @@ pub(super) fn charts(metrics: &[StoredMetric]) -> Charts {
             "pg_stats" => {
                 let Some(read) = read::<PgStats>(metric) else { continue };
                 for database in read.databases.into_iter().flatten() {
-                    let name = database.name.unwrap_or_default();
-                    databases.add(&name, at, database.size_bytes);
+                    databases.add(&database.name, at, float(database.stats.size_bytes));
                 }
-                databases.add(&read.database.unwrap_or_default(), at, read.size_bytes);
+                databases.add(&read.database, at, float(read.own.size_bytes));
             }
             _ => {}
         }
@@ -230,13 +163,20 @@ fn add_cpu(cpu: &mut Lines, load: &mut Lines, at: i64, read: &Cpu) {
 
 fn add_memory(memory: &mut Lines, at: i64, read: &Memory) {
     let bytes = |mib: Option<f64>| mib.map(|mib| mib * MIB);
-    let cache = sum(read.cached_mb, read.buffers_mb);
-    memory.add("used", at, bytes(read.used_mb));
+    let used = float(read.used_mb);
+    let cache = sum(float(read.cached_mb), float(read.buffers_mb));
+    memory.add("used", at, bytes(used));
     memory.add("cache", at, bytes(cache));
-    let known = [read.used_mb, cache].into_iter().flatten().sum::<f64>();
+    let known = [used, cache].into_iter().flatten().sum::<f64>();
     // What is neither used nor cache: kernels count some memory as both or as none.
-    let rest = read.total_mb.map(|total| (total - known).max(0.0));
-    memory.add("free", at, bytes(rest.or(read.free_mb)));
+    let rest = float(read.total_mb).map(|total| (total - known).max(0.0));
+    memory.add("free", at, bytes(rest.or(float(read.free_mb))));
+}
+
+/// A whole number as a point of a line.
+#[expect(clippy::cast_precision_loss, reason = "lines are looked at")]
+fn float(number: Option<u64>) -> Option<f64> {
+    number.map(|number| number as f64)
 }
 
 fn sum(one: Option<f64>, more: Option<f64>) -> Option<f64> {
@@ -245,8 +185,8 @@ fn sum(one: Option<f64>, more: Option<f64>) -> Option<f64> {
 
 fn mount(read: Filesystem) -> Option<Mount> {
     Some(Mount {
-        total: read.total_bytes.or(read.total_gb.map(|gib| gib * GIB))?,
-        used: read.used_bytes.or(read.used_gb.map(|gib| gib * GIB))?,
+        total: float(read.total_bytes).or(read.total_gb.map(|gib| gib * GIB))?,
+        used: float(read.used_bytes).or(read.used_gb.map(|gib| gib * GIB))?,
         percent: read.percent_used?,
         path: read.mount,
         device: read.device,
