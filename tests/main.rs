@@ -25,6 +25,7 @@ mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
+mod collect_pg_server; // pg_stats: what is about the whole server, held against its own words
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod control; // the control socket: one owner, no strangers
 mod cli; // wrong command lines and configurations

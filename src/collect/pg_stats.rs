@@ -7,6 +7,7 @@
 mod backoff;
 mod queries;
 mod rows;
+mod server;
 mod sizes;
 mod visit;
 
@@ -21,7 +22,7 @@ use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts}
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
 use crate::metric::declare::Declared;
-use crate::metric::pg_stats::{Cost, PgStats as Document, Problem, Server};
+use crate::metric::pg_stats::{Cost, MAIN_INSTANCE, PgStats as Document, Problem, Server};
 use crate::metric::{Status, Time};
 use backoff::Backoff;
 use rows::Database;
@@ -59,6 +60,8 @@ pub struct PgStatsCollector {
     /// The database visited last that is not the maintenance database.
     visited: Option<(String, Session)>,
     backoff: Backoff,
+    /// The statistics views of the server that is connected to.
+    views: Option<HashSet<String>>,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
     notices: Notices,
@@ -93,6 +96,7 @@ impl PgStatsCollector {
             main: None,
             visited: None,
             backoff: Backoff::default(),
+            views: None,
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             notices: Notices::new(),
@@ -129,6 +133,7 @@ impl PgStatsCollector {
         match Session::open(place, &place.database, &self.config.timeouts).await {
             Ok(session) => {
                 self.main = Some(session);
+                self.views = None;
                 self.backoff.reset();
                 Ok(())
             }
@@ -269,7 +274,9 @@ impl Collector for PgStatsCollector {
             0
         });
         if let Some(document) = documents.get_mut(at) {
-            document.problems.splice(0..0, cluster.problems);
+            let mut problems = cluster.problems;
+            self.add_server(document, cluster.recovery, &mut cost, &mut problems).await?;
+            document.problems.splice(0..0, problems);
             document.status = Some(document.problems.first().map_or(Status::Ok, |p| p.status));
             let databases = cluster.databases.into_iter().map(|database| database.summary);
             document.databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
@@ -287,6 +294,7 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
     let known = cluster.databases.iter().find(|database| database.summary.name == name);
     Document {
         timestamp: Time(now),
+        instance: Some(MAIN_INSTANCE.to_owned()),
         database: name.to_owned(),
         status: Some(Status::Ok),
         own: known.map(|database| database.summary.stats.clone()).unwrap_or_default(),

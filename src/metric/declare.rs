@@ -46,6 +46,7 @@ pub const UNITS: &[&str] = &[
     "GiB",
     "indexes",
     "inodes",
+    "locks",
     "metrics",
     "MiB",
     "MiB/s",

@@ -10,6 +10,9 @@ declare! {
     pub struct PgLog = "pg_log", from "the server's log" {
         /// When the file was read.
         timestamp: Time = time(host);
+        /// Which server wrote it: its name in the agent's configuration, `main` where that is
+        /// absent.
+        instance: Option<String> = key from "the configuration";
         /// The database of the agent's connection; each entry names its own.
         database: String = key from "current_database()";
         /// What the server wrote.

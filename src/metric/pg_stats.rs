@@ -1,13 +1,23 @@
 //! `pg_stats`: one PostgreSQL database; the cluster rides on the maintenance database's metric.
 
 use super::declare::{declare, words};
+use super::pg_server::{
+    Activity, Archiver, BgWriter, Checkpointer, Io, LockGroup, RecoveryPrefetch, Sender, Slot,
+    Slru, Standby, Wal, Xid,
+};
 use super::{Status, Time};
+
+/// The `instance` of the server that the section `[postgres]` names.
+pub const MAIN_INSTANCE: &str = "main";
 
 declare! {
     /// One database. Counters are PostgreSQL's own, since its last statistics reset.
     pub struct PgStats = "pg_stats", from "pg_database" {
         /// When the collection began.
         timestamp: Time = time(host);
+        /// Which server it is about: its name in the agent's configuration, `main` where that is
+        /// absent.
+        instance: Option<String> = key from "the configuration";
         /// The database's name.
         database: String = key from "pg_database.datname";
         /// `ok`, or why the first absent part is absent.
@@ -24,6 +34,32 @@ declare! {
         databases: Option<Vec<DatabaseSummary>> = part;
         /// The server, on the maintenance database's metric.
         server: Option<Server> = part;
+        /// Checkpoints, on the maintenance database's metric like all of the following.
+        checkpointer: Option<Checkpointer> = part;
+        /// The background writer.
+        bgwriter: Option<BgWriter> = part;
+        /// The write-ahead log.
+        wal: Option<Wal> = part;
+        /// Input and output by who and what.
+        io: Option<Vec<Io>> = part;
+        /// The small caches of transaction state.
+        slru: Option<Vec<Slru>> = part;
+        /// The archiver.
+        archiver: Option<Archiver> = part;
+        /// Prefetching on a standby.
+        recovery_prefetch: Option<RecoveryPrefetch> = part;
+        /// Transaction ids.
+        xid: Option<Xid> = part;
+        /// Who receives the log from this server.
+        replication: Option<Vec<Sender>> = part;
+        /// A standby's own side.
+        standby: Option<Standby> = part;
+        /// Replication slots.
+        slots: Option<Vec<Slot>> = part;
+        /// The server's processes.
+        activity: Option<Activity> = part;
+        /// Locks by database and mode.
+        locks: Option<Vec<LockGroup>> = part;
         /// What this collection asked of the server, on the maintenance database's metric.
         cost: Option<Cost> = part;
         // The database's own row; nothing of it is known when it could not be read.

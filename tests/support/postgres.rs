@@ -103,7 +103,35 @@ impl Postgres {
 
     /// As [`Postgres::start`], with settings (`postgresql.conf`) over the ones of every test.
     pub fn start_with(major: u32, settings: &[(&str, &str)]) -> Self {
-        let bin = binaries(major);
+        let mut server = Self::new(major);
+        server.initialise(&binaries(major).join("initdb"), settings);
+        server.resume();
+        server
+    }
+
+    /// A streaming standby of `primary`, which is stopped while its data is copied.
+    pub fn standby_of(primary: &mut Self) -> Self {
+        let mut server = Self::new(primary.major);
+        primary.stop();
+        let mut copy = server.as_server_user("cp");
+        let status = copy.arg("-a").args([primary.data_dir(), server.data_dir()]).status();
+        assert!(status.expect("run cp").success(), "copy the primary's data");
+        let from = format!("host={} user=postgres", primary.directory.display());
+        let socket = server.directory.to_str().expect("a path in UTF-8").to_owned();
+        server.set(&[("unix_socket_directories", &socket)]);
+        if primary.major >= 12 {
+            server.set(&[("primary_conninfo", &from)]);
+            server.write("standby.signal", "");
+        } else {
+            let settings = format!("standby_mode = on\nprimary_conninfo = '{from}'\n");
+            server.write("recovery.conf", &settings);
+        }
+        primary.resume();
+        server.resume();
+        server
+    }
+
+    fn new(major: u32) -> Self {
         let user = server_user();
         let directory = tempfile::Builder::new()
             .prefix("pga-pg-")
@@ -113,11 +141,8 @@ impl Postgres {
         if let Some(user) = user {
             chown(&directory, Some(user.uid), Some(user.gid)).expect("give the directory away");
         }
-        let mut server =
-            Self { major, directory, program: bin.join("postgres"), user, keeper: None, pid: 0 };
-        server.initialise(&bin.join("initdb"), settings);
-        server.resume();
-        server
+        let program = binaries(major).join("postgres");
+        Self { major, directory, program, user, keeper: None, pid: 0 }
     }
 
     /// The major version, for example 15.
@@ -210,14 +235,28 @@ impl Postgres {
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
 
         let socket = self.directory.to_str().expect("a path in UTF-8");
-        let mut lines = String::new();
         let own = [("unix_socket_directories", socket)];
-        for (name, value) in SETTINGS.iter().chain(&own).chain(settings) {
+        self.set(&SETTINGS.iter().chain(&own).chain(settings).copied().collect::<Vec<_>>());
+    }
+
+    /// Adds settings, which count over those before them from the next start on.
+    fn set(&self, settings: &[(&str, &str)]) {
+        let mut lines = String::new();
+        for (name, value) in settings {
             writeln!(lines, "{name} = '{}'", value.replace('\'', "''")).expect("into a string");
         }
         let file = self.data_dir().join("postgresql.conf");
         let mut file = fs_err::OpenOptions::new().append(true).open(file).expect("open settings");
         file.write_all(lines.as_bytes()).expect("write settings");
+    }
+
+    /// Writes a file of the data directory.
+    fn write(&self, name: &str, text: &str) {
+        let path = self.data_dir().join(name);
+        fs_err::write(&path, text).expect("write a file of the server");
+        if let Some(user) = self.user {
+            chown(&path, Some(user.uid), Some(user.gid)).expect("give the file away");
+        }
     }
 
     fn as_server_user(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {

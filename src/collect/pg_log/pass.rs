@@ -15,6 +15,7 @@ use super::{Followed, PgLogConfig};
 use crate::collect::{CollectError, document};
 use crate::metric::Time;
 use crate::metric::pg_log::{Entry, PgLog};
+use crate::metric::pg_stats::MAIN_INSTANCE;
 
 /// An entry that is written to no more for this long is complete.
 const IDLE_COMPLETE: Duration = Duration::from_secs(2);
@@ -278,6 +279,7 @@ impl<'a> Pass<'a> {
         }
         document(&PgLog {
             timestamp: Time(self.now),
+            instance: Some(MAIN_INSTANCE.to_owned()),
             database: self.config.connection.database.clone(),
             entries: Some(entries),
             counts,

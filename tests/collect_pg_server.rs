@@ -1,0 +1,549 @@
+//! What `pg_stats` says of a whole server, on every major; the second source is an expression of
+//! the server's own for each field, read before and after the collection.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use pganalytics::clock;
+use pganalytics::collect::Collector;
+use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
+use pganalytics::collect::postgres::PgConnection;
+use pganalytics::metric::catalogue::DOCUMENTS;
+use pganalytics::metric::validate;
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use crate::support::postgres::{Postgres, majors, shared};
+use crate::support::until_async;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The parts of the document that are about the whole server.
+const PARTS: &[&str] = &[
+    "checkpointer",
+    "bgwriter",
+    "wal",
+    "io",
+    "slru",
+    "archiver",
+    "recovery_prefetch",
+    "xid",
+    "replication",
+    "standby",
+    "slots",
+    "activity",
+    "locks",
+];
+
+/// How a field is held against the server's own word.
+struct Check {
+    /// The way to it in the document; in a list the part of it that `WHERE` names is meant.
+    path: &'static str,
+    /// The same, said by the server.
+    sql: &'static str,
+    /// The majors that have it.
+    majors: (u32, u32),
+}
+
+const fn on(path: &'static str, sql: &'static str, first: u32, last: u32) -> Check {
+    Check { path, sql, majors: (first, last) }
+}
+
+const fn all(path: &'static str, sql: &'static str) -> Check {
+    on(path, sql, 10, 18)
+}
+
+/// Of a server that does no more than answer.
+const CHECKS: &[Check] = &[
+    on("checkpointer.timed", "SELECT checkpoints_timed FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.timed", "SELECT num_timed FROM pg_stat_checkpointer", 17, 18),
+    on("checkpointer.requested", "SELECT checkpoints_req FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.requested", "SELECT num_requested FROM pg_stat_checkpointer", 17, 18),
+    on("checkpointer.done", "SELECT num_done FROM pg_stat_checkpointer", 18, 18),
+    on(
+        "checkpointer.restartpoints_timed",
+        "SELECT restartpoints_timed FROM pg_stat_checkpointer",
+        17,
+        18,
+    ),
+    on(
+        "checkpointer.restartpoints_requested",
+        "SELECT restartpoints_req FROM pg_stat_checkpointer",
+        17,
+        18,
+    ),
+    on(
+        "checkpointer.restartpoints_done",
+        "SELECT restartpoints_done FROM pg_stat_checkpointer",
+        17,
+        18,
+    ),
+    on("checkpointer.write_s", "SELECT checkpoint_write_time / 1000 FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.write_s", "SELECT write_time / 1000 FROM pg_stat_checkpointer", 17, 18),
+    on("checkpointer.sync_s", "SELECT checkpoint_sync_time / 1000 FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.sync_s", "SELECT sync_time / 1000 FROM pg_stat_checkpointer", 17, 18),
+    on("checkpointer.buffers_written", "SELECT buffers_checkpoint FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.buffers_written", "SELECT buffers_written FROM pg_stat_checkpointer", 17, 18),
+    on("checkpointer.slru_written", "SELECT slru_written FROM pg_stat_checkpointer", 18, 18),
+    on("checkpointer.stats_reset", "SELECT stats_reset FROM pg_stat_bgwriter", 10, 16),
+    on("checkpointer.stats_reset", "SELECT stats_reset FROM pg_stat_checkpointer", 17, 18),
+    all("bgwriter.buffers_clean", "SELECT buffers_clean FROM pg_stat_bgwriter"),
+    all("bgwriter.maxwritten_clean", "SELECT maxwritten_clean FROM pg_stat_bgwriter"),
+    all("bgwriter.buffers_alloc", "SELECT buffers_alloc FROM pg_stat_bgwriter"),
+    on("bgwriter.buffers_backend", "SELECT buffers_backend FROM pg_stat_bgwriter", 10, 16),
+    on(
+        "bgwriter.buffers_backend_fsync",
+        "SELECT buffers_backend_fsync FROM pg_stat_bgwriter",
+        10,
+        16,
+    ),
+    all("bgwriter.stats_reset", "SELECT stats_reset FROM pg_stat_bgwriter"),
+    all("wal.position_bytes", "SELECT pg_current_wal_lsn() - '0/0'"),
+    on("wal.records", "SELECT wal_records FROM pg_stat_wal", 14, 18),
+    on("wal.full_page_images", "SELECT wal_fpi FROM pg_stat_wal", 14, 18),
+    on("wal.bytes", "SELECT wal_bytes FROM pg_stat_wal", 14, 18),
+    on("wal.buffers_full", "SELECT wal_buffers_full FROM pg_stat_wal", 14, 18),
+    on("wal.writes", "SELECT wal_write FROM pg_stat_wal", 14, 17),
+    on("wal.syncs", "SELECT wal_sync FROM pg_stat_wal", 14, 17),
+    on("wal.write_s", "SELECT wal_write_time / 1000 FROM pg_stat_wal", 14, 17),
+    on("wal.sync_s", "SELECT wal_sync_time / 1000 FROM pg_stat_wal", 14, 17),
+    on("wal.stats_reset", "SELECT stats_reset FROM pg_stat_wal", 14, 18),
+    on("io[].backend_type", "SELECT 'client backend'", 16, 18),
+    on("io[].object", "SELECT 'relation'", 16, 18),
+    on("io[].context", "SELECT 'normal'", 16, 18),
+    on("io[].reads", "SELECT reads FROM io", 16, 18),
+    on("io[].read_bytes", "SELECT reads * op_bytes FROM io", 16, 17),
+    on("io[].read_bytes", "SELECT read_bytes FROM io", 18, 18),
+    on("io[].read_s", "SELECT read_time / 1000 FROM io", 16, 18),
+    on("io[].writes", "SELECT writes FROM io", 16, 18),
+    on("io[].write_bytes", "SELECT writes * op_bytes FROM io", 16, 17),
+    on("io[].write_bytes", "SELECT write_bytes FROM io", 18, 18),
+    on("io[].write_s", "SELECT write_time / 1000 FROM io", 16, 18),
+    on("io[].writebacks", "SELECT writebacks FROM io", 16, 18),
+    on("io[].extends", "SELECT extends FROM io", 16, 18),
+    on("io[].extend_bytes", "SELECT extends * op_bytes FROM io", 16, 17),
+    on("io[].extend_bytes", "SELECT extend_bytes FROM io", 18, 18),
+    on("io[].extend_s", "SELECT extend_time / 1000 FROM io", 16, 18),
+    on("io[].hits", "SELECT hits FROM io", 16, 18),
+    on("io[].evictions", "SELECT evictions FROM io", 16, 18),
+    on("io[].reuses", "SELECT reuses FROM io", 16, 18),
+    on("io[].fsyncs", "SELECT fsyncs FROM io", 16, 18),
+    on("io[].fsync_s", "SELECT fsync_time / 1000 FROM io", 16, 18),
+    on("io[].stats_reset", "SELECT stats_reset FROM io", 16, 18),
+    on("slru[].name", "SELECT name FROM slru", 13, 18),
+    on("slru[].blocks_zeroed", "SELECT blks_zeroed FROM slru", 13, 18),
+    on("slru[].blocks_hit", "SELECT blks_hit FROM slru", 13, 18),
+    on("slru[].blocks_read", "SELECT blks_read FROM slru", 13, 18),
+    on("slru[].blocks_written", "SELECT blks_written FROM slru", 13, 18),
+    on("slru[].blocks_exists", "SELECT blks_exists FROM slru", 13, 18),
+    on("slru[].flushes", "SELECT flushes FROM slru", 13, 18),
+    on("slru[].truncates", "SELECT truncates FROM slru", 13, 18),
+    on("slru[].stats_reset", "SELECT stats_reset FROM slru", 13, 18),
+    all("archiver.archived", "SELECT archived_count FROM pg_stat_archiver"),
+    all("archiver.last_archived_wal", "SELECT last_archived_wal FROM pg_stat_archiver"),
+    all("archiver.last_archived_at", "SELECT last_archived_time FROM pg_stat_archiver"),
+    all("archiver.failed", "SELECT failed_count FROM pg_stat_archiver"),
+    all("archiver.last_failed_wal", "SELECT last_failed_wal FROM pg_stat_archiver"),
+    all("archiver.last_failed_at", "SELECT last_failed_time FROM pg_stat_archiver"),
+    all("archiver.stats_reset", "SELECT stats_reset FROM pg_stat_archiver"),
+    all("xid.next", "SELECT txid_snapshot_xmax(txid_current_snapshot())"),
+    all("xid.age", "SELECT max(age(datfrozenxid)) FROM pg_database"),
+    all("xid.multixact_age", "SELECT max(mxid_age(datminmxid)) FROM pg_database"),
+    all("xid.freeze_max_age", "SELECT 200000000"),
+    all("xid.multixact_freeze_max_age", "SELECT 400000000"),
+    all("xid.horizon[].kind", "SELECT 'prepared'"),
+    all("xid.horizon[].id", "SELECT gid FROM pg_prepared_xacts"),
+    all("xid.horizon[].age", "SELECT age(transaction) FROM pg_prepared_xacts"),
+    all("xid.horizon[].since", "SELECT prepared FROM pg_prepared_xacts"),
+    all("slots[].name", "SELECT slot_name FROM pg_replication_slots"),
+    all("slots[].kind", "SELECT slot_type FROM pg_replication_slots"),
+    all("slots[].plugin", "SELECT plugin FROM pg_replication_slots"),
+    all("slots[].database", "SELECT database FROM pg_replication_slots"),
+    all("slots[].active", "SELECT active FROM pg_replication_slots"),
+    all(
+        "slots[].retained_bytes",
+        "SELECT pg_current_wal_lsn() - restart_lsn FROM pg_replication_slots",
+    ),
+    all(
+        "slots[].unconfirmed_bytes",
+        "SELECT pg_current_wal_lsn() - confirmed_flush_lsn FROM pg_replication_slots",
+    ),
+    all("slots[].xmin_age", "SELECT age(xmin) FROM pg_replication_slots"),
+    all("slots[].catalog_xmin_age", "SELECT age(catalog_xmin) FROM pg_replication_slots"),
+    on("slots[].wal_status", "SELECT wal_status FROM pg_replication_slots", 13, 18),
+    on("slots[].safe_wal_bytes", "SELECT safe_wal_size FROM pg_replication_slots", 13, 18),
+    on("slots[].inactive_since", "SELECT inactive_since FROM pg_replication_slots", 17, 18),
+    on(
+        "slots[].invalidation_reason",
+        "SELECT invalidation_reason FROM pg_replication_slots",
+        17,
+        18,
+    ),
+    all("activity.clients", "SELECT count(*) FROM others"),
+    all("activity.active", "SELECT count(*) FROM others WHERE state = 'active'"),
+    all("activity.idle", "SELECT count(*) FROM others WHERE state = 'idle'"),
+    all(
+        "activity.idle_in_transaction",
+        "SELECT count(*) FROM others WHERE state = 'idle in transaction'",
+    ),
+    all("activity.waiting_for_lock", "SELECT count(*) FROM others WHERE wait_event_type = 'Lock'"),
+    all("activity.hidden", "SELECT 0"),
+    all("activity.connections_max", "SELECT 47"),
+    all(
+        "activity.longest_transaction_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(xact_start)) FROM others",
+    ),
+    all(
+        "activity.longest_query_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(query_start)) FROM others WHERE state = 'active'",
+    ),
+    all(
+        "activity.longest_idle_in_transaction_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(state_change)) FROM others WHERE state = 'idle in transaction'",
+    ),
+    all("activity.groups[].backend_type", "SELECT 'client backend'"),
+    all("activity.groups[].database", "SELECT current_database()"),
+    all("activity.groups[].user", "SELECT 'postgres'"),
+    all("activity.groups[].state", "SELECT 'active'"),
+    all("activity.groups[].wait_event_type", "SELECT 'Lock'"),
+    all(
+        "activity.groups[].wait_event",
+        "SELECT DISTINCT wait_event FROM others WHERE wait_event_type = 'Lock'",
+    ),
+    all(
+        "activity.groups[].processes",
+        "SELECT count(*) FROM others WHERE wait_event_type = 'Lock'",
+    ),
+    all("activity.others", "SELECT 0"),
+    all("locks[].database", "SELECT current_database()"),
+    all("locks[].mode", "SELECT 'AccessExclusiveLock'"),
+    all("locks[].granted", "SELECT count(*) FROM exclusive WHERE granted"),
+    all("locks[].waiting", "SELECT count(*) FROM exclusive WHERE NOT granted"),
+];
+
+/// Of a primary with a standby, and of the standby.
+const REPLICATION_CHECKS: &[Check] = &[
+    all("replication[].application", "SELECT application_name FROM pg_stat_replication"),
+    all("replication[].pid", "SELECT pid FROM pg_stat_replication"),
+    all("replication[].client", "SELECT host(client_addr) FROM pg_stat_replication"),
+    all("replication[].state", "SELECT state FROM pg_stat_replication"),
+    all("replication[].sync_state", "SELECT sync_state FROM pg_stat_replication"),
+    all(
+        "replication[].send_behind_bytes",
+        "SELECT pg_current_wal_lsn() - sent_lsn FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].write_behind_bytes",
+        "SELECT pg_current_wal_lsn() - write_lsn FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].flush_behind_bytes",
+        "SELECT pg_current_wal_lsn() - flush_lsn FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].replay_behind_bytes",
+        "SELECT pg_current_wal_lsn() - replay_lsn FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].write_lag_s",
+        "SELECT extract(epoch FROM write_lag) FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].flush_lag_s",
+        "SELECT extract(epoch FROM flush_lag) FROM pg_stat_replication",
+    ),
+    all(
+        "replication[].replay_lag_s",
+        "SELECT extract(epoch FROM replay_lag) FROM pg_stat_replication",
+    ),
+    on("replication[].reply_at", "SELECT reply_time FROM pg_stat_replication", 12, 18),
+];
+
+const STANDBY_CHECKS: &[Check] = &[
+    all("standby.receiver", "SELECT status FROM pg_stat_wal_receiver"),
+    on("standby.sender_host", "SELECT sender_host FROM pg_stat_wal_receiver", 11, 18),
+    on("standby.sender_port", "SELECT sender_port FROM pg_stat_wal_receiver", 11, 18),
+    all("standby.slot", "SELECT slot_name FROM pg_stat_wal_receiver"),
+    all("standby.last_message_at", "SELECT last_msg_receipt_time FROM pg_stat_wal_receiver"),
+    all(
+        "standby.replay_behind_bytes",
+        "SELECT greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0)",
+    ),
+    all("standby.paused", "SELECT pg_is_wal_replay_paused()"),
+    on("recovery_prefetch.prefetches", "SELECT prefetch FROM pg_stat_recovery_prefetch", 15, 18),
+    on("recovery_prefetch.hits", "SELECT hit FROM pg_stat_recovery_prefetch", 15, 18),
+    on("recovery_prefetch.skipped_init", "SELECT skip_init FROM pg_stat_recovery_prefetch", 15, 18),
+    on("recovery_prefetch.skipped_new", "SELECT skip_new FROM pg_stat_recovery_prefetch", 15, 18),
+    on(
+        "recovery_prefetch.skipped_full_page",
+        "SELECT skip_fpw FROM pg_stat_recovery_prefetch",
+        15,
+        18,
+    ),
+    on(
+        "recovery_prefetch.skipped_repeated",
+        "SELECT skip_rep FROM pg_stat_recovery_prefetch",
+        15,
+        18,
+    ),
+    on(
+        "recovery_prefetch.wal_distance_bytes",
+        "SELECT wal_distance FROM pg_stat_recovery_prefetch",
+        15,
+        18,
+    ),
+    on(
+        "recovery_prefetch.block_distance",
+        "SELECT block_distance FROM pg_stat_recovery_prefetch",
+        15,
+        18,
+    ),
+    on("recovery_prefetch.io_depth", "SELECT io_depth FROM pg_stat_recovery_prefetch", 15, 18),
+    on(
+        "recovery_prefetch.stats_reset",
+        "SELECT stats_reset FROM pg_stat_recovery_prefetch",
+        15,
+        18,
+    ),
+];
+
+/// Fields that a test of their own looks at.
+const ELSEWHERE: &[&str] = &["standby.replay_lag_s"];
+
+/// What the expressions above are about.
+const AROUND: &str = "
+    io AS (SELECT * FROM pg_stat_io WHERE backend_type = 'client backend'
+              AND object = 'relation' AND context = 'normal'),
+    slru AS (SELECT * FROM pg_stat_slru ORDER BY name LIMIT 1),
+    others AS (SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend'
+                  AND application_name NOT LIKE 'pganalytics-agent/%'),
+    exclusive AS (SELECT * FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND database =
+                     (SELECT oid FROM pg_database WHERE datname = current_database()))";
+
+/// The server's word on each of the checks that its major has.
+async fn words(client: &Client, checks: &[Check], major: u32) -> Vec<(&'static str, Value)> {
+    let mut words = Vec::new();
+    for check in checks.iter().filter(|check| (check.majors.0..=check.majors.1).contains(&major)) {
+        let used: Vec<&str> = AROUND
+            .split(",\n    ")
+            .map(str::trim)
+            .filter(|part| {
+                let name = part.split(' ').next().unwrap_or_default();
+                check.sql.contains(&format!("FROM {name}"))
+            })
+            .collect();
+        let with =
+            if used.is_empty() { String::new() } else { format!("WITH {} ", used.join(", ")) };
+        let sql = format!("{with}SELECT to_json(({}))", check.sql);
+        let row = client.query_one(&sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        words.push((check.path, row.get::<_, Option<Value>>(0).unwrap_or(Value::Null)));
+    }
+    words
+}
+
+/// The value at `path`; of a list the element for which `is_meant`.
+fn at<'a>(document: &'a Value, path: &str, is_meant: &dyn Fn(&str, &Value) -> bool) -> &'a Value {
+    let mut value = document;
+    for step in path.split('.') {
+        value = match step.strip_suffix("[]") {
+            None => &value[step],
+            Some(list) => {
+                let elements = value[list].as_array().unwrap_or_else(|| panic!("no {list}"));
+                let meant = elements.iter().find(|element| is_meant(list, element));
+                meant.unwrap_or_else(|| panic!("{path} in {elements:?}"))
+            }
+        };
+    }
+    value
+}
+
+fn is_meant(list: &str, element: &Value) -> bool {
+    match list {
+        "io" => {
+            element["backend_type"] == "client backend"
+                && element["object"] == "relation"
+                && element["context"] == "normal"
+        }
+        "horizon" => element["kind"] == "prepared",
+        "groups" => element["wait_event_type"] == "Lock",
+        "locks" => element["mode"] == "AccessExclusiveLock" && element["database"] == "postgres",
+        _ => true,
+    }
+}
+
+/// Holds `ours` between what the server said before and after.
+fn compare(path: &str, before: &Value, ours: &Value, after: &Value) {
+    let time = |value: &Value| value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let say = format!("{path}: {before}, ours {ours}, {after}");
+    if let (Some(before), Some(after)) = (time(before), time(after)) {
+        let ours = time(ours).unwrap_or_else(|| panic!("{say}")).as_millisecond();
+        return assert!(
+            (before.as_millisecond()..=after.as_millisecond()).contains(&ours),
+            "{say}"
+        );
+    }
+    match (before.as_f64(), after.as_f64()) {
+        (Some(before), Some(after)) => {
+            let ours = ours.as_f64().unwrap_or_else(|| panic!("{say}"));
+            // What is behind may have caught up meanwhile.
+            let (least, most) = (before.min(after), before.max(after));
+            let slack = 1e-9 * most.abs();
+            assert!((least - slack..=most + slack).contains(&ours), "{say}");
+        }
+        _ => assert!(ours == before || ours == after, "{say}"),
+    }
+}
+
+fn collector(server: &Postgres) -> PgStatsCollector {
+    collector_of(server, "postgres")
+}
+
+fn collector_of(server: &Postgres, user: &str) -> PgStatsCollector {
+    let (host, database) = (server.socket_dir().display().to_string(), "postgres".to_owned());
+    let connection =
+        PgConnection { host, database, user: user.to_owned(), ..PgConnection::default() };
+    PgStatsCollector::new(PgStatsConfig { connection, ..PgStatsConfig::default() })
+}
+
+async fn collect(collector: &mut PgStatsCollector) -> Value {
+    let now = clock::now();
+    let mut metrics = collector.collect(now).await.expect("collects").metrics;
+    assert_eq!(metrics.len(), 1, "{metrics:?}");
+    let document = metrics.remove(0);
+    validate(&document, now).unwrap_or_else(|invalid| panic!("{invalid} in {document}"));
+    assert_eq!(document["status"], "ok", "{}", document["problems"]);
+    document
+}
+
+/// Compares every check, and that nothing else is said.
+async fn hold(collector: &mut PgStatsCollector, client: &Client, checks: &[Check], major: u32) {
+    let before = words(client, checks, major).await;
+    let document = collect(collector).await;
+    let after = words(client, checks, major).await;
+    for ((path, before), (_, after)) in before.iter().zip(&after) {
+        compare(path, before, at(&document, path, &is_meant), after);
+    }
+    for check in checks.iter().filter(|check| !before.iter().any(|(path, _)| *path == check.path)) {
+        let part = check.path.split(['.', '[']).next().unwrap_or_default();
+        if !document[part].is_null() && !document[part].as_array().is_some_and(Vec::is_empty) {
+            let ours = at(&document, check.path, &is_meant);
+            assert!(ours.is_null(), "{}: {ours} on {major}, which does not have it", check.path);
+        }
+    }
+}
+
+/// The table of checks is whole: a field without one is a field that nobody has looked at.
+#[test]
+fn every_field_has_its_check() {
+    let checks = CHECKS.iter().chain(REPLICATION_CHECKS).chain(STANDBY_CHECKS);
+    let all: BTreeSet<&str> = checks.map(|check| check.path).collect();
+    let document = DOCUMENTS.iter().find(|document| document.name == "pg_stats").expect("declared");
+    for entry in document.entries() {
+        let part = entry.path.split(['.', '[']).next().unwrap_or_default();
+        let is_part = entry.role() == "list" || entry.role() == "object";
+        if PARTS.contains(&part) && !is_part && !ELSEWHERE.contains(&entry.path.as_str()) {
+            assert!(all.contains(entry.path.as_str()), "{} has no check", entry.path);
+        }
+    }
+}
+
+/// On every major each number is the server's own.
+#[tokio::test]
+async fn server_wide_numbers_are_those_of_the_server() {
+    for major in majors() {
+        let server = Postgres::start_with(major, &[("max_prepared_transactions", "2")]);
+        server.execute("postgres", "CREATE TABLE held (i int); CHECKPOINT").await;
+        server.execute("postgres", "SELECT pg_create_physical_replication_slot('s', true)").await;
+        let holder = server.client("postgres").await;
+        let open = "BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'p'; \
+                    BEGIN; LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE; SELECT 1";
+        holder.batch_execute(open).await.expect("a transaction");
+        let waiter = server.client("postgres").await;
+        let waiting = tokio::spawn(async move {
+            waiter.batch_execute("BEGIN; LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE").await
+        });
+        let client = server.client("postgres").await;
+        let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        let is_blocked =
+            async || client.query_one(blocked, &[]).await.expect("a row").get::<_, i64>(0) == 1;
+        until_async("somebody waits", LIMIT, is_blocked).await;
+        let mut collector = collector(&server);
+        // The first one opens the connection. From then on this test poses as the collector, whose
+        // own sessions are left out.
+        collect(&mut collector).await;
+        let own = "SELECT set_config('application_name', application_name, false)
+            FROM pg_stat_activity WHERE application_name LIKE 'pganalytics-agent/%'";
+        client.query_one(own, &[]).await.expect("the collector's session");
+        hold(&mut collector, &client, CHECKS, major).await;
+        holder.batch_execute("ROLLBACK").await.expect("ends");
+        waiting.await.expect("no panic").expect("the lock in the end");
+        let log = fs_err::read_to_string(server.log_file()).expect("the log");
+        assert!(!log.contains("ERROR"), "on {major}: {log}");
+    }
+}
+
+/// A primary and its standby: what one sends is what the other receives, and a primary that writes
+/// nothing has no lag.
+#[tokio::test]
+async fn replication_is_seen_from_both_sides() {
+    for major in [13, 17] {
+        let mut primary = Postgres::start(major);
+        let standby = Postgres::standby_of(&mut primary);
+        primary.execute("postgres", "CREATE TABLE t AS SELECT generate_series(1, 1000)").await;
+        let (client, theirs) = (primary.client("postgres").await, standby.client("postgres").await);
+        let caught_up = "SELECT to_regclass('t') IS NOT NULL";
+        let has_table =
+            async || theirs.query_one(caught_up, &[]).await.expect("a row").get::<_, bool>(0);
+        until_async("the standby has caught up", LIMIT, has_table).await;
+        let mut ours = (collector(&primary), collector(&standby));
+        hold(&mut ours.0, &client, REPLICATION_CHECKS, major).await;
+        hold(&mut ours.1, &theirs, STANDBY_CHECKS, major).await;
+        // The server writes a little by itself now and then.
+        let all_replayed = async {
+            loop {
+                let document = collect(&mut ours.1).await;
+                if document["standby"]["replay_behind_bytes"] == 0 {
+                    return document;
+                }
+            }
+        };
+        let document = tokio::time::timeout(LIMIT, all_replayed).await.expect("all is replayed");
+        assert_eq!(document["standby"]["replay_lag_s"], 0.0, "{}", document["standby"]);
+        assert_eq!(document["server"]["in_recovery"], true);
+        assert_eq!(document["replication"], Value::Array(Vec::new()));
+
+        // Received, and not replayed.
+        theirs.batch_execute("SELECT pg_wal_replay_pause()").await.expect("paused");
+        primary.execute("postgres", "INSERT INTO t SELECT generate_series(1, 1000)").await;
+        let received = "SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()";
+        let is_behind =
+            async || theirs.query_one(received, &[]).await.expect("a row").get::<_, bool>(0);
+        until_async("the standby is behind", LIMIT, is_behind).await;
+        let document = collect(&mut ours.1).await;
+        let standby_says = &document["standby"];
+        assert_eq!(standby_says["paused"], true);
+        assert!(standby_says["replay_behind_bytes"].as_u64() > Some(1_000), "{standby_says}");
+        assert!(standby_says["replay_lag_s"].as_f64() > Some(0.0), "{standby_says}");
+        let document = collect(&mut ours.0).await;
+        let sender = &document["replication"][0];
+        assert!(sender["replay_behind_bytes"].as_u64() > Some(1_000), "{sender}");
+        for server in [&primary, &standby] {
+            let log = fs_err::read_to_string(server.log_file()).expect("the log");
+            assert!(!log.contains("ERROR"), "on {major}: {log}");
+        }
+    }
+}
+
+/// A role that sees nothing of others says so, and not that nobody is there.
+#[tokio::test]
+async fn what_a_role_does_not_see_is_hidden_and_not_zero() {
+    let server = shared(17);
+    server.execute("postgres", "CREATE ROLE blind LOGIN").await;
+    let other = server.client("postgres").await;
+    other.batch_execute("BEGIN; SELECT 1").await.expect("a transaction");
+    let mut blind = collector_of(server, "blind");
+    let document = collect(&mut blind).await;
+    let activity = &document["activity"];
+    assert!(activity["hidden"].as_u64() >= Some(1), "{activity}");
+    assert_eq!(activity.get("longest_idle_in_transaction_s"), None, "{activity}");
+}
