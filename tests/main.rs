@@ -22,6 +22,7 @@ mod backend_store; // what both stores promise, held against SQLite and PostgreS
 mod backend_users; // login, refresh, logout, roles
 mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
+mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
