@@ -294,7 +294,10 @@ fn collectors(
     // What leaves of a log is the host's alone to say.
     let pg_log_timing = timing(section.remote(LESS).within(Bound::NotOn), interval, bounds);
     let pg_log = pg_log(&mut section, connection);
-    let pg_log = pg_log_timing.map(|timing| (timing, pg_log));
+    let pg_log = pg_log_timing.map(|timing| {
+        let files_timeout = timing.deadline / 2;
+        (timing, PgLogConfig { files_timeout, ..pg_log })
+    });
     Collectors { sysstat, disk_usage, pg_stats, pg_log }
 }
 

@@ -42,6 +42,7 @@ mod identity; // a record is its queue and its number: equal documents, splits, 
 mod foreign_owner; // root in directories of the agent's user
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
+mod hung_mount; // a log on a file system that does not answer
 mod io_faults; // reads, writes and syncs that fail while the agent runs
 mod ledger; // lost records, told to the backend until it has heard of them
 mod inspect; // what `agent inspect` tells, live and from the directory
