@@ -4,6 +4,7 @@
 //! privileges; one part that cannot be read is left out and logged once, when that begins, and
 //! once when it ends. Each collector runs by itself: none waits for another.
 
+mod blocking; // calls that may hang, away from the runtime
 pub mod disk_usage;
 mod notices;
 pub mod pg_log;

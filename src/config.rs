@@ -161,7 +161,7 @@ impl Config {
         let tls = tls(&mut document.section("tls").all_at_start());
         let mut link = backend::link(&mut document.section("backend").all_at_start(), tls);
         link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
-        let postgres = postgres(&mut document.section("postgres"));
+        let postgres = postgres(&mut document.section("postgres"), &bounds);
         let config = Self {
             collectors: collectors(&mut document, interval, &postgres, &bounds),
             intake: intake(&mut document.section("intake")),
@@ -191,7 +191,7 @@ const PACE: &str = "says how often something is done, within `remote.interval_mi
 const SWITCH: &str = "says whether a collector runs";
 const LESS: &str = "says whether the log is read; what the host has switched off stays off";
 const GIVE_UP: &str = "says when a collection is given up";
-const WHAT: &str = "says which databases of the host's server are measured";
+const WHAT: &str = "says which databases of the server are measured, within `remote.databases_max`";
 const DETAIL: &str = "says how many rows a document has, within `remote.tables_max`";
 const DISK: &str = "says what is kept on disk, within `remote.queue_bytes_max`";
 const MEMORY: &str = "says what is kept in memory, within `remote.memory_max`";
@@ -205,6 +205,7 @@ struct Bounds {
     queue_bytes: Bound,
     memory: Bound,
     tables: Bound,
+    databases: Bound,
 }
 
 impl Bounds {
@@ -214,6 +215,7 @@ impl Bounds {
             queue_bytes: Bound::AtMost(section.size("queue_bytes_max", "1GiB", ["16MiB", "1PiB"])),
             memory: Bound::AtMost(section.size("memory_max", "32MiB", ["1MiB", "1GiB"])),
             tables: Bound::AtMost(section.integer("tables_max", 1_000, 1..=10_000)),
+            databases: Bound::AtMost(section.integer("databases_max", 1_000, 1..=100_000)),
         }
     }
 }
@@ -257,7 +259,7 @@ fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
 }
 
 /// The connection and the databases to visit.
-fn postgres(section: &mut Section<'_, '_>) -> (PgConnection, Vec<String>) {
+fn postgres(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnection, Vec<String>) {
     let password: SecretString = section.secret("password");
     let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
     let connection = PgConnection {
@@ -268,7 +270,7 @@ fn postgres(section: &mut Section<'_, '_>) -> (PgConnection, Vec<String>) {
         database: section.text("database", "postgres"),
         connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
     };
-    (connection, section.remote(WHAT).list("databases", ""))
+    (connection, section.remote(WHAT).within(bounds.databases).list("databases", ""))
 }
 
 fn collectors(
@@ -294,7 +296,10 @@ fn collectors(
     // What leaves of a log is the host's alone to say.
     let pg_log_timing = timing(section.remote(LESS).within(Bound::NotOn), interval, bounds);
     let pg_log = pg_log(&mut section, connection);
-    let pg_log = pg_log_timing.map(|timing| (timing, pg_log));
+    let pg_log = pg_log_timing.map(|timing| {
+        let files_timeout = timing.deadline / 2;
+        (timing, PgLogConfig { files_timeout, ..pg_log })
+    });
     Collectors { sysstat, disk_usage, pg_stats, pg_log }
 }
 

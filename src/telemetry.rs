@@ -43,10 +43,12 @@ pub fn start_log_file(path: &Path, level: Level) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Everything from `level` on, and of the migrations only what is unexpected.
+/// Everything from `level` on; of the migrations only what is unexpected, and so of PostgreSQL's
+/// client, which repeats every notice of a server.
 fn shown(level: Level) -> Targets {
     Targets::new()
         .with_default(level)
+        .with_target("tokio_postgres", Level::WARN)
         .with_target("refinery", Level::WARN)
         .with_target("refinery_core", Level::WARN)
 }

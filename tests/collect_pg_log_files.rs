@@ -324,7 +324,8 @@ proptest! {
     /// Whatever is written, rotated, copied and restarted in whatever order: each line once.
     #[test]
     fn every_line_is_read_once(acts in acts()) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("a runtime");
         let (written, read) = runtime.block_on(async {
             let log = directory().await;
             let (read, rotated) = (Vec::new(), Vec::new());

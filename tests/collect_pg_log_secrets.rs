@@ -97,7 +97,8 @@ proptest! {
                 lines[line % lines.len()].as_str()
             })
             .collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("a runtime");
         let metrics = runtime.block_on(async {
             let mut log = Log::new("pg.log");
             log.config.redaction = Redaction::On;

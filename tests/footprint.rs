@@ -113,7 +113,7 @@ fn anonymous_kib(agent: &Process) -> u64 {
 }
 
 /// A line of what the kernel says of the process.
-fn kib(agent: &Process, name: &str) -> u64 {
+pub fn kib(agent: &Process, name: &str) -> u64 {
     let status = fs_err::read_to_string(format!("/proc/{}/status", agent.id())).expect("status");
     let line = status.lines().find(|line| line.starts_with(name)).expect(name);
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")

@@ -22,6 +22,7 @@ mod backend_store; // what both stores promise, held against SQLite and PostgreS
 mod backend_users; // login, refresh, logout, roles
 mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
+mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
@@ -42,6 +43,7 @@ mod identity; // a record is its queue and its number: equal documents, splits, 
 mod foreign_owner; // root in directories of the agent's user
 mod footprint; // what the agent costs its host
 mod golden; // queues of earlier versions
+mod hung_mount; // a log on a file system that does not answer
 mod io_faults; // reads, writes and syncs that fail while the agent runs
 mod ledger; // lost records, told to the backend until it has heard of them
 mod inspect; // what `agent inspect` tells, live and from the directory

@@ -3,6 +3,9 @@
 //! The positions in its files are handed over with the entries ([`Collected::state`]) and move
 //! only when the queue has them ([`Collector::committed`]): a crash in between repeats a collection
 //! and loses nothing. No text of a message leaves the host unless redaction is off.
+//!
+//! A log may lie on a mount whose server is dead, where any call hangs. So everything that touches
+//! its files is done on a thread of its own, one at a time, and waited for with a deadline.
 
 mod entry;
 mod follow;
@@ -16,18 +19,20 @@ mod time;
 mod words;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use super::blocking::{self, Blocking, Unfinished};
 use super::postgres::PgConnection;
 use super::{CollectError, Collected, Collector, Notices};
 use crate::clock;
 use entry::Reading;
 use follow::{Place, Position};
-use pass::Pass;
+use pass::{Pass, Read};
 use positions::Positions;
 use prefix::Prefix;
 use settings::Asked;
@@ -36,6 +41,8 @@ use settings::Asked;
 const SETTINGS_AGE_MAX: Duration = Duration::from_secs(600);
 /// How soon after a failure it is asked again.
 const SETTINGS_RETRY: Duration = Duration::from_secs(60);
+/// What the system calls the threads that touch the log's files.
+const THREAD_NAME: &str = "pg_log";
 
 /// Whether text that may hold data is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +84,8 @@ pub struct PgLogConfig {
     pub read_bytes_max: u64,
     /// The size of a metric's JSON at which further entries go into another.
     pub metric_bytes_max: usize,
+    /// How long the work on the files may take. What comes of it later is for the next collection.
+    pub files_timeout: Duration,
 }
 
 /// The collector `pg_log`.
@@ -88,7 +97,8 @@ pub struct PgLogCollector {
     asked: Option<Instant>,
     /// Why the last question to the server was not answered in full.
     unanswered: Option<String>,
-    committed: Followed,
+    passes: Blocking<Result<Read, CollectError>>,
+    committed: Arc<Followed>,
     pending: Option<Followed>,
     more: bool,
     notices: Notices,
@@ -98,7 +108,19 @@ pub struct PgLogCollector {
 #[derive(Debug, Default)]
 struct Followed {
     positions: Option<Positions>,
-    open: Vec<fs_err::File>,
+    open: OpenFiles,
+}
+
+/// Files that are closed on a thread of their own: on a dead mount that hangs, too.
+#[derive(Debug, Default)]
+struct OpenFiles(Vec<fs_err::File>);
+
+/// Where the log is, before anybody has looked.
+#[derive(Debug)]
+enum Whereabouts {
+    /// A file or a directory.
+    Path(PathBuf),
+    Place(Place),
 }
 
 /// The part of the server's answers that outlives a restart while the server is down.
@@ -131,6 +153,26 @@ impl Default for PgLogConfig {
             start_at: StartAt::End,
             read_bytes_max: 8 << 20,
             metric_bytes_max: 256 << 10,
+            files_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Whereabouts {
+    /// Looks, which may hang.
+    fn place(self) -> Place {
+        match self {
+            Self::Path(path) => Place::at(path),
+            Self::Place(place) => place,
+        }
+    }
+}
+
+impl Drop for OpenFiles {
+    fn drop(&mut self) {
+        let files = std::mem::take(&mut self.0);
+        if !files.is_empty() {
+            blocking::thread(THREAD_NAME, || drop(files)).ok();
         }
     }
 }
@@ -157,7 +199,8 @@ impl PgLogCollector {
             known,
             asked: None,
             unanswered: None,
-            committed: Followed { positions, open: Vec::new() },
+            passes: Blocking::new(THREAD_NAME),
+            committed: Arc::new(Followed { positions, open: OpenFiles::default() }),
             pending: None,
             more: false,
             notices: Notices::new(),
@@ -187,12 +230,33 @@ impl PgLogCollector {
         };
     }
 
-    fn place(&self) -> Option<Place> {
-        match &self.config.path {
-            Some(path) if path.is_dir() => Some(Place::Directory(path.clone())),
-            Some(path) => Some(Place::File(path.clone())),
-            None => self.known.as_ref().and_then(|server| server.place.clone()),
-        }
+    fn whereabouts(&self) -> Option<Whereabouts> {
+        let known = self.known.as_ref().and_then(|server| server.place.clone());
+        let named = self.config.path.clone().map(Whereabouts::Path);
+        named.or(known.map(Whereabouts::Place))
+    }
+
+    /// Reads the files on, or gives what has come of reading them since an earlier collection.
+    async fn read(
+        &mut self,
+        now: Timestamp,
+        whereabouts: Whereabouts,
+        reading: Reading,
+    ) -> Result<Read, CollectError> {
+        let (config, committed) = (self.config.clone(), Arc::clone(&self.committed));
+        let pass = move || {
+            let place = whereabouts.place();
+            Pass::new(now, &config, &place, &reading).run(&committed)
+        };
+        let done = self.passes.run(self.config.files_timeout, pass).await;
+        done.unwrap_or_else(|unfinished| {
+            Err(CollectError::new(match unfinished {
+                Unfinished::Hangs => "reading the files of the log has not come to an end; \
+                     hint: does the file system answer on which they are?"
+                    .to_owned(),
+                Unfinished::Failed(error) => format!("cannot read the log: {error}"),
+            }))
+        })
     }
 
     fn reading(&mut self) -> Result<Reading, CollectError> {
@@ -225,22 +289,22 @@ impl Collector for PgLogCollector {
         self.pending = None;
         self.more = false;
         self.ask().await;
-        let Some(place) = self.place() else {
+        let Some(whereabouts) = self.whereabouts() else {
             let unknown = "where PostgreSQL writes its log is not known; hint: set pg_log.path";
             return Err(CollectError::new(self.unanswered.as_deref().unwrap_or(unknown)));
         };
         let answered = self.unanswered.clone().map_or(Ok(()), Err);
         self.notices.ok("log settings", answered);
         let reading = self.reading()?;
-        let pass = Pass::new(now, &self.config, &place, &reading);
-        let read = pass.run(&self.committed).await?;
+        let has_zone = reading.zone.is_some();
+        let read = self.read(now, whereabouts, reading).await?;
         let gone = read.gone.as_ref().map_or(Ok(()), |path| {
             let path = path.display();
             Err(format!("the log file {path} is gone; what was not read of it is lost"))
         });
         self.notices.ok("log file", gone);
         self.notices.ok("log files", read.unreadable.map_or(Ok(()), Err));
-        if read.untimed > 0 && reading.zone.is_none() && self.known.is_none() {
+        if read.untimed > 0 && !has_zone && self.known.is_none() {
             // The position stays, so that the entries are read once the zone is known.
             return Err(CollectError::new(
                 "the zone of the log's times is not known before the server has answered; \
@@ -272,7 +336,7 @@ impl Collector for PgLogCollector {
 
     fn committed(&mut self) {
         if let Some(pending) = self.pending.take() {
-            self.committed = pending;
+            self.committed = Arc::new(pending);
         }
     }
 }

@@ -30,9 +30,9 @@ use sizes::{Plan, Sizes};
 use visit::Relations;
 
 /// The databases whose sizes one collection measures; the others wait for the next.
-const DATABASE_SIZES_MAX: usize = 50;
+const DATABASE_SIZES_MAX: u32 = 50;
 /// The relations whose sizes one collection measures.
-const RELATION_SIZES_MAX: usize = 1_000;
+const RELATION_SIZES_MAX: u32 = 1_000;
 /// How long a locked relation, or one of a failed statement, is left alone.
 const SIZE_RETRY: Duration = Duration::from_secs(60);
 
@@ -196,8 +196,8 @@ impl PgStatsCollector {
         Ok(())
     }
 
-    fn plan(&self, limit: usize) -> Plan {
-        let every = self.config.sizes_every;
+    fn plan(&self, limit: u32) -> Plan {
+        let (every, limit) = (self.config.sizes_every, limit as usize);
         Plan { now: clock::monotonic(), every, retry: SIZE_RETRY.min(every), limit }
     }
 

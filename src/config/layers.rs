@@ -223,6 +223,31 @@ mod tests {
         assert_eq!(loaded.config.collectors.sysstat.unwrap().0.interval, Duration::from_secs(5));
     }
 
+    /// A list of the backend has as many names as the host allows, or has set itself; that it was
+    /// cut is told once, without the names.
+    #[test]
+    fn a_list_beyond_the_hosts_bounds_is_cut() {
+        let names = |count: u32| (0..count).map(|n| format!("d{n}")).collect::<Vec<_>>();
+        let text = |count: u32| format!("[postgres]\ndatabases = {:?}\n", names(count));
+        let check = |own: &str, count: u32, kept: u32| {
+            let loaded = layers(own, Some(&text(count))).read().unwrap();
+            let (_, pg_stats) = loaded.config.collectors.pg_stats.clone().unwrap();
+            assert_eq!(pg_stats.databases, names(kept));
+            assert_eq!(loaded.withheld.len(), usize::from(kept < count));
+            let told = loaded.told_withheld().unwrap_or_default();
+            let allowed = format!("the host allows the first {kept}");
+            assert!(kept == count || (told.contains(&allowed) && told.len() < 400), "{told}");
+            assert!(!loaded.show().contains(&format!("\"d{kept}\"")));
+            let again = layers(own, Some(&text(count + 1))).read().unwrap();
+            assert_eq!(again.changed_since(&loaded), [""; 0], "what is cut is no change");
+        };
+        check("", 1_000, 1_000);
+        check("", 60_000, 1_000);
+        check("[remote]\ndatabases_max = 2", 3, 2);
+        check(&text(1_200), 1_200, 1_200);
+        check(&text(1_200), 2_000, 1_200);
+    }
+
     /// A text of the backend is what it says: nothing of the host's environment is put into it.
     #[test]
     fn variables_are_not_expanded_for_the_backend() {

@@ -421,15 +421,11 @@ impl<'t> Section<'_, 't> {
     /// A list of names: a TOML array of strings, or one string with commas, with or without
     /// square brackets around it.
     pub fn list(&mut self, key: &'static str, default: &str) -> Vec<String> {
+        let bound = self.next.bound;
         let known = self.know(key, format!("{default:?}"));
         let expected = "a list such as [\"a\", \"b\"] or \"a, b\"";
-        self.read(known, expected, split_list(default), |value| match value {
-            DeValue::Array(items) => items
-                .iter()
-                .map(|item| item.get_ref().as_str().map(|text| text.trim().to_owned()))
-                .collect(),
-            other => other.as_str().map(split_list),
-        })
+        let names = self.read(known, expected, split_list(default), list_of);
+        self.no_longer(known, bound, names)
     }
 
     /// An address and port such as `127.0.0.1:8080`.
@@ -532,6 +528,16 @@ fn mark_of(secret: &str) -> String {
 fn integer_of(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     u64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
+}
+
+fn list_of(value: &DeValue<'_>) -> Option<Vec<String>> {
+    match value {
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| item.get_ref().as_str().map(|text| text.trim().to_owned()))
+            .collect(),
+        other => other.as_str().map(split_list),
+    }
 }
 
 fn split_list(text: &str) -> Vec<String> {

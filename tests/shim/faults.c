@@ -4,7 +4,8 @@
  * Loaded with LD_PRELOAD. PGANALYTICS_FAULTS_ROOT is the directory whose files may be struck,
  * PGANALYTICS_FAULTS a file that says what is struck at present: the structure `control`, which is
  * mapped, so that whoever writes the file switches a fault on and off, and reads how many calls it
- * has struck. A struck call is not made. tests/support/shim.rs is the other side of this file.
+ * has struck. A struck call is not made, or, without an error, made when the fault has ended.
+ * tests/support/shim.rs is the other side of this file.
  *
  * Seen are calls through the C library, the only way of Rust's standard library; rustix takes it
  * with its feature `use-libc`.
@@ -49,6 +50,7 @@ struct control {
     _Atomic uint32_t armed;
     /* A bit for each `call`. */
     uint32_t calls;
+    /* 0: the call hangs. */
     int32_t error;
     /* Half of the bytes are written and told; the next write to that file fails. */
     uint32_t halves;
@@ -116,9 +118,17 @@ static int is_armed(enum call call)
 
 static int strike(void)
 {
+    int before = errno;
+
     atomic_fetch_add(&control->struck, 1);
-    errno = control->error;
-    return 1;
+    if (control->error) {
+        errno = control->error;
+        return 1;
+    }
+    while (atomic_load(&control->armed))
+        usleep(5000);
+    errno = before;
+    return 0;
 }
 
 static int strikes_fd(enum call call, int fd)
@@ -168,8 +178,7 @@ static ssize_t allowed(enum call call, int fd, size_t count)
     }
     if (!control->halves || count < 2 || half_written == fd) {
         half_written = -1;
-        strike();
-        return -1;
+        return strike() ? -1 : (ssize_t)count;
     }
     strike();
     errno = before;
@@ -180,7 +189,8 @@ static ssize_t allowed(enum call call, int fd, size_t count)
 /* A full or read-only disk is no reason not to open a file for reading. */
 static int strikes_open(int dir, const char *name, int flags)
 {
-    if (is_armed(OPEN) && control->error != EIO && !(flags & (O_WRONLY | O_RDWR | O_CREAT)))
+    if (is_armed(OPEN) && control->error && control->error != EIO
+        && !(flags & (O_WRONLY | O_RDWR | O_CREAT)))
         return 0;
     return strikes_at(OPEN, dir, name);
 }

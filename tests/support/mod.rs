@@ -8,6 +8,7 @@ pub mod intake;
 pub mod chaos;
 pub mod connect_proxy;
 pub mod disk;
+pub mod false_postgres;
 pub mod hostile;
 pub mod port;
 pub mod postgres;

@@ -1,5 +1,5 @@
 //! Faults of a disk under a running process, switched on and off by the test: calls of the C
-//! library fail on chosen files. `tests/shim/faults.c` makes them.
+//! library fail, or hang, on chosen files. `tests/shim/faults.c` makes them.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub enum How {
     ReadOnly,
     /// Half of a write is done, and told; the next one finds no space.
     Half,
+    /// It does not return before the fault ends, and then does what it should.
+    Hang,
 }
 
 /// A fault.
@@ -110,6 +112,7 @@ impl Faults {
             How::Error => libc::EIO,
             How::Full | How::Half => libc::ENOSPC,
             How::ReadOnly => libc::EROFS,
+            How::Hang => 0,
         };
         let mut pattern = [0; PATTERN_BYTES];
         pattern[..fault.files.len()].copy_from_slice(fault.files.as_bytes());

@@ -86,6 +86,11 @@ pub(super) enum LineEnd {
 }
 
 impl Place {
+    /// What `path` is: a directory of logs, or one log.
+    pub(super) fn at(path: PathBuf) -> Self {
+        if path.is_dir() { Self::Directory(path) } else { Self::File(path) }
+    }
+
     /// The logs there, each once, the last written one at the end. Beside one file, those whose
     /// names begin with its name: it may have been renamed or copied there.
     pub(super) fn candidates(&self) -> io::Result<Vec<Candidate>> {

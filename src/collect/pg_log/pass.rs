@@ -1,4 +1,5 @@
-//! One pass over the log: from the committed position to its end, or to the limit.
+//! One pass over the log: from the committed position to its end, or to the limit. It blocks: its
+//! place is a thread that may hang.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use super::entry::{Line, Placed, Reading, Stitcher};
 use super::follow::{self, Candidate, LineEnd, Place, Position};
 use super::positions::{NameState, Positions, Source, Sources};
-use super::{Followed, PgLogConfig};
+use super::{Followed, OpenFiles, PgLogConfig};
 use crate::collect::{CollectError, document};
 use crate::metric::Time;
 use crate::metric::pg_log::{Entry, PgLog};
@@ -23,8 +24,6 @@ const IDLE_COMPLETE: Duration = Duration::from_secs(2);
 const IDLE_ENDED: Duration = Duration::from_secs(600);
 /// The most files that are kept open: what is written to a file that was removed is read.
 const OPEN_MAX: usize = 8;
-/// After this many bytes other tasks of the thread get their turn.
-const YIELD_BYTES: u64 = 256 << 10;
 /// So many lines without a single prefix mean that the prefix is another.
 const FOREIGN_LINES_MAX: u64 = 51;
 /// A metric's JSON without its entries.
@@ -39,7 +38,7 @@ pub(super) struct Pass<'a> {
 }
 
 /// What a pass gave.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Read {
     pub(super) metrics: Vec<Value>,
     /// Where the next pass begins.
@@ -83,10 +82,10 @@ impl<'a> Pass<'a> {
         Self { now, config, place, reading }
     }
 
-    pub(super) async fn run(&self, committed: &Followed) -> Result<Read, CollectError> {
+    pub(super) fn run(&self, committed: &Followed) -> Result<Read, CollectError> {
         let before = committed.positions.as_ref();
         let sources = match before {
-            Some(positions) => positions.sources(self.place, &committed.open, self.now),
+            Some(positions) => positions.sources(self.place, &committed.open.0, self.now),
             None => Positions::first(self.place, self.config.start_at),
         };
         let mut sources = sources.map_err(|error| unreadable(&error))?;
@@ -99,7 +98,7 @@ impl<'a> Pass<'a> {
         }
         let lost = before.and_then(|before| before.lost(&sources));
         read.gone = lost.map(|position| position.path.clone());
-        let positions = self.sources(&mut sources, &mut read).await?;
+        let positions = self.sources(&mut sources, &mut read)?;
         if let (None, true, Some(newest)) = (before, read.metrics.is_empty(), positions.last()) {
             // An empty metric carries the position into the queue, so that a restart goes on here.
             let at = newest.offset;
@@ -109,13 +108,13 @@ impl<'a> Pass<'a> {
         let positions = Positions::after(before, &sources, positions, self.now);
         read.has_moved = before.is_none_or(|before| !positions.is_where(before));
         let open = sources.read.into_iter().rev().take(OPEN_MAX).map(|source| source.file);
-        read.followed = Followed { positions: Some(positions), open: open.collect() };
+        read.followed = Followed { positions: Some(positions), open: OpenFiles(open.collect()) };
         Ok(read)
     }
 
     /// Reads the files, the one written last at the end, and returns up to where. Those that are
     /// done with are taken out of `sources`.
-    async fn sources(
+    fn sources(
         &self,
         sources: &mut Sources,
         read: &mut Read,
@@ -139,7 +138,7 @@ impl<'a> Pass<'a> {
                 let offset = source.offset;
                 Ended { offset, more: offset < source.candidate.size }
             } else {
-                self.source(&source, writing, budget, read).await?
+                self.source(&source, writing, budget, read)?
             };
             budget = budget.saturating_sub(ended.offset.saturating_sub(source.offset));
             read.more |= ended.more;
@@ -170,7 +169,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Reads one file and adds its metrics.
-    async fn source(
+    fn source(
         &self,
         source: &Source,
         writing: Writing,
@@ -181,7 +180,6 @@ impl<'a> Pass<'a> {
         let mut stitcher = Stitcher::new(self.reading);
         let (at, more) = self
             .lines(source, writing, budget, &mut stitcher)
-            .await
             .map_err(|error| unreadable(&error))?;
         let idle = Candidate::open(&source.file).map_err(|error| unreadable(&error))?;
         let is_idle = idle.idle(self.now) >= IDLE_COMPLETE;
@@ -201,7 +199,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Feeds lines up to the end or the budget; returns where it stopped and whether by budget.
-    async fn lines(
+    fn lines(
         &self,
         source: &Source,
         writing: Writing,
@@ -210,16 +208,11 @@ impl<'a> Pass<'a> {
     ) -> io::Result<(u64, bool)> {
         let mut reader = follow::reader(&source.file, source.offset)?;
         let mut at = source.offset;
-        let mut yield_at = at + YIELD_BYTES;
         let mut bytes = Vec::new();
         let is_ended = writing == Writing::Ended || source.candidate.idle(self.now) >= IDLE_ENDED;
         loop {
             if at - source.offset >= budget {
                 return Ok((at, true));
-            }
-            if at >= yield_at {
-                yield_at = at + YIELD_BYTES;
-                tokio::task::yield_now().await;
             }
             let (length, cut) = match follow::read_line(&mut reader, &mut bytes)? {
                 LineEnd::Newline { bytes, cut } => (bytes, cut),

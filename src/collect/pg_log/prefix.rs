@@ -25,6 +25,8 @@ pub(super) struct Said<'a> {
     pub(super) sqlstate: Option<&'a str>,
     pub(super) session_id: Option<&'a str>,
     pub(super) line: Option<&'a str>,
+    /// One of the names has blanks in it, and nothing but a comma or a blank behind it.
+    is_loose: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +41,16 @@ enum Token {
     Quit,
 }
 
+/// The longest role or database, bytes.
+const NAME_BYTES_MAX: usize = 63;
+/// The longest `application_name`: its 63 bytes may be written as `\xNN`.
+const APPLICATION_BYTES_MAX: usize = 4 * NAME_BYTES_MAX;
+/// The longest client: a host name, and a port in parentheses.
+const CLIENT_BYTES_MAX: usize = 253 + 7;
 /// Letters that stand for something in some version.
 const KNOWN: &str = "audbhrLpPtmnieclsvxQ";
+/// Those of them that stand for a name of somebody's choice.
+const NAMES: &str = "audhr";
 
 impl Prefix {
     /// Reads a prefix. An escape that no version has is an error, since what it stands for could
@@ -118,6 +128,9 @@ impl Prefix {
                     let next = self.tokens[at + 1..].iter().find(|token| **token != Token::Quit);
                     take(*kind, *width, next, rest).map(|(text, rest)| {
                         said.set(*kind, text);
+                        said.is_loose |= NAMES.contains(*kind)
+                            && next.is_some_and(Token::is_loose)
+                            && text.trim_matches(' ').contains(char::is_whitespace);
                         rest
                     })
                 }
@@ -131,15 +144,28 @@ impl Prefix {
     }
 }
 
+impl Token {
+    /// A separator that every text has in it.
+    fn is_loose(&self) -> bool {
+        matches!(self, Self::Literal(text) if text.chars().all(|c| c == ',' || c == ' '))
+    }
+}
+
 impl<'a> Said<'a> {
-    /// Without its names when one of them has a quote in it, which a text has and a name does not:
-    /// the line may be one of another prefix, and its names pieces of a statement.
+    /// Without its names when one of them is more likely a piece of a text: the line may be one of
+    /// another prefix, or pieces of two lines.
     fn believed(self) -> Self {
-        let names = [self.user, self.database, self.application, self.client];
-        if names.into_iter().flatten().any(|name| name.contains(is_quote)) {
-            return Self { user: None, database: None, application: None, client: None, ..self };
+        let is_name = |name: Option<&str>, bytes_max: usize| {
+            name.is_none_or(|name| name.len() <= bytes_max && !name.contains(is_of_text))
+        };
+        let are_names = is_name(self.user, NAME_BYTES_MAX)
+            && is_name(self.database, NAME_BYTES_MAX)
+            && is_name(self.application, APPLICATION_BYTES_MAX)
+            && is_name(self.client, CLIENT_BYTES_MAX);
+        if are_names && !self.is_loose {
+            return self;
         }
-        self
+        Self { user: None, database: None, application: None, client: None, ..self }
     }
 
     fn set(&mut self, kind: char, text: &'a str) {
@@ -222,6 +248,12 @@ fn time_length(line: &str) -> Option<usize> {
         .then_some(date + 1 + clock_length + 1 + zone_length)
 }
 
+/// What a text often has in it and a name hardly ever: a quote, a comma, an equals sign, a control
+/// character, or what stands for bytes that are no character.
+fn is_of_text(c: char) -> bool {
+    is_quote(c) || c == ',' || c == '=' || c.is_control() || c == char::REPLACEMENT_CHARACTER
+}
+
 /// The quotation marks of the languages that servers write.
 fn is_quote(c: char) -> bool {
     matches!(
@@ -245,6 +277,8 @@ fn run(text: &str, of: impl Fn(char) -> bool) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The rest after the prefix, and the fields that are set, as text.
@@ -358,6 +392,48 @@ mod tests {
         }
     }
 
+    /// So do the separators of labels and lists, what no name may have in it, and lengths that none
+    /// has.
+    #[test]
+    fn what_is_of_a_text_is_not_in_names() {
+        let prefix = "%m [%p] %u@%d %a|%h|";
+        let line = |user: &str, database: &str, application: &str, client: &str| {
+            let names = format!("{user}@{database} {application}|{client}|");
+            format!("2024-05-01 10:00:00.123 UTC [42] {names}LOG:  x")
+        };
+        let nameless = "time=2024-05-01 10:00:00.123 UTC|pid=42";
+        let (name, application) = ("n".repeat(63), "\\xc3".repeat(63));
+        let client = format!("{}(65535)", "h".repeat(253));
+        let all = format!("{nameless}|user={name}|db={name}|app={application}|client={client}");
+        check(prefix, &line(&name, &name, &application, &client), Some((&all, "LOG:  x")));
+        let check = |line: &str| check(prefix, line, Some((nameless, "LOG:  x")));
+        check(&line(&format!("{name}n"), "b", "c", "d"));
+        check(&line("a", &format!("{name}n"), "c", "d"));
+        check(&line("a", "b", &format!("{application}n"), "d"));
+        check(&line("a", "b", "c", &format!("{client}n")));
+        for odd in ["x=1", "x,y", "x\0", "x\u{1b}y", "x\ty", "\u{fffd}x"] {
+            check(&line(odd, "b", "c", "d"));
+            check(&line("a", odd, "c", "d"));
+            check(&line("a", "b", odd, "d"));
+            check(&line("a", "b", "c", odd));
+        }
+    }
+
+    /// Between commas a name of several words is one that a text may have, too.
+    #[test]
+    fn names_between_commas_have_no_blanks() {
+        let line = "2024-05-01 10:00:00.123 UTC [42] joe,my shop LOG:  x";
+        let time = "time=2024-05-01 10:00:00.123 UTC|pid=42";
+        check("%m [%p] %u,%d LOG:  ", line, Some((&format!("{time}|user=joe|db=my shop"), "x")));
+        let line = "2024-05-01 10:00:00.123 UTC [42] psql of joe,shop LOG:  x";
+        check("%m [%p] %a,%d ", line, Some((time, "LOG:  x")));
+        check(
+            "%m [%p] %a|%d ",
+            &line.replace(',', "|"),
+            Some((&format!("{time}|db=shop|app=psql of joe"), "LOG:  x")),
+        );
+    }
+
     #[test]
     fn padded_fields_are_read() {
         let prefix = "%m [%8p] %-10u|%5d ";
@@ -384,5 +460,59 @@ mod tests {
         let has_time = |text| Prefix::compile(text).expect(text).has_time();
         assert!(has_time("%m [%p] ") && has_time("%5t") && has_time("%n"));
         assert!(!has_time("[%p] ") && !has_time("%q%m ") && !has_time("%s "));
+    }
+
+    const SECRET: &str = "geheim7";
+
+    /// A line with names, whose text has the secret in it everywhere.
+    fn line(prefix: &str, names: [&str; 4], words: &[String]) -> String {
+        let fields = [("%m", "2024-05-01 10:00:00.123 UTC"), ("%p", "42"), ("%l", "7"), ("%q", "")];
+        let names = ["%u", "%d", "%a", "%h"].into_iter().zip(names);
+        let head = fields.into_iter().chain(names);
+        let head = head.fold(prefix.to_owned(), |text, (field, value)| text.replace(field, value));
+        let words: Vec<_> = words.iter().map(|word| format!("{word}{SECRET}")).collect();
+        format!("{head}LOG:  statement: {}", words.join(" "))
+    }
+
+    fn names_of<'a>(prefix: &str, line: &'a str) -> Vec<&'a str> {
+        let compiled = Prefix::compile(prefix).expect(prefix);
+        let split = compiled.split(line).filter(|(_, rest)| words::read(rest).is_some());
+        let said = split.map(|(said, _)| said).unwrap_or_default();
+        let names = [said.user, said.database, said.application, said.client];
+        names.into_iter().flatten().collect()
+    }
+
+    proptest! {
+        /// Lost bytes join the beginning of a line with the end of another. Where the prefix has
+        /// separators that the text has not, nothing of the text is a name then; where it has
+        /// commas and blanks, at most a word is that has nothing of a text in it.
+        #[test]
+        fn nothing_of_a_torn_text_is_a_name(
+            words in proptest::collection::vec("[a-zA-Z0-9 .,;:=*()<>'\"-]{0,6}", 1..12),
+            (from, to) in (0..300_usize, 0..300_usize),
+        ) {
+            let torn = |prefix: &str| {
+                let one = line(prefix, ["joe", "shop", "psql", "10.0.0.1"], &words);
+                let other = line(prefix, ["ann", "mart", "my app", "[local]"], &words);
+                let (from, to) = (from.min(one.len()), to.min(other.len()));
+                format!("{}{}", &one[..from], &other[to..])
+            };
+            for prefix in [
+                "%m [%p]: [%l-1] user=%u,db=%d,app=%a,client=%h ",
+                "%m [%p] %q%u@%d/%a ",
+                "%m [%p] <%u|%d|%a|%h> ",
+            ] {
+                let torn = torn(prefix);
+                for name in names_of(prefix, &torn) {
+                    prop_assert!(!name.contains(SECRET), "{name:?} of {torn:?}");
+                }
+            }
+            for prefix in ["%m [%p] %u,%d,%a,%h ", "%m [%p] %u %d "] {
+                let torn = torn(prefix);
+                for name in names_of(prefix, &torn) {
+                    prop_assert!(!name.contains([' ', ',', '=', '\'', '"']), "{name:?} of {torn:?}");
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::metric::pg_stats::Cost;
 
 const SETTINGS: Query = Query {
     name: "log_settings",
+    rows_max: 1,
     sql: "SELECT current_setting('log_line_prefix') AS prefix,
        current_setting('log_timezone') AS timezone,
        current_setting('logging_collector') AS logging_collector,
@@ -20,7 +21,7 @@ const SETTINGS: Query = Query {
 
 /// Not part of the first: without the right to call it the whole statement would fail.
 const CURRENT_FILE: Query =
-    Query { name: "log_file", sql: "SELECT pg_current_logfile('stderr') AS file" };
+    Query { name: "log_file", rows_max: 1, sql: "SELECT pg_current_logfile('stderr') AS file" };
 
 /// The settings that reading the log depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,11 +4,18 @@
 //! group every relation of the database before they give the rows that are asked for. No
 //! statement here but the three on sizes opens a relation of the user's.
 
+use super::{DATABASE_SIZES_MAX, RELATION_SIZES_MAX};
 use crate::collect::postgres::Query;
+
+/// Databases of a server. The document that lists them is too large long before.
+const DATABASES_MAX: u32 = 20_000;
+/// The highest `tables_max` and `indexes_max` of a configuration.
+const RELATIONS_MAX: u32 = 10_000;
 
 /// The server itself.
 pub(super) const SERVER: Query = Query {
     name: "server",
+    rows_max: 1,
     sql: "SELECT current_setting('server_version_num')::int8 AS version_num,
        pg_is_in_recovery() AS in_recovery,
        pg_postmaster_start_time() AS started_at,
@@ -18,6 +25,7 @@ pub(super) const SERVER: Query = Query {
 /// Every database that can be connected to, with its counters.
 pub(super) const DATABASES: Query = Query {
     name: "databases",
+    rows_max: DATABASES_MAX,
     sql: "SELECT d.oid, d.datname AS name,
        has_database_privilege(d.oid, 'CONNECT') AS may_connect,
        age(d.datfrozenxid)::int8 AS xid_age,
@@ -45,6 +53,7 @@ pub(super) const DATABASES: Query = Query {
 /// Sizes of the databases `$1`; those the role may not measure are left out.
 pub(super) const DATABASE_SIZES: Query = Query {
     name: "database_sizes",
+    rows_max: DATABASE_SIZES_MAX,
     sql: "SELECT d.oid, false AS locked, pg_database_size(d.oid) AS size_bytes
   FROM pg_database d
  WHERE d.oid = ANY ($1::oid[])
@@ -55,6 +64,7 @@ pub(super) const DATABASE_SIZES: Query = Query {
 /// The `$1` largest tables and materialized views by their pages, with the totals of all.
 pub(super) const TABLES: Query = Query {
     name: "tables",
+    rows_max: RELATIONS_MAX,
     sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.total, t.total_pages,
        t.relpages AS pages, current_setting('block_size')::int8 AS block_size,
        CASE WHEN t.relfrozenxid <> '0'::xid THEN age(t.relfrozenxid)::int8 END AS xid_age,
@@ -91,6 +101,7 @@ pub(super) const TABLES: Query = Query {
 /// The `$1` largest indexes of such tables.
 pub(super) const INDEXES: Query = Query {
     name: "indexes",
+    rows_max: RELATIONS_MAX,
     sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.table_name AS table, t.total,
        t.total_pages, t.relpages AS pages, current_setting('block_size')::int8 AS block_size,
        t.indisunique AS unique, t.indisprimary AS primary, t.indisvalid AS valid,
@@ -121,6 +132,7 @@ pub(super) const INDEXES: Query = Query {
 /// OIDs, so the locks are those of this database or of shared relations.
 pub(super) const TABLE_SIZES: Query = Query {
     name: "table_sizes",
+    rows_max: RELATION_SIZES_MAX,
     sql: "WITH locked AS (
     SELECT l.relation FROM pg_locks l
      WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation IS NOT NULL
@@ -140,6 +152,7 @@ SELECT r.oid, r.locked, CASE WHEN NOT r.locked THEN pg_total_relation_size(r.oid
 /// Sizes of the indexes `$1`, by the same rule.
 pub(super) const INDEX_SIZES: Query = Query {
     name: "index_sizes",
+    rows_max: RELATION_SIZES_MAX,
     sql: "WITH locked AS (
     SELECT l.relation FROM pg_locks l
      WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation IS NOT NULL

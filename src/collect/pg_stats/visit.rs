@@ -183,7 +183,8 @@ impl Lister<'_, '_> {
             return None;
         }
         let limit = i64::from(list.max);
-        let rows = match self.session.rows(list.rows, &[&limit], self.findings.cost).await {
+        let query = Query { rows_max: list.max, ..list.rows };
+        let rows = match self.session.rows(query, &[&limit], self.findings.cost).await {
             Ok(rows) => rows,
             Err(failure) => {
                 self.findings.note(list.rows, failure);

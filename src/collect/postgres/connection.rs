@@ -10,7 +10,8 @@ use tokio_postgres::config::{Host, SslMode};
 const USUAL_SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// One server and the role the agent uses there. TLS to PostgreSQL is not spoken: over a network
-/// the password is protected by SCRAM and nothing else is, so the socket or loopback is advised.
+/// the password is protected by SCRAM (or, weakly, by MD5) and nothing else is, so the socket or
+/// loopback is advised. In clear text it is never sent over a network.
 #[derive(Debug, Clone)]
 pub struct PgConnection {
     /// A host name, an address, or the directory of a Unix socket when it starts with `/`.
@@ -101,16 +102,13 @@ impl PgConnection {
         format!("{}:{} as {:?}", self.host, self.port, self.user)
     }
 
-    /// The driver's form of it, for one database.
+    /// What the driver says at a login to one database; the way there is not its concern.
     pub(super) fn driver_config(&self, database: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&self.host)
-            .port(self.port)
             .user(&self.user)
             .dbname(database)
             .ssl_mode(SslMode::Disable)
-            .keepalives_idle(Duration::from_secs(30))
             .application_name(concat!("pganalytics-agent/", env!("CARGO_PKG_VERSION")));
         if let Some(password) = self.password.as_ref().filter(|p| !p.expose_secret().is_empty()) {
             config.password(password.expose_secret());

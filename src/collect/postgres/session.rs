@@ -5,15 +5,18 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Connection, Error, NoTls, Row, Socket, Statement};
+use tokio_postgres::{Client, Config, Connection, Error, NoTls, Row, Statement};
 
 use super::connection::PgConnection;
+use super::dial::{Duplex, Peer};
+use super::guard::{Allowance, Expected, Guarded, Refusal};
 use crate::metric::Status;
 use crate::metric::pg_stats::Cost;
 
@@ -39,6 +42,8 @@ pub(in crate::collect) struct Query {
     /// The name in messages, in `problems` and in the statement's comment.
     pub(in crate::collect) name: &'static str,
     pub(in crate::collect) sql: &'static str,
+    /// The most rows that an honest server answers. A server that sends more is not read on.
+    pub(in crate::collect) rows_max: u32,
 }
 
 /// Why a statement gave nothing.
@@ -49,12 +54,16 @@ pub(in crate::collect) struct Failure {
     pub(in crate::collect) message: String,
     /// The connection is of no use any more.
     pub(in crate::collect) lost: bool,
+    /// It was given up because of what the server sent.
+    pub(in crate::collect) refusal: Option<Refusal>,
 }
 
 /// An open connection.
 pub(in crate::collect) struct Session {
     client: Client,
-    connection: Connection<Socket, NoTlsStream>,
+    connection: Connection<Guarded<Box<dyn Duplex>>, NoTlsStream>,
+    peer: Peer,
+    allowance: Allowance,
     statements: HashMap<&'static str, Statement>,
     timeouts: Timeouts,
     /// A statement was begun and its end not seen: its future was dropped.
@@ -104,7 +113,7 @@ impl Session {
         let plain = config.clone();
         let options: Vec<String> = settings.iter().map(|(n, v)| format!("-c {n}={v}")).collect();
         config.options(options.join(" "));
-        let (mut session, pooled) = match Self::start(&config, timeouts).await {
+        let (mut session, pooled) = match Self::start(place, &config, timeouts).await {
             Ok(session) => (session, false),
             Err(failure) if failure.refuses_options() => {
                 tracing::warn!(
@@ -112,7 +121,7 @@ impl Session {
                      hint: connect directly, not through a transaction pooler",
                     place.place()
                 );
-                (Self::start(&plain, timeouts).await?, true)
+                (Self::start(place, &plain, timeouts).await?, true)
             }
             Err(failure) => return Err(failure),
         };
@@ -130,12 +139,48 @@ impl Session {
         Ok(session)
     }
 
-    async fn start(config: &Config, timeouts: &Timeouts) -> Result<Self, Failure> {
-        let (client, connection) =
-            config.connect(NoTls).await.map_err(|error| Failure::of(&error))?;
-        let timeouts = timeouts.clone();
-        let statements = HashMap::new();
-        Ok(Self { client, connection, statements, timeouts, busy: false, standby: false })
+    /// A session at the first of the place's addresses that gives one.
+    async fn start(
+        place: &PgConnection,
+        config: &Config,
+        timeouts: &Timeouts,
+    ) -> Result<Self, Failure> {
+        let unreached = |error: io::Error| Failure::lost(Status::Error, error.to_string());
+        let mut failure = Failure::lost(Status::Error, "the host's name has no address");
+        for peer in Peer::all_of(place).await.map_err(unreached)? {
+            let started = match peer.dial().await {
+                Ok(socket) => Self::log_in(peer, socket, config, timeouts).await,
+                Err(error) => Err(unreached(error)),
+            };
+            match started {
+                Ok(session) => return Ok(session),
+                Err(last) => failure = last,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn log_in(
+        peer: Peer,
+        socket: Box<dyn Duplex>,
+        config: &Config,
+        timeouts: &Timeouts,
+    ) -> Result<Self, Failure> {
+        let allowance = Allowance::default();
+        allowance.renew(Expected::Login);
+        let guarded = Guarded::new(socket, peer.clear_text(), allowance.clone());
+        let connected = config.connect_raw(guarded, NoTls).await;
+        let (client, connection) = connected.map_err(|error| Failure::of(&error))?;
+        Ok(Self {
+            client,
+            connection,
+            peer,
+            allowance,
+            statements: HashMap::new(),
+            timeouts: timeouts.clone(),
+            busy: false,
+            standby: false,
+        })
     }
 
     /// Whether a statement was left behind unfinished.
@@ -184,8 +229,14 @@ impl Session {
 
     /// Asks the server to stop what was left running, so that nothing of the agent's stays.
     pub(in crate::collect) fn cancel(&self) -> impl Future<Output = ()> + Send + use<> {
-        let token = self.client.cancel_token();
-        async move { drop(timeout(CANCEL_TIMEOUT, token.cancel_query(NoTls)).await) }
+        let (token, peer) = (self.client.cancel_token(), self.peer.clone());
+        let ask = async move {
+            // Nothing is read: a server does not answer this.
+            if let Ok(socket) = peer.dial().await {
+                token.cancel_query_raw(socket, NoTls).await.ok();
+            }
+        };
+        async move { drop(timeout(CANCEL_TIMEOUT, ask).await) }
     }
 
     async fn prepare_and_run(
@@ -198,12 +249,20 @@ impl Session {
             Ok(statement.clone())
         } else {
             let sql = format!("/* agent:{} */ {}", query.name, query.sql);
-            self.drive(async |client| client.prepare(&sql).await).await
+            self.drive(Expected::Description, async |client| client.prepare(&sql).await).await
         };
         let result = match statement {
             Ok(statement) => {
                 self.statements.insert(query.name, statement.clone());
-                self.drive(async |client| client.query(&statement, parameters).await).await
+                let expected = Expected::Rows(query.rows_max);
+                let rows =
+                    self.drive(expected, async |client| client.query(&statement, parameters).await);
+                match rows.await {
+                    Ok(rows) if rows.len() > query.rows_max as usize => {
+                        Err(Failure::refused(Refusal::Answer))
+                    }
+                    rows => rows,
+                }
             }
             Err(failure) => Err(failure),
         };
@@ -213,17 +272,21 @@ impl Session {
 
     async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
         self.busy = true;
-        let result = self.drive(async |client| client.batch_execute(sql).await).await;
+        let expected = Expected::Rows(0);
+        let result = self.drive(expected, async |client| client.batch_execute(sql).await).await;
         self.busy = false;
         result
     }
 
-    /// Waits for `work` and for the connection it needs, within the client's deadline.
+    /// Waits for `work` and for the connection it needs, within the client's deadline and what the
+    /// server may send for it.
     async fn drive<T>(
         &mut self,
+        expected: Expected,
         work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
     ) -> Result<T, Failure> {
-        let Self { client, connection, timeouts, .. } = self;
+        let Self { client, connection, timeouts, allowance, .. } = self;
+        allowance.renew(expected);
         let driven = async {
             tokio::select! {
                 biased;
@@ -271,21 +334,31 @@ impl Failure {
             Some("53300") => "the server has no connection left; raise max_connections",
             Some("57P03") => "the server is starting up or shutting down; it is tried again",
             Some(_) => "the server's log says more",
-            None => "is PostgreSQL running there? check postgres.host and postgres.port",
+            None => self.refusal.map_or(
+                "is PostgreSQL running there? check postgres.host and postgres.port",
+                Refusal::hint,
+            ),
         };
         let message = &self.message;
         format!("cannot connect to PostgreSQL at {}: {message}; hint: {hint}", place.place())
     }
 
     fn lost(status: Status, message: impl Into<String>) -> Self {
-        Self { status, sqlstate: None, message: message.into(), lost: true }
+        Self { status, sqlstate: None, message: message.into(), lost: true, refusal: None }
+    }
+
+    fn refused(refusal: Refusal) -> Self {
+        let refused = Self::lost(Status::Error, refusal.to_string());
+        Self { refusal: Some(refusal), ..refused }
     }
 
     fn of(error: &Error) -> Self {
+        if let Some(refusal) = error.source().and_then(Refusal::of) {
+            return Self::refused(refusal);
+        }
         let Some(state) = error.code() else {
             let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            let message = cut(&message);
-            return Self { status: Status::Error, sqlstate: None, message, lost: true };
+            return Self::lost(Status::Error, cut(&message));
         };
         let message = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().into());
         let (code, message) = (state.code(), cut(&message));
@@ -294,6 +367,7 @@ impl Failure {
             sqlstate: Some(code.to_owned()),
             message,
             lost: code.starts_with("08") || code.starts_with("57P"),
+            refusal: None,
         }
     }
 
@@ -332,4 +406,53 @@ fn settings(timeouts: &Timeouts) -> [(&'static str, String); 7] {
         ("max_parallel_workers_per_gather", "0".to_owned()),
         ("tcp_keepalives_idle", "30".to_owned()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// `AuthenticationCleartextPassword`.
+    const CLEAR_TEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+
+    /// What the agent says to a server at `address` that asks for the password in clear text, and
+    /// why it has no session.
+    async fn asked_in_clear_text(address: &str) -> (String, Failure) {
+        let (mut server, client) = tokio::io::duplex(4_096);
+        let answering = async move {
+            let mut said = Vec::new();
+            server.write_all(CLEAR_TEXT).await.expect("it is there");
+            // The agent writes on until it has what it wants, or hangs up.
+            while !said.ends_with(b"hush\0")
+                && server.read_buf(&mut said).await.is_ok_and(|n| n > 0)
+            {}
+            drop(server);
+            String::from_utf8_lossy(&said).into_owned()
+        };
+        let place =
+            PgConnection { password: Some(SecretString::from("hush")), ..PgConnection::default() };
+        let peer = Peer::Tcp(address.parse().expect("an address"));
+        let (config, timeouts) = (place.driver_config("postgres"), Timeouts::default());
+        let session = Session::log_in(peer, Box::new(client), &config, &timeouts);
+        let (said, session) = tokio::join!(answering, session);
+        (said, session.map(drop).expect_err("the server has no session to give"))
+    }
+
+    /// The password is not sent as it is to whoever asks for it over a network.
+    #[tokio::test]
+    async fn the_password_is_not_sent_in_clear_text_over_a_network() {
+        let (said, failure) = asked_in_clear_text("192.0.2.1:5432").await;
+        assert!(said.contains("user\0postgres\0") && !said.contains("hush"), "{said:?}");
+        assert_eq!((failure.status, failure.lost), (Status::Error, true));
+        let message = failure.to_connect(&PgConnection::default());
+        assert!(message.contains("asks for the password in clear text"), "{message}");
+        assert!(message.contains("hint: let pg_hba.conf ask this role for scram"), "{message}");
+
+        let (said, failure) = asked_in_clear_text("127.0.0.1:5432").await;
+        assert!(said.ends_with("hush\0"), "{said:?}");
+        assert_eq!(failure.refusal, None, "{failure:?}");
+    }
 }

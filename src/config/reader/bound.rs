@@ -4,14 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Document, Origin, Problem, Section, line_of, short};
+use super::{Document, Origin, Problem, Section, line_of, list_of, short};
 
 /// How far a value of the backend may go; what the host itself has set is always allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// No shorter duration.
     AtLeast(Duration),
-    /// No larger number or size.
+    /// No larger number or size, and no more names.
     AtMost(u64),
     /// `false` at the host stays so.
     NotOn,
@@ -86,6 +86,25 @@ impl<'t> Section<'_, 't> {
         }
     }
 
+    /// `names`, or as many of them as the host allows.
+    pub(super) fn no_longer(
+        &mut self,
+        known: usize,
+        bound: Option<Bound>,
+        mut names: Vec<String>,
+    ) -> Vec<String> {
+        let key = self.document.keys.get(known).map_or("", |key| key.name);
+        let own = self.own(key).and_then(list_of).map_or(0, |own| own.len());
+        if let Some(Bound::AtMost(most)) = bound {
+            let most = usize::try_from(most).unwrap_or(usize::MAX).max(own);
+            if names.len() > most {
+                names.truncate(most);
+                self.limit_to(known, &format!("{names:?}"), &format!("the first {most}"));
+            }
+        }
+        names
+    }
+
     /// What the host itself has set.
     pub(super) fn own(&self, key: &str) -> Option<&DeValue<'t>> {
         let own = self.document.layers.iter().find(|layer| layer.origin == Origin::File)?;
@@ -94,6 +113,11 @@ impl<'t> Section<'_, 't> {
 
     /// The backend gets `value` in place of what it has set.
     pub(super) fn limit(&mut self, known: usize, value: &str) {
+        self.limit_to(known, value, value);
+    }
+
+    /// The same for a value that is too long to be told: `allowed` says what it is.
+    fn limit_to(&mut self, known: usize, value: &str, allowed: &str) {
         let Some(key) = self.document.keys.get_mut(known) else { return };
         value.clone_into(&mut key.value);
         value.clone_into(&mut key.meaning);
@@ -101,7 +125,7 @@ impl<'t> Section<'_, 't> {
         let Some((layer, found)) = self.document.get(section, name) else { return };
         let (file, line) = (layer.file.clone(), Some(line_of(layer.text, &found.span())));
         let set = short(layer.source_of(found));
-        let message = format!("{section}.{name} = {set}: the host allows {value}");
+        let message = format!("{section}.{name} = {set}: the host allows {allowed}");
         let hint = "[remote] in the host's own file says how far a backend may go".to_owned();
         let problem = Problem { file, line, message, hint };
         self.document.withheld.push(Withheld { kind: WithheldKind::Limited, problem });
