@@ -24,15 +24,23 @@ const VIEWS: Query = Query {
  WHERE c.relnamespace = 'pg_catalog'::regnamespace
    AND c.relname IN ('pg_stat_checkpointer', 'pg_stat_wal', 'pg_stat_io', 'pg_stat_slru',
                      'pg_stat_recovery_prefetch')",
+    rows_max: 5,
 };
 
-const BGWRITER: Query =
-    Query { name: "bgwriter", sql: "SELECT to_json(v) AS row FROM pg_stat_bgwriter v" };
+const BGWRITER: Query = Query {
+    name: "bgwriter",
+    sql: "SELECT to_json(v) AS row FROM pg_stat_bgwriter v",
+    rows_max: 1,
+};
 
-const CHECKPOINTER: Query =
-    Query { name: "checkpointer", sql: "SELECT to_json(v) AS row FROM pg_stat_checkpointer v" };
+const CHECKPOINTER: Query = Query {
+    name: "checkpointer",
+    sql: "SELECT to_json(v) AS row FROM pg_stat_checkpointer v",
+    rows_max: 1,
+};
 
-const WAL: Query = Query { name: "wal", sql: "SELECT to_json(v) AS row FROM pg_stat_wal v" };
+const WAL: Query =
+    Query { name: "wal", sql: "SELECT to_json(v) AS row FROM pg_stat_wal v", rows_max: 1 };
 
 /// Where the log ends.
 const WAL_POSITION: Query = Query {
@@ -41,6 +49,7 @@ const WAL_POSITION: Query = Query {
            CASE WHEN pg_is_in_recovery()
                 THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                 ELSE pg_current_wal_lsn() END, '0/0')::int8 AS position_bytes",
+    rows_max: 1,
 };
 
 const IO: Query = Query {
@@ -51,19 +60,25 @@ const IO: Query = Query {
        + coalesce(v.hits, 0) + coalesce(v.fsyncs, 0) > 0
  ORDER BY v.backend_type, v.object, v.context
  LIMIT 200",
+    rows_max: 200,
 };
 
 const SLRU: Query = Query {
     name: "slru",
     sql: "SELECT to_json(v) AS row FROM pg_stat_slru v ORDER BY v.name LIMIT 50",
+    rows_max: 50,
 };
 
-const ARCHIVER: Query =
-    Query { name: "archiver", sql: "SELECT to_json(v) AS row FROM pg_stat_archiver v" };
+const ARCHIVER: Query = Query {
+    name: "archiver",
+    sql: "SELECT to_json(v) AS row FROM pg_stat_archiver v",
+    rows_max: 1,
+};
 
 const RECOVERY_PREFETCH: Query = Query {
     name: "recovery_prefetch",
     sql: "SELECT to_json(v) AS row FROM pg_stat_recovery_prefetch v",
+    rows_max: 1,
 };
 
 /// Nothing here takes a transaction id.
@@ -75,6 +90,7 @@ const XID: Query = Query {
        current_setting('autovacuum_freeze_max_age')::int8 AS freeze_max_age,
        current_setting('autovacuum_multixact_freeze_max_age')::int8 AS multixact_freeze_max_age
   FROM pg_database d",
+    rows_max: 1,
 };
 
 /// Of each kind of holder the oldest.
@@ -100,6 +116,7 @@ const HORIZON: Query = Query {
 (SELECT 'standby', r.application_name, age(r.backend_xmin)::int8, NULL
    FROM pg_stat_replication r WHERE r.backend_xmin IS NOT NULL
   ORDER BY age(r.backend_xmin) DESC LIMIT 1)",
+    rows_max: 5,
 };
 
 const SENDERS: Query = Query {
@@ -124,6 +141,7 @@ const SENDERS: Query = Query {
                     ELSE pg_current_wal_lsn() END AS lsn) h
  ORDER BY r.application_name, r.pid
  LIMIT 100",
+    rows_max: 100,
 };
 
 /// The seconds are 0 when all that was received is replayed: a primary that writes nothing sends
@@ -142,6 +160,7 @@ const STANDBY: Query = Query {
        END::float8 AS replay_lag_s,
        CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS paused
   FROM (SELECT) o LEFT JOIN pg_stat_wal_receiver r ON true",
+    rows_max: 1,
 };
 
 const SLOTS: Query = Query {
@@ -163,6 +182,7 @@ const SLOTS: Query = Query {
                     ELSE pg_current_wal_lsn() END AS lsn) h
  ORDER BY s.slot_name
  LIMIT 200",
+    rows_max: 200,
 };
 
 /// The totals stand in every row, and in one without a group when there is none. Of others' sessions a
@@ -210,6 +230,7 @@ g AS (
      ORDER BY count(*) DESC, a.backend_type, a.datname, a.usename, a.state
      LIMIT 100)
 SELECT t.*, g.* FROM t LEFT JOIN g ON true",
+    rows_max: 100,
 };
 
 const LOCKS: Query = Query {
@@ -222,6 +243,7 @@ const LOCKS: Query = Query {
  GROUP BY d.datname, l.mode
  ORDER BY 4 DESC, 3 DESC, 1, 2
  LIMIT 100",
+    rows_max: 100,
 };
 
 /// A row of a view with the names of its columns, whichever the server's major has.
