@@ -1035,3 +1035,29 @@ async fn the_sqlite_file_is_private() {
     }
     assert_eq!(files, 3);
 }
+
+/// The server writes no copies of the documents down before the first of them leaves.
+#[tokio::test]
+async fn large_documents_are_read_one_by_one() {
+    let url = postgres_url(17).await;
+    let (name, _) = url.split_once('?').expect("an address");
+    let name = name.rsplit('/').next().expect("a name");
+    let server = support::postgres::shared(17);
+    let Opened { store, url, .. } = Opened::new(url.clone(), None).await;
+    let id = enrolled(&store, 1).await;
+    let large = |n: i64| {
+        let document = json!({"type": "custom.a", "n": n, "text": "x".repeat(1 << 20)});
+        MetricRow::new("custom.a".to_owned(), None, after(n), document.to_string())
+    };
+    store.push(push(id, None, (0..20).map(large).collect())).await.expect("push");
+    // From now on whoever needs more is refused.
+    let limit = format!("ALTER DATABASE {name} SET temp_file_limit = 0");
+    server.execute("postgres", &limit).await;
+    let store = store::open(&url).await.expect("open the store");
+    let server = store.servers(Page::first(1)).await.expect("servers").rows.remove(0).id;
+    let found = store.metrics(query(server)).await.expect("all of them");
+    assert_eq!(numbers(&found.metrics), (0..20).collect::<Vec<_>>());
+    let few = MetricQuery { bytes_max: 7 << 19, ..query(server) };
+    let found = store.metrics(few).await.expect("the newest");
+    assert_eq!((numbers(&found.metrics), found.is_cut), (vec![17, 18, 19], true));
+}

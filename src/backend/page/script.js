@@ -372,7 +372,7 @@ async function refresh() {
     if (!overview.servers.some((server) => server.id === state.server)) state.server = overview.servers[0]?.id ?? null;
     showAgents(overview);
     const select = $("server");
-    const options = overview.servers.map((server) => element("option", { value: server.id, selected: server.id === state.server }, server.name));
+    const options = overview.servers.map((server) => element("option", { value: server.id, selected: server.id === state.server }, server.brought ? `${server.name} (brought by another host's replay)` : server.name));
     if (document.activeElement !== select) select.replaceChildren(...options);
     select.hidden = overview.servers.length < 2;
     const active = overview.agents.filter((agent) => agent.status === "active").length;

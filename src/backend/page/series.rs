@@ -53,7 +53,8 @@ struct Lines(BTreeMap<String, BTreeMap<i64, f64>>);
 
 impl Lines {
     fn add(&mut self, name: &str, at: i64, value: Option<f64>) {
-        let Some(value) = value else { return };
+        // A unit may be more than a number can hold, which JSON cannot say.
+        let Some(value) = value.filter(|value| value.is_finite()) else { return };
         let has_room = self.0.len() < LINES_MAX;
         match self.0.get_mut(name) {
             Some(points) => drop(points.insert(at, value)),
@@ -184,9 +185,12 @@ fn sum(one: Option<f64>, more: Option<f64>) -> Option<f64> {
 }
 
 fn mount(read: Filesystem) -> Option<Mount> {
+    let bytes = |bytes: Option<u64>, gib: Option<f64>| {
+        float(bytes).or(gib.map(|gib| gib * GIB)).filter(|bytes| bytes.is_finite())
+    };
     Some(Mount {
-        total: float(read.total_bytes).or(read.total_gb.map(|gib| gib * GIB))?,
-        used: float(read.used_bytes).or(read.used_gb.map(|gib| gib * GIB))?,
+        total: bytes(read.total_bytes, read.total_gb)?,
+        used: bytes(read.used_bytes, read.used_gb)?,
         percent: read.percent_used?,
         path: read.mount,
         device: read.device,
@@ -219,6 +223,21 @@ mod tests {
         let user = Line { name: "user".into(), points: vec![(1000, 6.0), (3000, 7.5)] };
         assert_eq!(made.cpu, [user]);
         assert!(made.memory.is_empty());
+    }
+
+    /// A document may say what no chart can show.
+    #[test]
+    fn numbers_beyond_all_bounds_are_gaps() {
+        let memory = json!({"memory": {"total_mb": u64::MAX, "used_mb": 1e308}});
+        let filesystem = json!({
+            "device": "d", "mount": "/", "total_gb": 1e308, "used_gb": 1e308, "percent_used": 1.0,
+        });
+        let made = charts(&[
+            metric("sysstat", 1, &memory),
+            metric("disk_usage", 1, &json!({"filesystems": [filesystem]})),
+        ]);
+        let json = serde_json::to_string(&made).expect("JSON");
+        assert!(made.mounts.is_empty() && !json.contains(",null]"), "{json}");
     }
 
     #[test]

@@ -41,21 +41,27 @@ const CONFIG_VERSION: &str = "SELECT
   FROM collectors c WHERE c.id = $1 FOR NO KEY UPDATE";
 
 /// The newest of the range, newest first: one per step, type and database when there is a step.
-/// The inner query is answered from the index alone.
-const METRICS_BY_STEP: &str = "SELECT type, database, at, document::text FROM metrics
- WHERE id IN (
-    SELECT max(id) FROM metrics
+/// They are answered from the index alone.
+const IDS_BY_STEP: &str = "SELECT max(id) AS id FROM metrics
      WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
      GROUP BY type, database, (extract(epoch FROM at) * 1000000)::bigint / $6
-     ORDER BY max(at) DESC, max(id) DESC LIMIT $5)
- ORDER BY at DESC, id DESC";
+     ORDER BY max(at) DESC, max(id) DESC LIMIT $5";
 
-const METRICS: &str = "SELECT type, database, at, document::text FROM metrics
- WHERE id IN (
-    SELECT id FROM metrics
+const IDS: &str = "SELECT id FROM metrics
      WHERE server_id = $1 AND type = ANY ($2) AND at >= $3 AND at < $4
-     ORDER BY at DESC, id DESC LIMIT $5)
- ORDER BY at DESC, id DESC";
+     ORDER BY at DESC, id DESC LIMIT $5";
+
+/// Metrics in the order of their ids. Behind `OFFSET` each is looked up by itself, when its turn
+/// comes: sorted by the server, all their documents would be unpacked and written down first.
+const METRICS: &str = "SELECT m.type, m.database, m.at, m.document
+  FROM unnest($1::bigint[]) AS i (id)
+ CROSS JOIN LATERAL (
+    SELECT type, database, at, document::text FROM metrics WHERE id = i.id OFFSET 0) m";
+
+/// Metrics of one statement. The server sends them all, whether there is room for them or not.
+const METRICS_AT_ONCE: usize = 256;
+/// Of the first: large documents are seen before many of them are asked for.
+const METRICS_AT_FIRST: usize = 4;
 
 pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreError> {
     let transaction = db.transaction().await?;
@@ -281,20 +287,34 @@ pub(super) async fn select(db: &Client, query: &MetricQuery) -> Result<Found, St
     let (start, end) = (within(query.start), within(query.end));
     let limit = i64::from(query.limit);
     let values: [&(dyn ToSql + Sync); 5] = [&query.server_id, &kinds, &start, &end, &limit];
-    // Row by row: what has no room is not held.
     let rows = if let Some(step) = query.step {
         let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
-        let statement = db.prepare_cached(METRICS_BY_STEP).await?;
-        db.query_raw(&statement, [&values[..], &[&step]].concat()).await?
+        let statement = db.prepare_cached(IDS_BY_STEP).await?;
+        db.query(&statement, &[&values[..], &[&step]].concat()).await?
     } else {
-        let statement = db.prepare_cached(METRICS).await?;
-        db.query_raw(&statement, values).await?
+        let statement = db.prepare_cached(IDS).await?;
+        db.query(&statement, &values).await?
     };
-    let (mut rows, mut found) = (pin!(rows), Found::default());
-    while let Some(row) = rows.try_next().await? {
-        if !found.take(stored(&row)?, query) {
-            break;
+    let ids: Vec<i64> = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    let statement = db.prepare_cached(METRICS).await?;
+    let (mut found, mut rest, mut bytes) = (Found::default(), &ids[..], 0);
+    let mut at_once = METRICS_AT_FIRST;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(at_once.min(rest.len()));
+        rest = later;
+        // Row by row: what has no room is not held.
+        let mut rows = pin!(db.query_raw(&statement, [&now]).await?);
+        while let Some(row) = rows.try_next().await? {
+            let metric = stored(&row)?;
+            bytes += metric.document.len();
+            if !found.take(metric, query) {
+                return Ok(found.in_order());
+            }
         }
+        // As many as there is room for, if they go on like this.
+        let average = bytes / (ids.len() - rest.len());
+        let room = query.bytes_max.saturating_sub(bytes);
+        at_once = (room / average.max(1)).clamp(1, METRICS_AT_ONCE);
     }
     Ok(found.in_order())
 }
