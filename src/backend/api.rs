@@ -9,6 +9,7 @@ mod bodies;
 mod body;
 mod collectors;
 mod configs;
+mod divided;
 mod drain;
 mod error;
 mod health;
@@ -46,6 +47,7 @@ use crate::clock;
 
 use access::Refusals;
 use bodies::Room;
+use divided::Divided;
 use health::Health;
 use notices::Notices;
 
@@ -86,9 +88,10 @@ pub(super) struct Shared {
     notices: Notices,
     health: Health,
     room: Room,
-    pushes: Arc<Semaphore>,
+    /// The turns of pushes, half of them for one collector.
+    pushes: Divided,
     /// The turn of large pushes: one at a time.
-    large_pushes: Arc<Semaphore>,
+    large_pushes: Divided,
     /// The turn of reading documents.
     reads: Arc<Semaphore>,
     store_failed: AtomicBool,
@@ -101,6 +104,7 @@ impl Shared {
         keys: Keys,
         store: Arc<dyn Store>,
     ) -> Result<Self, PasswordError> {
+        let pushes = config.limits.pushes_at_once_max;
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
@@ -113,8 +117,8 @@ impl Shared {
             notices: Notices::default(),
             health: Health::default(),
             room: Room::new(&config.limits),
-            pushes: Arc::new(Semaphore::new(config.limits.pushes_at_once_max)),
-            large_pushes: Arc::new(Semaphore::new(1)),
+            pushes: Divided::new(pushes, (pushes / 2).max(1)),
+            large_pushes: Divided::new(1, 1),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),

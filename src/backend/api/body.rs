@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use super::bodies::{Room, Share};
 use super::error::ApiError;
@@ -27,9 +28,11 @@ pub(in crate::backend) struct Sizes {
     pub(in crate::backend) inflated_max: u64,
 }
 
-/// Reads a whole body. Its share of the room is held as long as the body.
+/// Reads a whole body, of a collector or of somebody else. Its share of the room is held as long
+/// as the body.
 pub(in crate::backend) async fn read(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
     limit: u64,
@@ -38,7 +41,7 @@ pub(in crate::backend) async fn read(
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(ApiError::too_large(limit));
     }
-    let mut share = room.share(announced).await?;
+    let mut share = room.share(of, announced).await?;
     let bytes = collect(headers, body, limit, |bytes| share.grow_to(bytes)).await?;
     Ok((bytes, share))
 }
@@ -89,10 +92,11 @@ pub(in crate::backend) fn inflate(
 /// A small JSON body: an object.
 pub(in crate::backend) async fn json<T: DeserializeOwned>(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, ApiError> {
-    parse(&small(room, headers, body).await?)
+    parse(&small(room, of, headers, body).await?)
 }
 
 /// A JSON object from anyone. It is too small to take room, and strangers take none from hosts.
@@ -107,10 +111,11 @@ pub(in crate::backend) async fn tiny_json<T: DeserializeOwned>(
 /// A small body of any kind.
 pub(in crate::backend) async fn small(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Bytes, ApiError> {
-    let (bytes, _share) = read(room, headers, body, SMALL.received_max).await?;
+    let (bytes, _share) = read(room, of, headers, body, SMALL.received_max).await?;
     inflate(label(headers), bytes, SMALL.inflated_max)
 }
 

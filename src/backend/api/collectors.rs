@@ -157,7 +157,7 @@ pub(super) async fn patch(
 ) -> Result<Response, ApiError> {
     let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
-    let PatchRequest { name, labels } = body::json(&shared.room, &headers, body).await?;
+    let PatchRequest { name, labels } = body::json(&shared.room, None, &headers, body).await?;
     let checked = |name: String| names::checked("name", &name);
     let name = name.map(checked).transpose().map_err(ApiError::bad_request)?;
     let labels = labels.map(names::checked_labels).transpose().map_err(ApiError::bad_request)?;

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::access::{self, Caller, Peer};
 use super::bodies::Share;
+use super::divided::{Divided, Taken};
 use super::error::{ApiError, ok};
 use super::{Shared, body};
 use crate::backend::names;
@@ -72,7 +72,7 @@ struct Bounds {
 
 /// What a push holds while it is worked on, on whichever thread, and though its sender has gone.
 struct Held {
-    turn: OwnedSemaphorePermit,
+    turn: Taken,
     share: Share,
 }
 
@@ -104,10 +104,10 @@ pub(super) async fn push(
     let batch_id = batch_id(&headers)?;
     let label = body::label(&headers).map(str::to_owned);
     let limits = &shared.config.limits;
-    let (received, share) = body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
+    let (id, limit, next_check) = (caller.id, limits.body_bytes_max, shared.config.next_check);
+    let (received, share) = body::read(&shared.room, Some(id), &headers, body, limit).await?;
     let bytes_received = received.len() as u64;
-    let (body, held) = inflated(&shared, label, received, share).await?;
-    let (id, next_check) = (caller.id, shared.config.next_check);
+    let (body, held) = inflated(&shared, id, label, received, share).await?;
     let work = async move {
         let _held = held;
         store(&shared, caller, batch_id, body).await
@@ -169,9 +169,10 @@ async fn store(
 
 /// A body without its compression, and the turn of working on it. It begins when the body is here:
 /// a slow line would keep others waiting. Large ones go one at a time, beside the others. Only who
-/// waits for the answer waits for a turn.
+/// waits for the answer waits for a turn, and a collector with many pushes waits for itself.
 async fn inflated(
     shared: &Shared,
+    collector: Uuid,
     label: Option<String>,
     received: Bytes,
     share: Share,
@@ -181,12 +182,12 @@ async fn inflated(
         blocking(move || Ok((body::inflate(label.as_deref(), received, limit), held)))
     };
     let most = shared.config.limits.inflated_bytes_max;
-    let held = Held { turn: self::turn(&shared.pushes).await?, share };
+    let held = Held { turn: self::turn(&shared.pushes, collector).await?, share };
     let (inflated, Held { turn, share }) = inflate(most.min(LARGE_BYTES_MIN), held).await?;
     match inflated {
         Err(error) if error.is_too_large() && most > LARGE_BYTES_MIN => {
             drop(turn);
-            let held = Held { turn: self::turn(&shared.large_pushes).await?, share };
+            let held = Held { turn: self::turn(&shared.large_pushes, collector).await?, share };
             let (inflated, held) = inflate(most, held).await?;
             Ok((inflated?, held))
         }
@@ -194,8 +195,8 @@ async fn inflated(
     }
 }
 
-async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
-    match tokio::time::timeout(TURN_PATIENCE, Arc::clone(turns).acquire_owned()).await {
+async fn turn(turns: &Divided, collector: Uuid) -> Result<Taken, ApiError> {
+    match tokio::time::timeout(TURN_PATIENCE, turns.take(Some(collector), 1)).await {
         Ok(Ok(turn)) => Ok(turn),
         _ => Err(ApiError::too_many(TURN_RETRY)),
     }
