@@ -11,6 +11,7 @@ use deadpool_postgres::{
     Client, Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use jiff::Timestamp;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
@@ -36,6 +37,8 @@ refinery::embed_migrations!("src/backend/store/postgres/migrations");
 const CONNECTIONS: usize = 16;
 /// For a free connection, a new one, and a check of an old one.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many of them reads that may be long have at a time: pushes have the others.
+const LONG_READERS: usize = 8;
 /// What the server does to a session of this store: no statement hangs for ever, and a commit is
 /// durable.
 const SESSION: &str = "SET statement_timeout = '20s';
@@ -51,6 +54,13 @@ pub(super) struct PostgresStore {
     pool: Pool,
 }
 
+    long_reads: Semaphore,
+}
+
+/// A connection for a read that may be long.
+struct LongReader<'a> {
+    client: Client,
+    _turn: SemaphorePermit<'a>,
 impl PostgresStore {
     /// Connects and migrates.
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
@@ -80,7 +90,7 @@ impl PostgresStore {
             .post_create(prepare)
             .build()
             .map_err(|err| StoreError::Unavailable(err.to_string()))?;
-        let store = Self { pool };
+        let store = Self { pool, long_reads: Semaphore::new(LONG_READERS) };
         store.migrate().await?;
         Ok(store)
     }
@@ -91,6 +101,15 @@ impl PostgresStore {
 
     async fn migrate(&self) -> Result<(), StoreError> {
         let mut client = self.client().await?;
+    /// For what people ask for: there are fewer of these at a time than connections, so that no
+    /// host waits for them.
+    async fn long_reader(&self) -> Result<LongReader<'_>, StoreError> {
+        match tokio::time::timeout(PATIENCE, self.long_reads.acquire()).await {
+            Ok(Ok(turn)) => Ok(LongReader { client: self.client().await?, _turn: turn }),
+            _ => Err(StoreError::Unavailable("others read for too long".to_owned())),
+        }
+    }
+
         let encoding: String = client.query_one("SHOW server_encoding", &[]).await?.try_get(0)?;
         if encoding != "UTF8" {
             return Err(StoreError::Damaged(format!(
@@ -136,7 +155,7 @@ impl Store for PostgresStore {
     }
 
     async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError> {
-        collectors::one(&self.client().await?, id, now).await
+        collectors::one(&self.long_reader().await?.client, id, now).await
     }
 
     async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError> {
@@ -160,7 +179,7 @@ impl Store for PostgresStore {
         page: Page,
         now: Timestamp,
     ) -> Result<Listing<Collector>, StoreError> {
-        collectors::all(&self.client().await?, page, now).await
+        collectors::all(&self.long_reader().await?.client, page, now).await
     }
 
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
@@ -193,7 +212,7 @@ impl Store for PostgresStore {
     }
 
     async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError> {
-        secrets::all(&self.client().await?).await
+        secrets::all(&self.long_reader().await?.client).await
     }
 
     async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError> {
@@ -217,7 +236,7 @@ impl Store for PostgresStore {
         id: Uuid,
         page: Page,
     ) -> Result<Listing<KeptConfig>, StoreError> {
-        configs::versions(&self.client().await?, id, page).await
+        configs::versions(&self.long_reader().await?.client, id, page).await
     }
 
     async fn first_config(&self, config: NewConfig) -> Result<KeptConfig, StoreError> {
@@ -229,19 +248,19 @@ impl Store for PostgresStore {
     }
 
     async fn servers(&self, page: Page) -> Result<Listing<Server>, StoreError> {
-        metrics::servers(&self.client().await?, page).await
+        metrics::servers(&self.long_reader().await?.client, page).await
     }
 
     async fn server(&self, id: i64) -> Result<Option<Server>, StoreError> {
-        metrics::server(&self.client().await?, id).await
+        metrics::server(&self.long_reader().await?.client, id).await
     }
 
     async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError> {
-        metrics::select(&self.client().await?, &query).await
+        metrics::select(&self.long_reader().await?.client, &query).await
     }
 
     async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError> {
-        metrics::lost(&self.client().await?, id, page).await
+        metrics::lost(&self.long_reader().await?.client, id, page).await
     }
 
     async fn holes(
@@ -250,7 +269,7 @@ impl Store for PostgresStore {
         start: Timestamp,
         end: Timestamp,
     ) -> Result<Vec<LostRows>, StoreError> {
-        metrics::holes(&self.client().await?, id, start, end).await
+        metrics::holes(&self.long_reader().await?.client, id, start, end).await
     }
 
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
@@ -286,7 +305,7 @@ impl Store for PostgresStore {
     }
 
     async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError> {
-        users::audits(&self.client().await?, page).await
+        users::audits(&self.long_reader().await?.client, page).await
     }
 }
 
