@@ -15,6 +15,7 @@ mod error;
 mod health;
 mod notices;
 mod push;
+mod refused;
 mod register;
 mod renewals;
 mod request;
@@ -42,7 +43,7 @@ use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
 use super::keys::Keys;
 use super::network::Network;
-use super::store::{Store, StoreError};
+use super::store::{RefusalReason, Store, StoreError};
 use crate::clock;
 
 use access::Refusals;
@@ -50,6 +51,7 @@ use bodies::Room;
 use divided::Divided;
 use health::Health;
 use notices::Notices;
+use refused::Refused;
 
 pub(super) use access::{Channel, Peer};
 pub(super) use collectors::{Status, status_of};
@@ -86,6 +88,7 @@ pub(super) struct Shared {
     renewals: Attempts<Uuid>,
     refusals: Refusals,
     notices: Notices,
+    refused: Refused,
     health: Health,
     room: Room,
     /// The turns of pushes, half of them for one collector.
@@ -115,6 +118,7 @@ impl Shared {
             renewals: renewals::attempts(config.lifetimes.client_certificate),
             refusals: Refusals::default(),
             notices: Notices::default(),
+            refused: Refused::default(),
             health: Health::default(),
             room: Room::new(&config.limits),
             pushes: Divided::new(pushes, (pushes / 2).max(1)),
@@ -134,6 +138,23 @@ impl Shared {
         match tokio::time::timeout(READ_PATIENCE, turn).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(ApiError::busy()),
+        }
+    }
+
+    /// Counts a refusal of all that a request has brought.
+    fn count_refusal(&self, collector: Uuid, reason: RefusalReason, message: &str) {
+        self.refused.note(collector, reason, message, clock::now());
+    }
+
+    /// Writes what is counted of refusals; what cannot be written is kept for the next time.
+    pub(super) async fn write_refusals(&self) {
+        let counts = self.refused.take();
+        if counts.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.note_refusals(counts.clone()).await {
+            tracing::debug!(%error, "refusals are not written yet");
+            self.refused.put_back(counts);
         }
     }
 

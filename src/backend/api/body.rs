@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::bodies::{Room, Share};
 use super::error::ApiError;
+use crate::backend::store::RefusalReason;
 use crate::encoding::{self, InflateError};
 use crate::metric::object::Object;
 
@@ -61,7 +62,7 @@ async fn collect(
     let expected = usize::try_from(announced).unwrap_or(0).min(RESERVED_MAX);
     let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::bad_request("the body ended early"))?;
+        let frame = frame.map_err(|_| ended_early())?;
         let Some(data) = frame.data_ref() else { continue };
         if (bytes.len() + data.len()) as u64 > limit {
             return Err(ApiError::too_large(limit));
@@ -85,8 +86,14 @@ pub(in crate::backend) fn inflate(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_encoding",
             "the content encoding is not known: gzip, zstd, deflate or identity",
-        ),
+        )
+        .counted_as(RefusalReason::BadPush),
     })
+}
+
+/// The network's fault, not what the client has to say.
+fn ended_early() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "bad_request", "the body ended early")
 }
 
 /// A small JSON body: an object.

@@ -1,7 +1,7 @@
 //! POST `/metrics/push`: checked metric by metric, stored in one transaction.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -19,7 +19,9 @@ use super::error::{ApiError, ok};
 use super::{Shared, body};
 use crate::backend::names;
 use crate::backend::serve::to_its_end;
-use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, Pushed, StoreError};
+use crate::backend::store::{
+    ConfigOutcome, LostRows, MetricRow, Push, Pushed, RefusalCount, RefusalReason, StoreError,
+};
 use crate::clock;
 use crate::metric::agent_limits::Cut;
 use crate::metric::envelope::{
@@ -101,13 +103,33 @@ pub(super) async fn push(
 ) -> Result<Response, ApiError> {
     let began = clock::monotonic();
     let caller = access::collector(&shared, &headers, &peer).await?;
-    let batch_id = batch_id(&headers)?;
-    let label = body::label(&headers).map(str::to_owned);
+    let id = caller.id;
+    let answer = take(&shared, caller, &headers, body, began).await;
+    if let Some((reason, message)) = answer.as_ref().err().and_then(ApiError::refusal) {
+        shared.count_refusal(id, reason, message);
+        if reason != RefusalReason::Store && shared.notices.is_first(id, reason.as_str()) {
+            let (reason, hint) = (reason.as_str(), "its sender is told the same, each time");
+            tracing::warn!(collector = %id, reason, why = message, hint, "a push was refused");
+        }
+    }
+    answer
+}
+
+async fn take(
+    shared: &Arc<Shared>,
+    caller: Caller,
+    headers: &HeaderMap,
+    body: Body,
+    began: Instant,
+) -> Result<Response, ApiError> {
+    let batch_id = batch_id(headers)?;
+    let label = body::label(headers).map(str::to_owned);
     let limits = &shared.config.limits;
     let (id, limit, next_check) = (caller.id, limits.body_bytes_max, shared.config.next_check);
-    let (received, share) = body::read(&shared.room, Some(id), &headers, body, limit).await?;
+    let (received, share) = body::read(&shared.room, Some(id), headers, body, limit).await?;
     let bytes_received = received.len() as u64;
-    let (body, held) = inflated(&shared, id, label, received, share).await?;
+    let (body, held) = inflated(shared, id, label, received, share).await?;
+    let shared = Arc::clone(shared);
     let work = async move {
         let _held = held;
         store(&shared, caller, batch_id, body).await
@@ -141,19 +163,24 @@ async fn store(
     let bounds = Bounds { now, ahead: None, is_original: false, document_bytes_max };
     let checked = blocking(move || {
         let checked = check(&body, &caller, batch_id, bounds)?;
-        Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
+        let refused = checked.rejected.counted(now);
+        Ok(Checked { push: Push { brought_max, refused, ..checked.push }, ..checked })
     });
     let checked = checked.await?;
     if !checked.cut.is_empty() && shared.notices.is_first(id, "cut") {
         let hint = "what it says of itself is over the limits; its metrics are stored";
         tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
     }
-    if checked.is_original
-        && let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
-        && shared.notices.is_first(id, "refused metrics")
+    if let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
+        && shared.notices.is_first(id, RefusalReason::InvalidMetric.as_str())
     {
         let (metrics, reason) = (checked.rejected.total, message);
-        tracing::warn!(collector = %id, metrics, path, reason, "an original's metrics are refused");
+        let hint = if checked.is_original {
+            "an original collector does not read this; the others are stored"
+        } else {
+            "its agent keeps them: `agent inspect dead` there; the others are stored"
+        };
+        tracing::warn!(collector = %id, metrics, path, reason, hint, "metrics are refused");
     }
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(id, outcome.as_ref().err());
@@ -236,7 +263,8 @@ fn check(
     let collector_id = caller.id;
     if request.collector_id.parse() != Ok(collector_id) {
         let message = "the envelope names another collector than the token";
-        return Err(ApiError::forbidden("collector_mismatch", message));
+        return Err(ApiError::forbidden("collector_mismatch", message)
+            .counted_as(RefusalReason::OtherCollector));
     }
     let is_brought = request.agent.as_ref().is_some_and(|agent| agent.replay_of.is_some());
     let hostname = if is_brought {
@@ -281,6 +309,7 @@ fn check(
         received_at: now,
         metrics,
         rejected: refusals.transpose().map_err(|_| ApiError::internal())?,
+        refused: None,
         report,
         config,
         lost,
@@ -297,6 +326,16 @@ impl Refusals {
             self.bytes = bytes;
             self.named.push(Rejected { index, path, message });
         }
+    }
+
+    /// What is counted for the collector.
+    fn counted(&self, now: Timestamp) -> Option<RefusalCount> {
+        let message = self.named.first().map(|Rejected { path, message, .. }| {
+            Invalid::new(path.as_str(), message.as_str()).to_string()
+        });
+        let message = message.unwrap_or_default();
+        (self.total > 0)
+            .then(|| RefusalCount::new(RefusalReason::InvalidMetric, self.total, &message, now))
     }
 
     /// How many there are, when not all of them are named.
@@ -410,6 +449,7 @@ fn said_by_agent(
 /// 413: who sends fewer at a time is served.
 fn too_many(message: String) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_metrics", message)
+        .counted_as(RefusalReason::TooManyMetrics)
 }
 
 fn envelope_refused(invalid: &Invalid) -> ApiError {

@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
+use super::refusals::RefusalCount;
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
     Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
@@ -28,6 +29,7 @@ mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod refusals;
 mod secrets;
 mod users;
 
@@ -35,10 +37,10 @@ refinery::embed_migrations!("src/backend/store/postgres/migrations");
 
 /// Connections at most.
 const CONNECTIONS: usize = 16;
-/// For a free connection, a new one, and a check of an old one.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How many of them reads that may be long have at a time: pushes have the others.
 const LONG_READERS: usize = 8;
+/// For a free connection, a new one, and a check of an old one.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What the server does to a session of this store: no statement hangs for ever, and a commit is
 /// durable.
 const SESSION: &str = "SET statement_timeout = '20s';
@@ -52,8 +54,6 @@ const MIGRATION_LOCK: i64 = 0x7067_616e_616c_7974;
 /// The store in a PostgreSQL database.
 pub(super) struct PostgresStore {
     pool: Pool,
-}
-
     long_reads: Semaphore,
 }
 
@@ -61,6 +61,8 @@ pub(super) struct PostgresStore {
 struct LongReader<'a> {
     client: Client,
     _turn: SemaphorePermit<'a>,
+}
+
 impl PostgresStore {
     /// Connects and migrates.
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
@@ -99,8 +101,6 @@ impl PostgresStore {
         Ok(self.pool.get().await?)
     }
 
-    async fn migrate(&self) -> Result<(), StoreError> {
-        let mut client = self.client().await?;
     /// For what people ask for: there are fewer of these at a time than connections, so that no
     /// host waits for them.
     async fn long_reader(&self) -> Result<LongReader<'_>, StoreError> {
@@ -110,6 +110,8 @@ impl PostgresStore {
         }
     }
 
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let mut client = self.client().await?;
         let encoding: String = client.query_one("SHOW server_encoding", &[]).await?.try_get(0)?;
         if encoding != "UTF8" {
             return Err(StoreError::Damaged(format!(
@@ -225,6 +227,10 @@ impl Store for PostgresStore {
 
     async fn push(&self, push: Push) -> Result<Pushed, StoreError> {
         metrics::push(&mut self.client().await?, &push).await
+    }
+
+    async fn note_refusals(&self, refusals: Vec<(Uuid, RefusalCount)>) -> Result<(), StoreError> {
+        refusals::note(&mut self.client().await?, &refusals).await
     }
 
     async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {

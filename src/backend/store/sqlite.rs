@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
+use super::refusals::RefusalCount;
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
     Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
@@ -29,6 +30,7 @@ mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod refusals;
 mod secrets;
 mod users;
 
@@ -269,6 +271,11 @@ impl Store for SqliteStore {
 
     async fn push(&self, push: Push) -> Result<Pushed, StoreError> {
         self.write(move |db| metrics::push(db, &push)).await
+    }
+
+    async fn note_refusals(&self, refusals: Vec<(Uuid, RefusalCount)>) -> Result<(), StoreError> {
+        self.write(move |db| refusals.iter().try_for_each(|(id, new)| refusals::add(db, *id, new)))
+            .await
     }
 
     async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {
