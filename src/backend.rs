@@ -21,6 +21,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
@@ -36,6 +37,9 @@ use crate::clock;
 use api::Shared;
 use serve::Listener;
 use store::{Audit, NewUser, Role, Store, StoreError};
+
+/// How often counts of refusals are written, when there are new ones: a kill costs so much of them.
+const REFUSALS_WRITTEN_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the backend does not run.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +143,8 @@ impl Backend {
         let start = |listener: Listener| listener.start(stopped.clone());
         let mut tasks: Vec<_> = listeners.into_iter().map(start).collect();
         let (keeper, kept) = (Arc::clone(&shared), Arc::clone(&shown));
-        tasks.push(serve::keep_certificate(keeper, kept, stopped));
+        tasks.push(serve::keep_certificate(keeper, kept, stopped.clone()));
+        tasks.push(write_refusals(Arc::clone(&shared), stopped));
         tracing::info!(%address, "the backend serves");
         Ok(Running { address, plaintext_address, page_address, shared, shown, stop, tasks })
     }
@@ -204,9 +209,23 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.shared.write_refusals().await;
         self.shared.store.close().await;
         tracing::info!("the backend has stopped");
     }
+}
+
+/// Writes what is counted of refusals now and then, until `stop` turns true.
+fn write_refusals(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REFUSALS_WRITTEN_EVERY) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            shared.write_refusals().await;
+        }
+    })
 }
 
 /// Serves until `shutdown` is ready.

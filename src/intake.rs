@@ -15,6 +15,7 @@ mod answer; // what is said, and how
 mod body; // bytes off the wire, up to a limit
 mod decode; // bytes -> metrics and rejects
 mod keys; // two requests with one idempotency key
+mod places; // who has a connection
 mod receipt; // what is remembered of a request
 mod server; // connections and their limits
 mod service; // one request
@@ -56,7 +57,8 @@ pub struct IntakeConfig {
     pub group: Option<String>,
     /// A body, as it comes and inflated.
     pub body_bytes_max: u64,
-    /// Open connections; more wait in the kernel's queue.
+    /// Open connections. A new one takes the place of one that is idle for two seconds; while
+    /// none is, more wait in the kernel's queue.
     pub connections_max: usize,
     /// For a request's head, for its body, for a client to read its answer, and for an idle
     /// connection.

@@ -69,13 +69,8 @@ impl Socket {
     /// Takes the socket; one that nobody answers on any more is replaced.
     pub async fn bind(path: &Path, peers: Peers) -> Result<Self, SocketError> {
         let failed = |error| SocketError::io(path, error);
-        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-            if peers != Peers::Own {
-                // Whoever may use the socket must get to it.
-                std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))
-                    .map_err(failed)?;
-            }
+        if let Some(folder) = path.parent() {
+            make_folder(folder, peers).map_err(failed)?;
         }
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -93,6 +88,33 @@ impl Socket {
         let owner = rustix::process::geteuid().as_raw();
         Ok(Self { listener, path: path.to_owned(), inode, owner, peers })
     }
+}
+
+/// Makes the folder of a socket, if it is not there. Whoever may use the socket must get to it: its
+/// mode is set, by the folder above and not by its path. Those who own that one could put a link in
+/// its place in between, and have another folder opened.
+fn make_folder(folder: &Path, peers: Peers) -> io::Result<()> {
+    let Some((above, name)) = folder.parent().zip(folder.file_name()) else { return Ok(()) };
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    std::fs::create_dir_all(above)?;
+    let above = open_folder(above, OFlags::PATH | OFlags::DIRECTORY)?;
+    let place = PathBuf::from(format!("/proc/self/fd/{}", above.as_raw_fd())).join(name);
+    match std::fs::create_dir(&place) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    if peers == Peers::Own {
+        return Ok(());
+    }
+    let made = open_folder(&place, OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+    if made.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    made.set_permissions(PermissionsExt::from_mode(0o755))
+}
+
+fn open_folder(path: &Path, flags: OFlags) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 /// Makes the socket in a new folder of this user's own, and moves it to its place when its group
@@ -113,8 +135,7 @@ fn bind_apart(path: &Path, peers: Peers) -> io::Result<UnixListener> {
 
 fn bind_in(apart: &Path, path: &Path, peers: Peers) -> io::Result<UnixListener> {
     // Whatever its name leads to from now on, this is the folder.
-    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
-    let folder = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(apart)?;
+    let folder = open_folder(apart, OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
     let data = folder.metadata()?;
     let is_own = data.is_dir() && data.uid() == rustix::process::geteuid().as_raw();
     if !is_own || data.mode() & 0o077 != 0 {
@@ -180,6 +201,24 @@ fn may_ask(peer: u32, owner: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A link in the place of the socket's folder opens no other folder to everybody.
+    #[test]
+    fn only_a_folder_that_is_made_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().mode() & 0o777;
+        let closed = PermissionsExt::from_mode(0o700);
+        std::fs::create_dir(at("private")).unwrap();
+        std::fs::set_permissions(at("private"), closed).unwrap();
+        std::os::unix::fs::symlink(at("private"), at("link")).unwrap();
+        for there in ["link", "private"] {
+            make_folder(&at(there), Peers::Group(None)).unwrap();
+            assert_eq!(mode("private"), 0o700, "{there}");
+        }
+        make_folder(&at("a/new"), Peers::Group(None)).unwrap();
+        assert_eq!(mode("a/new"), 0o755);
+    }
 
     #[test]
     fn own_user_and_root_may_ask() {

@@ -15,7 +15,7 @@ use crate::support::backend::{Ask, Client, Host, Served};
 use crate::support::until_async;
 
 /// The claims of a collector's token, good for an hour.
-fn claims(id: &str) -> Value {
+pub fn claims(id: &str) -> Value {
     let now = clock::now().as_second();
     json!({
         "sub": format!("collector:{id}"), "collector_id": id, "hostname": "db1", "type": "access",
@@ -24,7 +24,7 @@ fn claims(id: &str) -> Value {
 }
 
 /// A token that the collector mints with its own secret.
-fn minted(host: &Host, claims: &Value) -> String {
+pub fn minted(host: &Host, claims: &Value) -> String {
     let key = base64::Engine::decode(
         &base64::engine::general_purpose::URL_SAFE_NO_PAD,
         host.answer["secret"].as_str().expect("a secret"),
@@ -34,7 +34,7 @@ fn minted(host: &Host, claims: &Value) -> String {
     signed(&host.id, &key, claims)
 }
 
-fn signed(kid: &str, key: &[u8], claims: &Value) -> String {
+pub fn signed(kid: &str, key: &[u8], claims: &Value) -> String {
     let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::HS256) };
     jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(key)).expect("a token")
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
-    self, ConfigOutcome, MetricQuery, MetricRow, Page, Push, Store, StoreError,
+    self, ConfigOutcome, MetricQuery, MetricRow, Page, Push, RefusalCount, RefusalReason, Store,
+    StoreError,
 };
 use refinery::Target;
 use uuid::Uuid;
@@ -58,6 +59,7 @@ fn batch(id: &str) -> Push {
         received_at: at(),
         metrics,
         rejected: None,
+        refused: Some(RefusalCount::new(RefusalReason::InvalidMetric, 1, "bad", at())),
         report: None,
         config: ConfigOutcome::default(),
         lost: vec![],
@@ -91,6 +93,7 @@ async fn works(store: Arc<dyn Store>) {
     assert_eq!(store.holes(ID, at(), end).await.expect("holes"), holes.rows);
     let collector = store.collector(ID, at()).await.expect("collector").expect("is there");
     assert_eq!(collector.metrics_total, 5001);
+    assert_eq!(collector.refusals.first().map(|refused| refused.count), Some(2));
     store.close().await;
 }
 

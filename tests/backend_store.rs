@@ -1,4 +1,4 @@
-//! What a store promises (S1 to S7), held against SQLite and against real
+//! What a store promises (S1 to S8), held against SQLite and against real
 //! PostgreSQL servers, the oldest and the newest.
 
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
     self, Audit, ConfigOutcome, Enrolled, Enrolment, KeptConfig, KeptSecret, Known, LOST_KEPT_MAX,
     Labels, LostRows, MetricQuery, MetricRow, NewConfig, NewSecret, NewUser, Page, Push, Pushed,
-    Renamed, Renewal, Right, Role, Rotate, Rotation, Session, Store, StoreError, StoredMetric,
+    RefusalCount, RefusalReason, Renamed, Renewal, Right, Role, Rotate, Rotation, Session, Store,
+    StoreError, StoredMetric,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -53,6 +54,7 @@ for_each_store!(
     holes_are_where_their_records_were,
     losses_are_bounded_and_the_oldest_go,
     labels_are_replaced_as_a_whole,
+    refusals_are_counted_by_reason,
     a_failed_push_leaves_nothing,
     a_collector_brings_metrics_of_several_hosts,
     metrics_are_found_by_range_type_and_step,
@@ -162,6 +164,7 @@ fn push(collector_id: Uuid, batch_id: Option<&str>, metrics: Vec<MetricRow>) -> 
         received_at: now(),
         metrics,
         rejected: None,
+        refused: None,
         report: None,
         config: ConfigOutcome::default(),
         lost: vec![],
@@ -490,6 +493,49 @@ async fn losses_are_bounded_and_the_oldest_go(opened: Opened) {
     let oldest = store.holes(id, after(0), after(20)).await.expect("holes");
     assert_eq!(oldest.first().map(|lost| lost.from), Some(14), "the first seven have gone");
     assert_eq!(kept(other).await, (3, 0));
+}
+
+/// S8: with the push that brought them and once for a batch; those of others in any order.
+async fn refusals_are_counted_by_reason(opened: Opened) {
+    use RefusalReason::{BadPush, InvalidMetric, TooLarge};
+
+    let store = &opened.store;
+    let (id, other) = (enrolled(store, 1).await, enrolled(store, 2).await);
+    let kept = async |id| {
+        let collector = store.collector(id, now()).await.expect("collector").expect("is there");
+        let all = store.collectors(Page::first(10), now()).await.expect("collectors").rows;
+        let row = all.into_iter().find(|row| row.id == id).expect("it is listed");
+        assert_eq!(row.refusals, collector.refusals);
+        collector.refusals
+    };
+    let new = |reason, count, message: &str, seconds| {
+        RefusalCount::new(reason, count, message, after(seconds))
+    };
+    for (batch, count) in [("one", 3), ("one", 3), ("two", 4)] {
+        let refused = Some(new(InvalidMetric, count, batch, count.cast_signed()));
+        store.push(Push { refused, ..push(id, Some(batch), vec![]) }).await.expect("push");
+    }
+    assert_eq!(kept(id).await, [new(InvalidMetric, 7, "two", 4)]);
+    assert_eq!(kept(other).await, []);
+    // Of a collector that is not there nothing is kept, and the others' are.
+    let nobody = Uuid::from_u128(99);
+    let noted = vec![
+        (other, new(TooLarge, 1, "first", 10)),
+        (nobody, new(TooLarge, 5, "x", 10)),
+        (id, new(TooLarge, 2, "large", 5)),
+        (id, new(BadPush, 1, "a \0 in it", 6)),
+    ];
+    store.note_refusals(noted).await.expect("note");
+    // What is written late does not stand for the last.
+    let late = vec![(other, new(TooLarge, 10, "late", 9))];
+    store.note_refusals(late).await.expect("note");
+    let expected = [
+        new(BadPush, 1, "a \0 in it", 6),
+        new(InvalidMetric, 7, "two", 4),
+        new(TooLarge, 2, "large", 5),
+    ];
+    assert_eq!(kept(id).await, expected);
+    assert_eq!(kept(other).await, [new(TooLarge, 11, "first", 10)]);
 }
 
 async fn labels_are_replaced_as_a_whole(opened: Opened) {

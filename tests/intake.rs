@@ -1,7 +1,9 @@
 //! The intake: what it takes, what it answers, and that an answer is a promise.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -353,6 +355,23 @@ async fn many_clients_share_few_connections() {
         }
     });
     assert_eq!(delivered(&site, agent).await, (0..200).collect::<Vec<_>>());
+}
+
+/// A client that ends its side with its request, as `nc -N` and `socat` do, gets its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_ends_its_side_is_answered() {
+    let (site, place) = site("").await;
+    let agent = run(&site, &place);
+    let Place::Unix(path) = &place else { panic!("{place:?}") };
+    let mut stream = UnixStream::connect(path).expect("connect");
+    let body = push_of(&[metric(1)]);
+    stream.write_all(head("POST /api/v1/metrics/push", &[], body.len()).as_bytes()).expect("sent");
+    stream.write_all(&body).expect("sent");
+    stream.shutdown(Shutdown::Write).expect("its side ends");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer, and the end");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(delivered(&site, agent).await, [1]);
 }
 
 /// A place that other hosts can reach is a mistake in the configuration.

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::intake::{delivered, metric, push_of, run, site, stored_numbers};
-use crate::support::intake::{Answer, Place, head};
+use crate::support::intake::{Answer, Connection, Place, head};
 use crate::support::process::{self, Process};
 use crate::support::proxy::Network;
 use crate::support::site::{Site, longest_gap};
@@ -169,6 +169,29 @@ async fn a_document_of_many_values_stays_small() {
     });
     let growth = memory_kib(&agent, "VmHWM:") - before;
     assert!(growth < GROWTH_KIB_MAX, "{growth} KiB");
+}
+
+/// Connections that are kept open and ask for nothing give their places to whoever comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_hold_nobody_up() {
+    let (site, place) = site("timeout = \"5min\"\nconnections_max = 4").await;
+    let agent = run(&site, &place);
+    let keep = |n| {
+        let mut connection = place.connect().expect("a connection");
+        let answer = connection.push(&[], &push_of(&[metric(n)])).expect("an answer");
+        assert_eq!(answer.inserted(), 1);
+        connection
+    };
+    let mut kept: Vec<_> = (0..4).map(keep).collect();
+    // As many as there are places have said nothing at all.
+    let silent: Vec<_> = (0..4).map(|_| place.connect().expect("a connection")).collect();
+    for n in 4..10 {
+        let answer = place.push(&[], &push_of(&[metric(n)])).expect("an answer");
+        assert_eq!(answer.inserted(), 1);
+    }
+    assert!(kept.iter_mut().all(Connection::is_ended), "they have given way");
+    drop(silent);
+    assert_eq!(delivered(&site, agent).await, (0..10).collect::<Vec<_>>());
 }
 
 /// Bodies that come slowly take the memory that there is for them, and no more.

@@ -11,6 +11,7 @@ use pganalytics::link::client::IDLE_MAX;
 use pganalytics::link::token::{Claims, Token};
 use pganalytics::link::{Identity, Link, LinkConfig, Push, SendErrorKind};
 use secrecy::SecretString;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::link_tls::{World, identity, push};
 use crate::support::backend_stub::{Recorded, Reply};
@@ -175,6 +176,31 @@ async fn broken_answers_are_told_apart() {
         check(alpn, Reply::Partial, world.config(), &broken).await;
         check(alpn, Reply::Close, world.config(), &broken).await;
     }
+}
+
+/// A backend that sends interim answers without end is not listened to until the timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_without_end_are_not_waited_out() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let flood = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        stream.read_exact(&mut [0; 64]).await.expect("the start of a request");
+        let interim = "HTTP/1.1 102 Processing\r\n\r\n".repeat(1_000);
+        let mut sent = 0;
+        while stream.write_all(interim.as_bytes()).await.is_ok() {
+            sent += interim.len();
+        }
+        sent
+    });
+    let request_timeout = Duration::from_secs(60);
+    let config =
+        LinkConfig { url, allow_plaintext: true, request_timeout, ..LinkConfig::default() };
+    let link = Link::new(&config, identity()).expect("usable");
+    let error = link.push(push()).await.expect_err("no answer");
+    assert_eq!(error.kind, SendErrorKind::AnswerTooLarge, "{error}");
+    let (sent, most) = (flood.await.expect("it ends"), 64 << 20);
+    assert!(sent < most, "{sent} bytes were taken");
 }
 
 fn without_secret(expires_at: Timestamp) -> Identity {

@@ -17,6 +17,8 @@ mod backend_originals; // original collectors, taken as they are
 mod backend_outage; // the database away: 503, and nothing lost
 mod backend_page; // the page on loopback, and who may see it
 mod backend_push; // pushes: what is taken, refused, known already, and stored
+mod backend_refusals; // what is not taken is counted by reason, and seen
+mod backend_shares; // one collector with many connections, beside others
 mod backend_start; // keys: made once, kept, and refused when half is missing
 mod backend_store; // what both stores promise, held against SQLite and PostgreSQL
 mod backend_users; // login, refresh, logout, roles

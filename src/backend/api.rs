@@ -9,11 +9,13 @@ mod bodies;
 mod body;
 mod collectors;
 mod configs;
+mod divided;
 mod drain;
 mod error;
 mod health;
 mod notices;
 mod push;
+mod refused;
 mod register;
 mod renewals;
 mod request;
@@ -41,13 +43,15 @@ use super::auth::{Attempts, Familiar, PasswordError, Passwords};
 use super::config::BackendConfig;
 use super::keys::Keys;
 use super::network::Network;
-use super::store::{Store, StoreError};
+use super::store::{RefusalReason, Store, StoreError};
 use crate::clock;
 
 use access::Refusals;
 use bodies::Room;
+use divided::Divided;
 use health::Health;
 use notices::Notices;
+use refused::Refused;
 
 pub(super) use access::{Channel, Peer};
 pub(super) use collectors::{Status, status_of};
@@ -84,11 +88,13 @@ pub(super) struct Shared {
     renewals: Attempts<Uuid>,
     refusals: Refusals,
     notices: Notices,
+    refused: Refused,
     health: Health,
     room: Room,
-    pushes: Arc<Semaphore>,
+    /// The turns of pushes, half of them for one collector.
+    pushes: Divided,
     /// The turn of large pushes: one at a time.
-    large_pushes: Arc<Semaphore>,
+    large_pushes: Divided,
     /// The turn of reading documents.
     reads: Arc<Semaphore>,
     store_failed: AtomicBool,
@@ -101,6 +107,7 @@ impl Shared {
         keys: Keys,
         store: Arc<dyn Store>,
     ) -> Result<Self, PasswordError> {
+        let pushes = config.limits.pushes_at_once_max;
         Ok(Self {
             passwords: Passwords::new()?,
             logins: Attempts::new(config.limits.attempts_per_minute),
@@ -111,10 +118,11 @@ impl Shared {
             renewals: renewals::attempts(config.lifetimes.client_certificate),
             refusals: Refusals::default(),
             notices: Notices::default(),
+            refused: Refused::default(),
             health: Health::default(),
             room: Room::new(&config.limits),
-            pushes: Arc::new(Semaphore::new(config.limits.pushes_at_once_max)),
-            large_pushes: Arc::new(Semaphore::new(1)),
+            pushes: Divided::new(pushes, (pushes / 2).max(1)),
+            large_pushes: Divided::new(1, 1),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
@@ -130,6 +138,23 @@ impl Shared {
         match tokio::time::timeout(READ_PATIENCE, turn).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(ApiError::busy()),
+        }
+    }
+
+    /// Counts a refusal of all that a request has brought.
+    fn count_refusal(&self, collector: Uuid, reason: RefusalReason, message: &str) {
+        self.refused.note(collector, reason, message, clock::now());
+    }
+
+    /// Writes what is counted of refusals; what cannot be written is kept for the next time.
+    pub(super) async fn write_refusals(&self) {
+        let counts = self.refused.take();
+        if counts.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.note_refusals(counts.clone()).await {
+            tracing::debug!(%error, "refusals are not written yet");
+            self.refused.put_back(counts);
         }
     }
 

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::api::{self, ApiError, Id, Params, Shared, Status, status_of};
 use super::serve::to_its_end;
-use super::store::{Collector, MetricQuery, Page, Server};
+use super::store::{Collector, MetricQuery, Page, RefusalReason, Server};
 use crate::{clock, units};
 use series::{Charts, charts};
 
@@ -72,6 +72,16 @@ struct Host {
     /// The beginning of the range is left out: it has too many bytes.
     cut: bool,
     lost: Vec<Hole>,
+    refusals: Vec<Refused>,
+}
+
+/// What the host's collector sent and was not taken. What was said of it may have words of a log in
+/// it, which are for those who log in.
+#[derive(Serialize)]
+struct Refused {
+    reason: RefusalReason,
+    count: u64,
+    last_at: i64,
 }
 
 /// Records that are known to be lost, by their own times; by the time their loss was noticed when
@@ -211,6 +221,7 @@ async fn host(
             Some(id) => shared.store.holes(id, start, end).await?,
             None => Vec::new(),
         };
+        let refusals = refusals(&shared, &server, end).await?;
         let hole = |lost: super::store::LostRows| Hole {
             from: lost.first_at.unwrap_or(lost.at).as_millisecond(),
             to: lost.last_at.unwrap_or(lost.at).as_millisecond(),
@@ -225,9 +236,27 @@ async fn host(
             charts,
             cut,
             lost: lost.into_iter().map(hole).collect(),
+            refusals,
         }))
     })
     .await
+}
+
+/// A host that was brought by another's collector has sent nothing itself.
+async fn refusals(
+    shared: &Shared,
+    server: &Server,
+    now: Timestamp,
+) -> Result<Vec<Refused>, ApiError> {
+    let Some(id) = server.collector_id.filter(|_| !server.brought) else { return Ok(Vec::new()) };
+    let found = shared.store.collector(id, now).await?;
+    let counts = found.into_iter().flat_map(|collector| collector.refusals);
+    let shown = |refused: super::store::RefusalCount| Refused {
+        reason: refused.reason,
+        count: refused.count,
+        last_at: refused.last_at.as_millisecond(),
+    };
+    Ok(counts.map(shown).collect())
 }
 
 fn range_of(text: &str) -> Option<SignedDuration> {

@@ -21,6 +21,7 @@
 //! - S7: where a push says which record a metric is, the digest is of queue, number and what S5
 //!   names: equal metrics of two records are two rows. A row whose digest is of the text alone is
 //!   the row of the first record with that text: claimed, not doubled, and claimed once.
+//! - S8: the metrics of a push that are refused are counted with it, once for a batch.
 //!
 //! Times are kept to the microsecond.
 
@@ -31,10 +32,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 mod postgres;
+mod refusals;
 mod registration;
 mod rows;
 mod sqlite;
 
+pub use refusals::{RefusalCount, RefusalReason};
 pub use registration::{
     Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed, Right, name_key,
 };
@@ -130,6 +133,9 @@ pub trait Store: Send + Sync + 'static {
     /// Stores one push (S1, S2, S5, S7). [`StoreError::TooMany`] when it would bring one host more
     /// than a collector may bring.
     async fn push(&self, push: Push) -> Result<Pushed, StoreError>;
+
+    /// Adds to what is counted of collectors whose requests were refused as a whole.
+    async fn note_refusals(&self, refusals: Vec<(Uuid, RefusalCount)>) -> Result<(), StoreError>;
 
     /// The newest configuration of a collector.
     async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError>;

@@ -3,15 +3,17 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use axum::serve::Listener;
+use http::{HeaderValue, header};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{IntakeConfig, IntakeView, Listen, Sink, service::Service, stall::Impatient};
+use super::{
+    IntakeConfig, IntakeView, Listen, Sink, places::Places, service::Service, stall::Impatient,
+};
 use crate::shutdown::Shutdown;
 use crate::socket::{Peers, Socket};
 
@@ -94,23 +96,31 @@ impl<S: Sink> Intake<S> {
 
     async fn serve<L: Listener>(&self, mut listener: L, shutdown: &mut Shutdown) {
         let graceful = GracefulShutdown::new();
-        let places = Arc::new(Semaphore::new(self.config.connections_max));
+        let places = Places::new(self.config.connections_max);
         let mut connections = JoinSet::new();
         loop {
-            // A place first: connections over the limit wait in the kernel.
-            let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await.0)
-            };
-            let (place, stream) = tokio::select! {
-                accepted = accepted => accepted,
+            let stream = tokio::select! {
+                (stream, _) = listener.accept() => stream,
                 Some(_) = connections.join_next() => continue,
                 () = shutdown.wait() => break,
             };
+            // The next ones wait in the kernel.
+            let place = tokio::select! {
+                place = places.take() => Arc::new(place),
+                () = shutdown.wait() => break,
+            };
             let (service, connected) = (Arc::clone(&self.service), self.view.connected());
+            let at = Arc::clone(&place);
             let answer = service_fn(move |request| {
-                let service = Arc::clone(&service);
-                async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
+                let (service, work) = (Arc::clone(&service), at.begin());
+                async move {
+                    let mut answer = service.answer(request).await;
+                    if work.is_last {
+                        let close = HeaderValue::from_static("close");
+                        answer.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    Ok::<_, std::convert::Infallible>(answer)
+                }
             });
             let stream = TokioIo::new(Impatient::new(stream, self.config.timeout));
             let connection = http1::Builder::new()
@@ -121,8 +131,11 @@ impl<S: Sink> Intake<S> {
                 .serve_connection(stream, answer);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "intake: a connection ended");
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(%error, "intake: a connection ended");
+                    },
+                    () = place.taken_away() => tracing::debug!("intake: an idle one gave way"),
                 }
                 drop((place, connected));
             });

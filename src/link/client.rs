@@ -1,6 +1,7 @@
 //! One kept HTTP connection (HTTP/1.1, or HTTP/2 by ALPN) to each backend that is needed, with
 //! limits on time and size.
 
+mod allowance;
 mod backend;
 mod connect;
 mod route;
@@ -271,6 +272,9 @@ impl Client {
         let clock = &self.settings.clock;
         let sent = clock.host_now();
         let failed = |error: &(dyn std::error::Error + 'static)| {
+            if backend.allowance.take_exceeded() {
+                return SendError::endless(self.circumstances(route));
+            }
             let found = SendError::classify(error, self.circumstances(route));
             match backend.refusal.take() {
                 Some(refusal) if !found.kind.is_tls() => {
@@ -279,6 +283,7 @@ impl Client {
                 _ => found,
             }
         };
+        backend.allowance.grant();
         let response = backend.http().request(request).await.map_err(|error| failed(&error))?;
         let exchange = Exchange { sent, received: clock.host_now() };
         let (head, body) = response.into_parts();

@@ -72,7 +72,7 @@ pub enum SendErrorKind {
     Partial,
     /// The peer does not speak HTTP.
     Protocol,
-    /// The answer's body is over the limit.
+    /// The answer's body, or all that comes with it, is over the limit.
     AnswerTooLarge,
     /// The server's certificate is from a CA that is not trusted.
     TlsUnknownIssuer,
@@ -235,6 +235,15 @@ impl SendError {
             SendErrorKind::Timeout,
             &format!("no whole answer from {} within {limit}", at.authority),
             "is the backend overloaded, or backend.request_timeout too short for the way to it?",
+        )
+    }
+
+    /// The backend sends on and on, and its answer does not end.
+    pub(super) fn endless(at: Circumstances<'_>) -> Self {
+        Self::new(
+            SendErrorKind::AnswerTooLarge,
+            &format!("{} sends more than an answer has, without an end", at.authority),
+            "is backend.url really the pgAnalytics backend?",
         )
     }
 

@@ -15,7 +15,7 @@ use crate::backend::auth::{
     Attempts, Expiry, Refusal, Subject, claimed_collector, key_id, verify_collector,
 };
 use crate::backend::network::Network;
-use crate::backend::store::{Audit, Credentials, Role, StoreError, User};
+use crate::backend::store::{Audit, Credentials, RefusalReason, Role, StoreError, User};
 use crate::clock;
 
 /// 401s in a minute to one peer, and to all that one address says it is; then 429.
@@ -44,6 +44,8 @@ pub(super) struct Refusals {
 enum Denial {
     /// 401, with what the log says.
     Unauthorized(&'static str),
+    /// The same for a token whose signature proves whose it is.
+    Signed(Refusal),
     Other(ApiError),
 }
 
@@ -98,7 +100,13 @@ impl From<StoreError> for Denial {
 
 impl From<Refusal> for Denial {
     fn from(refusal: Refusal) -> Self {
-        Self::Unauthorized(refusal.name())
+        match refusal {
+            Refusal::Forged => Self::Unauthorized(refusal.name()),
+            // The signature is looked at first.
+            Refusal::Early | Refusal::Expired | Refusal::TooLong | Refusal::Claims => {
+                Self::Signed(refusal)
+            }
+        }
     }
 }
 
@@ -186,10 +194,13 @@ async fn collector_with(
     peer: &Peer,
     expiry: Expiry,
 ) -> Result<Caller, ApiError> {
-    let found = find_collector(shared, headers, expiry).await;
-    let (id, credentials) = found.map_err(|denial| refused(shared, headers, peer, denial))?;
+    let (id, credentials) = match find_collector(shared, headers, expiry).await {
+        Ok(found) => found,
+        Err(denial) => return Err(refused_collector(shared, headers, peer, denial).await),
+    };
     let shown = check_certificate(peer, &credentials).map_err(|(slug, message)| {
         note_refusal(shared, id, peer, message);
+        shared.count_refusal(id, RefusalReason::Certificate, message);
         ApiError::forbidden(slug, message)
     })?;
     if shown == Shown::Next {
@@ -232,11 +243,48 @@ async fn credentials(shared: &Shared, id: Uuid) -> Result<Credentials, Denial> {
 
 const NO_TOKEN: Denial = Denial::Unauthorized("there is no token");
 
+/// The same as [`refused`], and counted where it is known for sure which collector it is: nobody
+/// else writes into what is counted of a host.
+async fn refused_collector(
+    shared: &Shared,
+    headers: &HeaderMap,
+    peer: &Peer,
+    denial: Denial,
+) -> ApiError {
+    let (why, signer) = match &denial {
+        Denial::Unauthorized(why) => (*why, None),
+        Denial::Signed(refusal) => (refusal.name(), bearer(headers).and_then(claimed_collector)),
+        Denial::Other(_) => return refused(shared, headers, peer, denial),
+    };
+    let error = refused(shared, headers, peer, denial);
+    // Who is held back by 429 makes no reads of the store, either.
+    if error.is_unauthorized()
+        && let Some(id) = match signer {
+            Some(id) => Some(id),
+            None => shown_by(shared, peer).await,
+        }
+    {
+        shared.count_refusal(id, RefusalReason::Unauthorized, why);
+    }
+    error
+}
+
+/// The collector whose present certificate a connection has shown.
+async fn shown_by(shared: &Shared, peer: &Peer) -> Option<Uuid> {
+    let Channel::Mutual(shown) = &peer.channel else { return None };
+    if peer.certificate_ends.is_some_and(|end| end <= clock::now()) {
+        return None;
+    }
+    let known = shared.store.collector_shown(shown).await.ok()??;
+    known.is_live.then_some(known.id)
+}
+
 /// 401; 429 to a peer that goes on all the same, as a client does that tries again at once.
 fn refused(shared: &Shared, headers: &HeaderMap, peer: &Peer, denial: Denial) -> ApiError {
     let why = match denial {
         Denial::Other(error) => return error,
         Denial::Unauthorized(why) => why,
+        Denial::Signed(refusal) => refusal.name(),
     };
     let claimed = bearer(headers).and_then(claimed_collector);
     if let Some(id) = claimed {

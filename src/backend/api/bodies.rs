@@ -3,13 +3,13 @@
 //!
 //! Room is taken before a body is read: as much as it announces, or step by step as it comes.
 //! Small bodies have a part of their own, so that a few large ones, which may come slowly, do not
-//! keep every host waiting.
+//! keep every host waiting; and a collector has a part of each, whatever it sends.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
 
+use super::divided::{Divided, Taken};
 use super::error::ApiError;
 use crate::backend::config::Limits;
 
@@ -17,6 +17,10 @@ use crate::backend::config::Limits;
 const SMALL_BYTES_MAX: u64 = 256 << 10;
 /// The part of the room that small bodies have to themselves.
 const SMALL_PART: u64 = 4;
+/// One collector's part of the room for small bodies, and of that for large ones: more than an
+/// agent sends at a time, as it is set by default.
+const COLLECTORS_PART_OF_SMALL: u64 = 4;
+const COLLECTORS_PART_OF_LARGE: u64 = 2;
 /// How much more room a body takes at a time that did not announce its length.
 const STEP_BYTES: u64 = 64 << 10;
 /// Room is counted in pieces of this size.
@@ -27,36 +31,42 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The room for bodies.
 #[derive(Debug)]
 pub(in crate::backend) struct Room {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    small: Divided,
+    large: Divided,
 }
 
 /// A body's share of the room, given back when it is dropped.
 #[derive(Debug)]
-pub(in crate::backend) struct Share {
-    of: Arc<Semaphore>,
-    permit: OwnedSemaphorePermit,
-}
+pub(in crate::backend) struct Share(Taken);
 
 impl Room {
     /// The largest body always fits, if it is alone.
     pub(super) fn new(limits: &Limits) -> Self {
         let small = limits.bodies_bytes_max / SMALL_PART;
-        let large = (limits.bodies_bytes_max - small).max(limits.body_bytes_max);
-        let room = |bytes: u64| Arc::new(Semaphore::new(pieces(bytes) as usize));
+        let large = limits.bodies_bytes_max - small;
+        let room = |bytes: u64, part: u64, largest: u64| {
+            let (all, part) = (bytes.max(largest), (bytes / part).max(largest));
+            Divided::new(pieces(all) as usize, pieces(part) as usize)
+        };
+        let largest = limits.body_bytes_max;
         Self {
-            small: room(small.max(limits.body_bytes_max.min(SMALL_BYTES_MAX))),
-            large: room(large),
+            small: room(small, COLLECTORS_PART_OF_SMALL, largest.min(SMALL_BYTES_MAX)),
+            large: room(large, COLLECTORS_PART_OF_LARGE, largest),
         }
     }
 
-    /// Room for a body that announces its length, or the beginning of one that does not.
-    pub(super) async fn share(&self, announced: Option<u64>) -> Result<Share, ApiError> {
+    /// Room for a body that announces its length, or the beginning of one that does not: a
+    /// collector's, or that of somebody else who may send one.
+    pub(super) async fn share(
+        &self,
+        of: Option<Uuid>,
+        announced: Option<u64>,
+    ) -> Result<Share, ApiError> {
         let is_small = announced.is_some_and(|bytes| bytes <= SMALL_BYTES_MAX);
-        let of = Arc::clone(if is_small { &self.small } else { &self.large });
-        let room = Arc::clone(&of).acquire_many_owned(pieces(announced.unwrap_or(STEP_BYTES)));
-        match tokio::time::timeout(PATIENCE, room).await {
-            Ok(Ok(permit)) => Ok(Share { of, permit }),
+        let room = if is_small { &self.small } else { &self.large };
+        let taken = room.take(of, pieces(announced.unwrap_or(STEP_BYTES)));
+        match tokio::time::timeout(PATIENCE, taken).await {
+            Ok(Ok(taken)) => Ok(Share(taken)),
             _ => Err(ApiError::busy()),
         }
     }
@@ -66,14 +76,11 @@ impl Share {
     /// Makes sure that the share has room for `bytes`. It does not wait: the others that hold part
     /// of a body could wait for this one.
     pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), ApiError> {
-        let held = self.permit.num_permits() as u64 * PIECE_BYTES;
+        let held = self.0.count() as u64 * PIECE_BYTES;
         if bytes <= held {
             return Ok(());
         }
-        let more = pieces((bytes - held).max(STEP_BYTES));
-        let more = Arc::clone(&self.of).try_acquire_many_owned(more);
-        self.permit.merge(more.map_err(|_| ApiError::busy())?);
-        Ok(())
+        self.0.grow(pieces((bytes - held).max(STEP_BYTES))).map_err(|_| ApiError::busy())
     }
 }
 
@@ -94,7 +101,7 @@ mod tests {
     }
 
     async fn is_free(room: &Room, announced: Option<u64>) -> bool {
-        room.share(announced).await.is_ok()
+        room.share(None, announced).await.is_ok()
     }
 
     /// Large bodies wait for each other and then are sent away; small ones go on.
@@ -102,13 +109,13 @@ mod tests {
     async fn large_bodies_leave_room_for_small_ones() {
         let room = room(64 * MIB, 16 * MIB);
         let held = [
-            room.share(Some(16 * MIB)).await.expect("the first"),
-            room.share(Some(16 * MIB)).await.expect("the second"),
-            room.share(Some(16 * MIB)).await.expect("the third"),
+            room.share(None, Some(16 * MIB)).await.expect("the first"),
+            room.share(None, Some(16 * MIB)).await.expect("the second"),
+            room.share(None, Some(16 * MIB)).await.expect("the third"),
         ];
         assert!(!is_free(&room, Some(16 * MIB)).await && !is_free(&room, None).await);
         assert!(is_free(&room, Some(SMALL_BYTES_MAX)).await && is_free(&room, Some(0)).await);
-        let (waits, ()) = tokio::join!(room.share(Some(16 * MIB)), async {
+        let (waits, ()) = tokio::join!(room.share(None, Some(16 * MIB)), async {
             tokio::time::sleep(PATIENCE / 2).await;
             drop(held);
         });
@@ -119,9 +126,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unannounced_bodies_take_room_as_they_come() {
         let room = room(4 * MIB, 3 * MIB);
-        let mut first = room.share(None).await.expect("its beginning");
+        let mut first = room.share(None, None).await.expect("its beginning");
         first.grow_to(2 * MIB).expect("room");
-        let mut second = room.share(None).await.expect("its beginning");
+        let mut second = room.share(None, None).await.expect("its beginning");
         second.grow_to(2 * MIB).expect_err("no room");
         assert!(!is_free(&room, Some(2 * MIB)).await);
         drop(second);
@@ -136,8 +143,33 @@ mod tests {
         for (bodies, body) in [(MIB, 16 * MIB), (MIB, MIB), (MIB, 2 << 10), (16 * MIB, 16 * MIB)] {
             let room = room(bodies, body);
             assert!(is_free(&room, Some(body)).await, "{body} of {bodies}");
-            let mut share = room.share(None).await.expect("its beginning");
+            let mut share = room.share(None, None).await.expect("its beginning");
             share.grow_to(body).expect("room");
         }
+    }
+    /// One collector holds its part of either room, over however many requests, and all others
+    /// still have theirs.
+    #[tokio::test(start_paused = true)]
+    async fn a_collector_has_its_part_of_the_room() {
+        let room = room(64 * MIB, 16 * MIB);
+        let (greedy, other) = (Some(Uuid::from_u128(1)), Some(Uuid::from_u128(2)));
+        let mut held = Vec::new();
+        for bytes in [SMALL_BYTES_MAX, 8 * MIB] {
+            while let Ok(share) = room.share(greedy, Some(bytes)).await {
+                held.push(share);
+                assert!(held.len() < 64, "it has all");
+            }
+        }
+        assert_eq!(held.len(), 16 + 3);
+        let mut unannounced = room.share(greedy, None).await;
+        assert!(unannounced.is_err(), "its part is full");
+        for bytes in [SMALL_BYTES_MAX, 16 * MIB] {
+            room.share(other, Some(bytes)).await.expect("the other's room");
+        }
+        held.pop();
+        unannounced = room.share(greedy, None).await;
+        let mut unannounced = unannounced.expect("room again");
+        unannounced.grow_to(8 * MIB).expect("its part");
+        unannounced.grow_to(9 * MIB).expect_err("over its part");
     }
 }

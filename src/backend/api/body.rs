@@ -5,9 +5,11 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use super::bodies::{Room, Share};
 use super::error::ApiError;
+use crate::backend::store::RefusalReason;
 use crate::encoding::{self, InflateError};
 use crate::metric::object::Object;
 
@@ -27,9 +29,11 @@ pub(in crate::backend) struct Sizes {
     pub(in crate::backend) inflated_max: u64,
 }
 
-/// Reads a whole body. Its share of the room is held as long as the body.
+/// Reads a whole body, of a collector or of somebody else. Its share of the room is held as long
+/// as the body.
 pub(in crate::backend) async fn read(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
     limit: u64,
@@ -38,7 +42,7 @@ pub(in crate::backend) async fn read(
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(ApiError::too_large(limit));
     }
-    let mut share = room.share(announced).await?;
+    let mut share = room.share(of, announced).await?;
     let bytes = collect(headers, body, limit, |bytes| share.grow_to(bytes)).await?;
     Ok((bytes, share))
 }
@@ -58,7 +62,7 @@ async fn collect(
     let expected = usize::try_from(announced).unwrap_or(0).min(RESERVED_MAX);
     let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::bad_request("the body ended early"))?;
+        let frame = frame.map_err(|_| ended_early())?;
         let Some(data) = frame.data_ref() else { continue };
         if (bytes.len() + data.len()) as u64 > limit {
             return Err(ApiError::too_large(limit));
@@ -82,17 +86,24 @@ pub(in crate::backend) fn inflate(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_encoding",
             "the content encoding is not known: gzip, zstd, deflate or identity",
-        ),
+        )
+        .counted_as(RefusalReason::BadPush),
     })
+}
+
+/// The network's fault, not what the client has to say.
+fn ended_early() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "bad_request", "the body ended early")
 }
 
 /// A small JSON body: an object.
 pub(in crate::backend) async fn json<T: DeserializeOwned>(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<T, ApiError> {
-    parse(&small(room, headers, body).await?)
+    parse(&small(room, of, headers, body).await?)
 }
 
 /// A JSON object from anyone. It is too small to take room, and strangers take none from hosts.
@@ -107,10 +118,11 @@ pub(in crate::backend) async fn tiny_json<T: DeserializeOwned>(
 /// A small body of any kind.
 pub(in crate::backend) async fn small(
     room: &Room,
+    of: Option<Uuid>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Bytes, ApiError> {
-    let (bytes, _share) = read(room, headers, body, SMALL.received_max).await?;
+    let (bytes, _share) = read(room, of, headers, body, SMALL.received_max).await?;
     inflate(label(headers), bytes, SMALL.inflated_max)
 }
 

@@ -19,7 +19,7 @@ use super::{Shared, body};
 use crate::backend::enrolment::{self, Released};
 use crate::backend::names;
 use crate::backend::pki::{Issued, PkiError};
-use crate::backend::store::{Audit, Collector, Labels, Renamed, Role};
+use crate::backend::store::{Audit, Collector, Labels, RefusalCount, Renamed, Role};
 use crate::clock;
 
 /// Between two signs of life, unless the agent's own configuration says otherwise.
@@ -74,6 +74,9 @@ struct CollectorView {
     /// Entries of its losses that went for newer ones.
     #[serde(skip_serializing_if = "is_zero")]
     lost_forgotten: u64,
+    /// What it sent and was not taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refusals: Vec<RefusalCount>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<Value>,
 }
@@ -157,7 +160,7 @@ pub(super) async fn patch(
 ) -> Result<Response, ApiError> {
     let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
-    let PatchRequest { name, labels } = body::json(&shared.room, &headers, body).await?;
+    let PatchRequest { name, labels } = body::json(&shared.room, None, &headers, body).await?;
     let checked = |name: String| names::checked("name", &name);
     let name = name.map(checked).transpose().map_err(ApiError::bad_request)?;
     let labels = labels.map(names::checked_labels).transpose().map_err(ApiError::bad_request)?;
@@ -236,6 +239,7 @@ fn view(collector: Collector, now: Timestamp) -> CollectorView {
         name_collides: collector.name_collides,
         labels: collector.labels,
         lost_forgotten: collector.lost_forgotten,
+        refusals: collector.refusals,
         id: collector.id,
         name: collector.name,
         hostname: collector.hostname,

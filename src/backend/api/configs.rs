@@ -60,7 +60,7 @@ pub(super) async fn put(
 ) -> Result<Response, ApiError> {
     let user = access::user(&shared, &headers, &peer, Role::Admin).await?;
     let id: Uuid = id.of("the collector")?;
-    let text = body::small(&shared.room, &headers, body).await?;
+    let text = body::small(&shared.room, None, &headers, body).await?;
     let text = String::from_utf8(text.into())
         .map_err(|_| ApiError::bad_request("a configuration is UTF-8 text"))?;
     check(&text)?;

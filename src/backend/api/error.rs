@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 use std::time::Duration;
 
-use crate::backend::store::StoreError;
+use crate::backend::store::{RefusalReason, StoreError};
 use crate::metric::envelope::ErrorBody;
 
 /// When a client should come again while the store is down, seconds.
@@ -26,6 +26,8 @@ pub(in crate::backend) struct ApiError {
     message: String,
     details: Option<Value>,
     retry_after: Option<u64>,
+    /// As what it is counted for the collector that gets it.
+    refusal: Option<RefusalReason>,
 }
 
 impl ApiError {
@@ -34,12 +36,14 @@ impl ApiError {
         slug: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, slug, message: message.into(), details: None, retry_after: None }
+        let message = message.into();
+        Self { status, slug, message, details: None, retry_after: None, refusal: None }
     }
 
     /// 400.
     pub(in crate::backend) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+            .counted_as(RefusalReason::BadPush)
     }
 
     /// 401; the same words whatever is wrong.
@@ -61,6 +65,7 @@ impl ApiError {
     pub(in crate::backend) fn too_large(limit: u64) -> Self {
         let message = format!("the body is larger than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+            .counted_as(RefusalReason::TooLarge)
     }
 
     /// 429.
@@ -75,6 +80,23 @@ impl ApiError {
         let message = "too much at once, come again later";
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
         Self { retry_after: Some(BUSY_RETRY), ..error }
+    }
+
+    /// Counts for its collector as a refusal of this kind.
+    pub(in crate::backend) fn counted_as(mut self, reason: RefusalReason) -> Self {
+        self.refusal = Some(reason);
+        self
+    }
+
+    /// As what it is counted for a collector, and what it says; `None` for what may be taken at
+    /// another time.
+    pub(in crate::backend) fn refusal(&self) -> Option<(RefusalReason, &str)> {
+        Some((self.refusal?, &self.message))
+    }
+
+    /// Whether it is a 401.
+    pub(in crate::backend) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
     }
 
     /// Whether it is a 413.
@@ -108,12 +130,14 @@ impl From<StoreError> for ApiError {
             },
             StoreError::Conflict(_) => {
                 Self::new(StatusCode::CONFLICT, "conflict", "this is taken already")
+                    .counted_as(RefusalReason::Store)
             }
             StoreError::TooMany(what) => {
                 let error = Self::too_many(TOO_MANY_RETRY);
-                Self { message: what, ..error }
+                Self { message: what, ..error }.counted_as(RefusalReason::Store)
             }
-            StoreError::Refused(_) => Self::bad_request("the store cannot hold a value of this"),
+            StoreError::Refused(_) => Self::bad_request("the store cannot hold a value of this")
+                .counted_as(RefusalReason::Store),
             StoreError::Damaged(text) => {
                 tracing::error!(error = text, "the store is damaged; hint: look at its own log");
                 Self::internal()

@@ -1,7 +1,7 @@
 //! POST `/metrics/push`: checked metric by metric, stored in one transaction.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -10,16 +10,18 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::access::{self, Caller, Peer};
 use super::bodies::Share;
+use super::divided::{Divided, Taken};
 use super::error::{ApiError, ok};
 use super::{Shared, body};
 use crate::backend::names;
 use crate::backend::serve::to_its_end;
-use crate::backend::store::{ConfigOutcome, LostRows, MetricRow, Push, Pushed, StoreError};
+use crate::backend::store::{
+    ConfigOutcome, LostRows, MetricRow, Push, Pushed, RefusalCount, RefusalReason, StoreError,
+};
 use crate::clock;
 use crate::metric::agent_limits::Cut;
 use crate::metric::envelope::{
@@ -72,7 +74,7 @@ struct Bounds {
 
 /// What a push holds while it is worked on, on whichever thread, and though its sender has gone.
 struct Held {
-    turn: OwnedSemaphorePermit,
+    turn: Taken,
     share: Share,
 }
 
@@ -101,13 +103,33 @@ pub(super) async fn push(
 ) -> Result<Response, ApiError> {
     let began = clock::monotonic();
     let caller = access::collector(&shared, &headers, &peer).await?;
-    let batch_id = batch_id(&headers)?;
-    let label = body::label(&headers).map(str::to_owned);
+    let id = caller.id;
+    let answer = take(&shared, caller, &headers, body, began).await;
+    if let Some((reason, message)) = answer.as_ref().err().and_then(ApiError::refusal) {
+        shared.count_refusal(id, reason, message);
+        if reason != RefusalReason::Store && shared.notices.is_first(id, reason.as_str()) {
+            let (reason, hint) = (reason.as_str(), "its sender is told the same, each time");
+            tracing::warn!(collector = %id, reason, why = message, hint, "a push was refused");
+        }
+    }
+    answer
+}
+
+async fn take(
+    shared: &Arc<Shared>,
+    caller: Caller,
+    headers: &HeaderMap,
+    body: Body,
+    began: Instant,
+) -> Result<Response, ApiError> {
+    let batch_id = batch_id(headers)?;
+    let label = body::label(headers).map(str::to_owned);
     let limits = &shared.config.limits;
-    let (received, share) = body::read(&shared.room, &headers, body, limits.body_bytes_max).await?;
+    let (id, limit, next_check) = (caller.id, limits.body_bytes_max, shared.config.next_check);
+    let (received, share) = body::read(&shared.room, Some(id), headers, body, limit).await?;
     let bytes_received = received.len() as u64;
-    let (body, held) = inflated(&shared, label, received, share).await?;
-    let (id, next_check) = (caller.id, shared.config.next_check);
+    let (body, held) = inflated(shared, id, label, received, share).await?;
+    let shared = Arc::clone(shared);
     let work = async move {
         let _held = held;
         store(&shared, caller, batch_id, body).await
@@ -141,19 +163,24 @@ async fn store(
     let bounds = Bounds { now, ahead: None, is_original: false, document_bytes_max };
     let checked = blocking(move || {
         let checked = check(&body, &caller, batch_id, bounds)?;
-        Ok(Checked { push: Push { brought_max, ..checked.push }, ..checked })
+        let refused = checked.rejected.counted(now);
+        Ok(Checked { push: Push { brought_max, refused, ..checked.push }, ..checked })
     });
     let checked = checked.await?;
     if !checked.cut.is_empty() && shared.notices.is_first(id, "cut") {
         let hint = "what it says of itself is over the limits; its metrics are stored";
         tracing::warn!(collector = %id, cut = ?checked.cut, hint, "a report was cut");
     }
-    if checked.is_original
-        && let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
-        && shared.notices.is_first(id, "refused metrics")
+    if let Some(Rejected { path, message, .. }) = checked.rejected.named.first()
+        && shared.notices.is_first(id, RefusalReason::InvalidMetric.as_str())
     {
         let (metrics, reason) = (checked.rejected.total, message);
-        tracing::warn!(collector = %id, metrics, path, reason, "an original's metrics are refused");
+        let hint = if checked.is_original {
+            "an original collector does not read this; the others are stored"
+        } else {
+            "its agent keeps them: `agent inspect dead` there; the others are stored"
+        };
+        tracing::warn!(collector = %id, metrics, path, reason, hint, "metrics are refused");
     }
     let outcome = shared.store.push(checked.push).await;
     shared.note_store(id, outcome.as_ref().err());
@@ -169,9 +196,10 @@ async fn store(
 
 /// A body without its compression, and the turn of working on it. It begins when the body is here:
 /// a slow line would keep others waiting. Large ones go one at a time, beside the others. Only who
-/// waits for the answer waits for a turn.
+/// waits for the answer waits for a turn, and a collector with many pushes waits for itself.
 async fn inflated(
     shared: &Shared,
+    collector: Uuid,
     label: Option<String>,
     received: Bytes,
     share: Share,
@@ -181,12 +209,12 @@ async fn inflated(
         blocking(move || Ok((body::inflate(label.as_deref(), received, limit), held)))
     };
     let most = shared.config.limits.inflated_bytes_max;
-    let held = Held { turn: self::turn(&shared.pushes).await?, share };
+    let held = Held { turn: self::turn(&shared.pushes, collector).await?, share };
     let (inflated, Held { turn, share }) = inflate(most.min(LARGE_BYTES_MIN), held).await?;
     match inflated {
         Err(error) if error.is_too_large() && most > LARGE_BYTES_MIN => {
             drop(turn);
-            let held = Held { turn: self::turn(&shared.large_pushes).await?, share };
+            let held = Held { turn: self::turn(&shared.large_pushes, collector).await?, share };
             let (inflated, held) = inflate(most, held).await?;
             Ok((inflated?, held))
         }
@@ -194,8 +222,8 @@ async fn inflated(
     }
 }
 
-async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
-    match tokio::time::timeout(TURN_PATIENCE, Arc::clone(turns).acquire_owned()).await {
+async fn turn(turns: &Divided, collector: Uuid) -> Result<Taken, ApiError> {
+    match tokio::time::timeout(TURN_PATIENCE, turns.take(Some(collector), 1)).await {
         Ok(Ok(turn)) => Ok(turn),
         _ => Err(ApiError::too_many(TURN_RETRY)),
     }
@@ -235,7 +263,8 @@ fn check(
     let collector_id = caller.id;
     if request.collector_id.parse() != Ok(collector_id) {
         let message = "the envelope names another collector than the token";
-        return Err(ApiError::forbidden("collector_mismatch", message));
+        return Err(ApiError::forbidden("collector_mismatch", message)
+            .counted_as(RefusalReason::OtherCollector));
     }
     let is_brought = request.agent.as_ref().is_some_and(|agent| agent.replay_of.is_some());
     let hostname = if is_brought {
@@ -280,6 +309,7 @@ fn check(
         received_at: now,
         metrics,
         rejected: refusals.transpose().map_err(|_| ApiError::internal())?,
+        refused: None,
         report,
         config,
         lost,
@@ -296,6 +326,16 @@ impl Refusals {
             self.bytes = bytes;
             self.named.push(Rejected { index, path, message });
         }
+    }
+
+    /// What is counted for the collector.
+    fn counted(&self, now: Timestamp) -> Option<RefusalCount> {
+        let message = self.named.first().map(|Rejected { path, message, .. }| {
+            Invalid::new(path.as_str(), message.as_str()).to_string()
+        });
+        let message = message.unwrap_or_default();
+        (self.total > 0)
+            .then(|| RefusalCount::new(RefusalReason::InvalidMetric, self.total, &message, now))
     }
 
     /// How many there are, when not all of them are named.
@@ -403,6 +443,7 @@ fn said_by_agent(
 /// 413: who sends fewer at a time is served.
 fn too_many(message: String) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_metrics", message)
+        .counted_as(RefusalReason::TooManyMetrics)
 }
 
 fn envelope_refused(invalid: &Invalid) -> ApiError {

@@ -55,6 +55,16 @@ enum Pass {
     Secret(KeptSecret),
 }
 
+impl Pass {
+    /// The collector that asks, when it is one.
+    fn collector(&self) -> Option<Uuid> {
+        match self {
+            Self::Certificate(known) => Some(known.id),
+            Self::Secret(_) => None,
+        }
+    }
+}
+
 /// Which collector a host becomes.
 struct Standing {
     id: Uuid,
@@ -73,7 +83,8 @@ pub(super) async fn register(
     body: Body,
 ) -> Result<Response, ApiError> {
     let pass = pass(&shared, &peer, &headers).await?;
-    let request: RegisterRequest = body::json(&shared.room, &headers, body).await?;
+    let request: RegisterRequest =
+        body::json(&shared.room, pass.collector(), &headers, body).await?;
     let request = checked(request)?;
     let now = clock::now();
     let by = match &pass {

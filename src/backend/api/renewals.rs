@@ -52,7 +52,7 @@ pub(super) async fn renew_certificate(
         let message = "a certificate is renewed over a connection that shows the present one";
         return Err(ApiError::forbidden("certificate_required", message));
     }
-    let request: RenewRequest = body::json(&shared.room, &headers, body).await?;
+    let request: RenewRequest = body::json(&shared.room, Some(caller.id), &headers, body).await?;
     admitted(&shared.renewals, caller.id)?;
     shared.renewals.note(caller.id, clock::monotonic());
     let now = clock::now();

@@ -348,6 +348,9 @@ function showHost(data) {
   const notes = [];
   if (lost > 0) notes.push(`${count(lost)} records of this range are known to be lost: the dashed marks show when.`);
   if (data.cut) notes.push("The beginning of this range is not shown: it is more than the page reads. Choose a shorter one.");
+  for (const refused of data.refusals) {
+    notes.push(`Not taken: ${count(refused.count)} × ${refused.reason}, the last ${span(data.end - refused.last_at)} ago.`);
+  }
   $("note").hidden = notes.length === 0;
   $("note").textContent = notes.join(" ");
   fit();

@@ -11,10 +11,12 @@ use deadpool_postgres::{
     Client, Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use jiff::Timestamp;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
+use super::refusals::RefusalCount;
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
     Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
@@ -27,6 +29,7 @@ mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod refusals;
 mod secrets;
 mod users;
 
@@ -34,6 +37,8 @@ refinery::embed_migrations!("src/backend/store/postgres/migrations");
 
 /// Connections at most.
 const CONNECTIONS: usize = 16;
+/// How many of them reads that may be long have at a time: pushes have the others.
+const LONG_READERS: usize = 8;
 /// For a free connection, a new one, and a check of an old one.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What the server does to a session of this store: no statement hangs for ever, and a commit is
@@ -49,6 +54,13 @@ const MIGRATION_LOCK: i64 = 0x7067_616e_616c_7974;
 /// The store in a PostgreSQL database.
 pub(super) struct PostgresStore {
     pool: Pool,
+    long_reads: Semaphore,
+}
+
+/// A connection for a read that may be long.
+struct LongReader<'a> {
+    client: Client,
+    _turn: SemaphorePermit<'a>,
 }
 
 impl PostgresStore {
@@ -80,13 +92,22 @@ impl PostgresStore {
             .post_create(prepare)
             .build()
             .map_err(|err| StoreError::Unavailable(err.to_string()))?;
-        let store = Self { pool };
+        let store = Self { pool, long_reads: Semaphore::new(LONG_READERS) };
         store.migrate().await?;
         Ok(store)
     }
 
     async fn client(&self) -> Result<Client, StoreError> {
         Ok(self.pool.get().await?)
+    }
+
+    /// For what people ask for: there are fewer of these at a time than connections, so that no
+    /// host waits for them.
+    async fn long_reader(&self) -> Result<LongReader<'_>, StoreError> {
+        match tokio::time::timeout(PATIENCE, self.long_reads.acquire()).await {
+            Ok(Ok(turn)) => Ok(LongReader { client: self.client().await?, _turn: turn }),
+            _ => Err(StoreError::Unavailable("others read for too long".to_owned())),
+        }
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -136,7 +157,7 @@ impl Store for PostgresStore {
     }
 
     async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError> {
-        collectors::one(&self.client().await?, id, now).await
+        collectors::one(&self.long_reader().await?.client, id, now).await
     }
 
     async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError> {
@@ -160,7 +181,7 @@ impl Store for PostgresStore {
         page: Page,
         now: Timestamp,
     ) -> Result<Listing<Collector>, StoreError> {
-        collectors::all(&self.client().await?, page, now).await
+        collectors::all(&self.long_reader().await?.client, page, now).await
     }
 
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
@@ -193,7 +214,7 @@ impl Store for PostgresStore {
     }
 
     async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError> {
-        secrets::all(&self.client().await?).await
+        secrets::all(&self.long_reader().await?.client).await
     }
 
     async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError> {
@@ -208,6 +229,10 @@ impl Store for PostgresStore {
         metrics::push(&mut self.client().await?, &push).await
     }
 
+    async fn note_refusals(&self, refusals: Vec<(Uuid, RefusalCount)>) -> Result<(), StoreError> {
+        refusals::note(&mut self.client().await?, &refusals).await
+    }
+
     async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {
         configs::newest(&self.client().await?, id).await
     }
@@ -217,7 +242,7 @@ impl Store for PostgresStore {
         id: Uuid,
         page: Page,
     ) -> Result<Listing<KeptConfig>, StoreError> {
-        configs::versions(&self.client().await?, id, page).await
+        configs::versions(&self.long_reader().await?.client, id, page).await
     }
 
     async fn first_config(&self, config: NewConfig) -> Result<KeptConfig, StoreError> {
@@ -229,19 +254,19 @@ impl Store for PostgresStore {
     }
 
     async fn servers(&self, page: Page) -> Result<Listing<Server>, StoreError> {
-        metrics::servers(&self.client().await?, page).await
+        metrics::servers(&self.long_reader().await?.client, page).await
     }
 
     async fn server(&self, id: i64) -> Result<Option<Server>, StoreError> {
-        metrics::server(&self.client().await?, id).await
+        metrics::server(&self.long_reader().await?.client, id).await
     }
 
     async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError> {
-        metrics::select(&self.client().await?, &query).await
+        metrics::select(&self.long_reader().await?.client, &query).await
     }
 
     async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError> {
-        metrics::lost(&self.client().await?, id, page).await
+        metrics::lost(&self.long_reader().await?.client, id, page).await
     }
 
     async fn holes(
@@ -250,7 +275,7 @@ impl Store for PostgresStore {
         start: Timestamp,
         end: Timestamp,
     ) -> Result<Vec<LostRows>, StoreError> {
-        metrics::holes(&self.client().await?, id, start, end).await
+        metrics::holes(&self.long_reader().await?.client, id, start, end).await
     }
 
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
@@ -286,7 +311,7 @@ impl Store for PostgresStore {
     }
 
     async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError> {
-        users::audits(&self.client().await?, page).await
+        users::audits(&self.long_reader().await?.client, page).await
     }
 }
 

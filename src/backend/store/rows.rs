@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::refusals::RefusalCount;
+
 /// Which part of a long list: pages count from 1.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
@@ -97,6 +99,8 @@ pub struct Collector {
     pub labels: Labels,
     /// Entries of its losses that went for newer ones; see [`LOST_KEPT_MAX`].
     pub lost_forgotten: u64,
+    /// What it sent and was not taken, by reason.
+    pub refusals: Vec<RefusalCount>,
 }
 
 /// What a collector's requests are checked against.
@@ -144,6 +148,8 @@ pub struct Push {
     pub metrics: Vec<MetricRow>,
     /// Refused metrics as the answer lists them, a JSON array; `None` for none.
     pub rejected: Option<String>,
+    /// How many those are, for the collector's counts; a known batch's are counted already.
+    pub refused: Option<RefusalCount>,
     /// The envelope's `agent` object, JSON.
     pub report: Option<String>,
     /// What it says of its configuration.
@@ -515,7 +521,8 @@ pub struct Audit {
     pub subject: String,
 }
 
-fn rfc3339<S: serde::Serializer>(at: &Timestamp, out: S) -> Result<S::Ok, S::Error> {
+/// A time as the contract writes it.
+pub(super) fn rfc3339<S: serde::Serializer>(at: &Timestamp, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_str(&crate::clock::rfc3339(*at))
 }
 

@@ -1,18 +1,22 @@
 //! The embedded store: one SQLite file with a write-ahead log.
 //!
 //! One connection writes, `synchronous = FULL`: a commit is on disk before it is answered (S1).
-//! A few others read beside it. All of them work on the blocking threads.
+//! A few others read beside it, one of them only what requests of hosts wait for. A read that takes
+//! too long is ended, as the server does it for the store in PostgreSQL. All of them work on the
+//! blocking threads.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
+use super::refusals::RefusalCount;
 use super::registration::{Enrolled, Enrolment, KeptSecret, Known, NewSecret, Renamed};
 use super::rows::{
     Account, Audit, Collector, Credentials, Found, KeptConfig, Labels, Listing, LostRows,
@@ -20,38 +24,55 @@ use super::rows::{
     Session, User,
 };
 use super::{Store, StoreError};
+use crate::clock;
 
 mod claims;
 mod collectors;
 mod configs;
 mod metrics;
+mod refusals;
 mod secrets;
 mod users;
 
 refinery::embed_migrations!("src/backend/store/sqlite/migrations");
 
-/// Connections that read beside the one that writes.
-const READERS: usize = 3;
+/// Connections for reads that may be long, beside the one that writes and the one for short ones.
+const LONG_READERS: usize = 3;
+/// How long a read may take.
+const READ_MAX: Duration = Duration::from_secs(20);
+/// Steps of SQLite's machine between two looks at the clock: about a millisecond.
+const STEPS_UNWATCHED: i32 = 10_000;
 /// How long a connection waits for another process's lock, such as a backup's.
 const BUSY_TIMEOUT_MS: u32 = 5_000;
 
 /// The store in one SQLite file.
 pub(super) struct SqliteStore {
-    writer: Arc<Mutex<Option<Connection>>>,
-    readers: Vec<Arc<Mutex<Option<Connection>>>>,
+    writer: Slot,
+    long_readers: Vec<Slot>,
+    short_reader: Slot,
     next_reader: AtomicUsize,
+    read_max: Duration,
 }
+
+/// A connection, until the store is closed.
+type Slot = Arc<Mutex<Option<Connection>>>;
 
 impl SqliteStore {
     /// Opens or creates the file, readable by its owner only, and migrates it.
     pub(super) async fn open(path: PathBuf) -> Result<Self, StoreError> {
-        let (writer, readers) =
-            tokio::task::spawn_blocking(move || open_all(&path)).await.map_err(panicked)??;
+        Self::open_with(path, READ_MAX).await
+    }
+
+    async fn open_with(path: PathBuf, read_max: Duration) -> Result<Self, StoreError> {
+        let opened = tokio::task::spawn_blocking(move || open_all(&path)).await;
+        let (writer, short_reader, long_readers) = opened.map_err(panicked)??;
         let shared = |connection| Arc::new(Mutex::new(Some(connection)));
         Ok(Self {
             writer: shared(writer),
-            readers: readers.into_iter().map(shared).collect(),
+            long_readers: long_readers.into_iter().map(shared).collect(),
+            short_reader: shared(short_reader),
             next_reader: AtomicUsize::new(0),
+            read_max,
         })
     }
 
@@ -69,7 +90,7 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&rusqlite::Transaction<'_>) -> Result<(T, bool), StoreError> + Send + 'static,
     {
-        on(&self.writer, |connection| {
+        on(Arc::clone(&self.writer).lock_owned().await, |connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let (value, keep) = work(&transaction)?;
@@ -81,17 +102,57 @@ impl SqliteStore {
         .await
     }
 
+    /// Looks up a few rows: what requests of hosts wait for.
     async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        // One that is free, before one whose work is long.
-        let turn = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
-        let is_free = |reader: &&Arc<_>| Mutex::try_lock(reader).is_ok();
-        let reader = self.readers.iter().cycle().skip(turn).take(READERS).find(is_free);
-        let reader = reader.or_else(|| self.readers.get(turn)).unwrap_or(&self.writer);
-        on(reader, |connection| work(&connection.transaction()?)).await
+        let free = free([&self.short_reader].into_iter().chain(&self.long_readers));
+        let reader = match free {
+            Some(reader) => reader,
+            None => Arc::clone(&self.short_reader).lock_owned().await,
+        };
+        self.read_on(reader, work).await
+    }
+
+    /// Reads what may be much: what people ask for. There are fewer such reads at a time than
+    /// connections, so that no host waits for them.
+    async fn read_long<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let turn = self.next_reader.fetch_add(1, Ordering::Relaxed) % LONG_READERS;
+        let reader = match (free(&self.long_readers), self.long_readers.get(turn)) {
+            (Some(reader), _) => reader,
+            (None, next) => Arc::clone(next.unwrap_or(&self.short_reader)).lock_owned().await,
+        };
+        self.read_on(reader, work).await
+    }
+
+    async fn read_on<T, F>(
+        &self,
+        reader: OwnedMutexGuard<Option<Connection>>,
+        work: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let read_max = self.read_max;
+        on(reader, move |connection| {
+            let began = clock::monotonic();
+            let is_late = move || clock::monotonic().saturating_duration_since(began) >= read_max;
+            connection.progress_handler(STEPS_UNWATCHED, Some(is_late))?;
+            let done = work(&connection.transaction()?);
+            if done.is_err() && is_late() {
+                let hint = "ask for a shorter range; if the store is on a slow disk, move it";
+                tracing::warn!(?read_max, hint, "a read of the store took too long and was ended");
+            }
+            done
+        })
+        .await
     }
 }
 
@@ -117,7 +178,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        for reader in &self.readers {
+        for reader in self.long_readers.iter().chain([&self.short_reader]) {
             reader.lock().await.take();
         }
         let last = self.writer.lock().await.take();
@@ -134,7 +195,7 @@ impl Store for SqliteStore {
     }
 
     async fn collector(&self, id: Uuid, now: Timestamp) -> Result<Option<Collector>, StoreError> {
-        self.read(move |db| collectors::one(db, id, now)).await
+        self.read_long(move |db| collectors::one(db, id, now)).await
     }
 
     async fn collector_named(&self, name: &str) -> Result<Option<Known>, StoreError> {
@@ -161,7 +222,7 @@ impl Store for SqliteStore {
         page: Page,
         now: Timestamp,
     ) -> Result<Listing<Collector>, StoreError> {
-        self.read(move |db| collectors::all(db, page, now)).await
+        self.read_long(move |db| collectors::all(db, page, now)).await
     }
 
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError> {
@@ -195,7 +256,7 @@ impl Store for SqliteStore {
     }
 
     async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError> {
-        self.read(secrets::all).await
+        self.read_long(secrets::all).await
     }
 
     async fn secret_marked(&self, mark: &[u8]) -> Result<Option<KeptSecret>, StoreError> {
@@ -212,6 +273,11 @@ impl Store for SqliteStore {
         self.write(move |db| metrics::push(db, &push)).await
     }
 
+    async fn note_refusals(&self, refusals: Vec<(Uuid, RefusalCount)>) -> Result<(), StoreError> {
+        self.write(move |db| refusals.iter().try_for_each(|(id, new)| refusals::add(db, *id, new)))
+            .await
+    }
+
     async fn config(&self, id: Uuid) -> Result<Option<KeptConfig>, StoreError> {
         self.read(move |db| configs::newest(db, id)).await
     }
@@ -221,7 +287,7 @@ impl Store for SqliteStore {
         id: Uuid,
         page: Page,
     ) -> Result<Listing<KeptConfig>, StoreError> {
-        self.read(move |db| configs::versions(db, id, page)).await
+        self.read_long(move |db| configs::versions(db, id, page)).await
     }
 
     async fn first_config(&self, config: NewConfig) -> Result<KeptConfig, StoreError> {
@@ -233,19 +299,19 @@ impl Store for SqliteStore {
     }
 
     async fn servers(&self, page: Page) -> Result<Listing<Server>, StoreError> {
-        self.read(move |db| metrics::servers(db, page)).await
+        self.read_long(move |db| metrics::servers(db, page)).await
     }
 
     async fn server(&self, id: i64) -> Result<Option<Server>, StoreError> {
-        self.read(move |db| metrics::server(db, id)).await
+        self.read_long(move |db| metrics::server(db, id)).await
     }
 
     async fn metrics(&self, query: MetricQuery) -> Result<Found, StoreError> {
-        self.read(move |db| metrics::select(db, &query)).await
+        self.read_long(move |db| metrics::select(db, &query)).await
     }
 
     async fn lost(&self, id: Uuid, page: Page) -> Result<Listing<LostRows>, StoreError> {
-        self.read(move |db| metrics::lost(db, id, page)).await
+        self.read_long(move |db| metrics::lost(db, id, page)).await
     }
 
     async fn holes(
@@ -254,7 +320,7 @@ impl Store for SqliteStore {
         start: Timestamp,
         end: Timestamp,
     ) -> Result<Vec<LostRows>, StoreError> {
-        self.read(move |db| metrics::holes(db, id, start, end)).await
+        self.read_long(move |db| metrics::holes(db, id, start, end)).await
     }
 
     async fn add_user(&self, user: NewUser) -> Result<i64, StoreError> {
@@ -292,17 +358,23 @@ impl Store for SqliteStore {
     }
 
     async fn audits(&self, page: Page) -> Result<Listing<Audit>, StoreError> {
-        self.read(move |db| users::audits(db, page)).await
+        self.read_long(move |db| users::audits(db, page)).await
     }
 }
 
-/// Runs `work` on a blocking thread once the connection is free: waiting takes no thread.
-async fn on<T, F>(slot: &Arc<Mutex<Option<Connection>>>, work: F) -> Result<T, StoreError>
+/// One of these that nobody uses.
+fn free<'a>(
+    slots: impl IntoIterator<Item = &'a Slot>,
+) -> Option<OwnedMutexGuard<Option<Connection>>> {
+    slots.into_iter().find_map(|slot| Arc::clone(slot).try_lock_owned().ok())
+}
+
+/// Runs `work` on a blocking thread: only waiting for the connection takes none.
+async fn on<T, F>(mut held: OwnedMutexGuard<Option<Connection>>, work: F) -> Result<T, StoreError>
 where
     T: Send + 'static,
     F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
 {
-    let mut held = Arc::clone(slot).lock_owned().await;
     let task = tokio::task::spawn_blocking(move || match held.as_mut() {
         Some(connection) => work(connection),
         None => Err(StoreError::Unavailable("it is closed".to_owned())),
@@ -310,7 +382,8 @@ where
     task.await.map_err(panicked)?
 }
 
-fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
+/// The writer, the reader of what is short, and those of what may be long.
+fn open_all(path: &Path) -> Result<(Connection, Connection, Vec<Connection>), StoreError> {
     create_private(path)
         .map_err(|err| StoreError::Unavailable(format!("{err}; hint: check the store's path")))?;
     let mut writer = connect(path)?;
@@ -325,14 +398,13 @@ fn open_all(path: &Path) -> Result<(Connection, Vec<Connection>), StoreError> {
     let transaction = writer.transaction()?;
     collectors::reserve_names(&transaction)?;
     transaction.commit()?;
-    let readers = (0..READERS)
-        .map(|_| {
-            let reader = connect(path)?;
-            reader.pragma_update(None, "query_only", "ON")?;
-            Ok(reader)
-        })
-        .collect::<Result<_, StoreError>>()?;
-    Ok((writer, readers))
+    let reader = || {
+        let reader = connect(path)?;
+        reader.pragma_update(None, "query_only", "ON")?;
+        Ok(reader)
+    };
+    let long = (0..LONG_READERS).map(|_| reader()).collect::<Result<_, StoreError>>()?;
+    Ok((writer, reader()?, long))
 }
 
 /// The write-ahead log takes the mode of the file.
@@ -411,4 +483,74 @@ fn count(value: u64) -> i64 {
 /// Reads a count.
 fn counted(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(row.get::<_, i64>(column)?.try_into().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const MANY: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n
+                         WHERE i < 3000000) SELECT count(*) FROM n";
+
+    fn count(db: &rusqlite::Transaction<'_>, sql: &str) -> Result<i64, StoreError> {
+        Ok(db.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// A read over its time ends as one of a store that is away; short ones on the same connection
+    /// go on.
+    #[tokio::test]
+    async fn a_read_ends_in_time() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| directory.path().join(name);
+        let store = SqliteStore::open_with(path("a.db"), Duration::ZERO).await.expect("open");
+        for _ in 0..2 * LONG_READERS {
+            let ended = store.read_long(|db| count(db, MANY)).await;
+            assert!(matches!(ended, Err(StoreError::Unavailable(_))), "{ended:?}");
+            let ended = store.read(|db| count(db, MANY)).await;
+            assert!(matches!(ended, Err(StoreError::Unavailable(_))), "{ended:?}");
+            assert_eq!(store.read_long(|db| count(db, "SELECT 1")).await.expect("short"), 1);
+        }
+        // What is written is not cut off.
+        store.write(|db| count(db, MANY)).await.expect("not a read");
+        let store = SqliteStore::open(path("b.db")).await.expect("open");
+        assert_eq!(store.read_long(|db| count(db, MANY)).await.expect("in time"), 3_000_000);
+    }
+
+    /// As many long reads as there may be: what a push needs is looked up and written beside them.
+    #[tokio::test]
+    async fn long_reads_keep_no_push_waiting() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let store = SqliteStore::open(directory.path().join("a.db")).await.expect("open");
+        let store = Arc::new(store);
+        let (begin, mut started) = tokio::sync::mpsc::channel(LONG_READERS);
+        let mut gates = Vec::new();
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..2 * LONG_READERS {
+            let (gate, closed) = mpsc::channel::<()>();
+            gates.push(gate);
+            let (store, begin) = (Arc::clone(&store), begin.clone());
+            reads.spawn(async move {
+                let read = store.read_long(move |db| {
+                    let _ = begin.blocking_send(());
+                    let _ = closed.recv();
+                    count(db, "SELECT 1")
+                });
+                read.await
+            });
+        }
+        for _ in 0..LONG_READERS {
+            started.recv().await.expect("a read has begun");
+        }
+        let limit = Duration::from_secs(10);
+        for _ in 0..10 {
+            let known = tokio::time::timeout(limit, store.credentials(Uuid::nil())).await;
+            assert!(known.expect("beside long reads").expect("it reads").is_none());
+            let written = tokio::time::timeout(limit, store.ready()).await;
+            written.expect("beside long reads").expect("it writes");
+        }
+        drop((gates, started));
+        assert!(reads.join_all().await.into_iter().all(|read| read.is_ok()));
+    }
 }

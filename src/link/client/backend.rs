@@ -9,6 +9,7 @@ use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 
+use super::allowance::Allowance;
 use super::connect::{Connector, Hosts, Refusal};
 use super::tunnel::Through;
 use crate::link::endpoint::Endpoint;
@@ -31,6 +32,7 @@ pub(super) struct Backend {
     pub(super) endpoint: Endpoint,
     pub(super) proxy: Option<Proxy>,
     pub(super) refusal: Refusal,
+    pub(super) allowance: Allowance,
     http: Mutex<Http>,
     connector: Connector,
     connect_timeout: Duration,
@@ -53,10 +55,11 @@ impl Backend {
         }
         let through = proxy.clone().map(|proxy| through(proxy, settings)).transpose()?;
         let connect_timeout = settings.connect_timeout;
-        let connector = Connector::new(hosts, connect_timeout, tls, through);
+        let allowance = Allowance::new(settings.answer_bytes_max, IDLE_CONNECTIONS_MAX);
+        let connector = Connector::new(hosts, connect_timeout, tls, through, allowance.clone());
         let refusal = connector.refusal();
         let http = Mutex::new(pool(&connector, connect_timeout));
-        Ok(Self { endpoint, proxy, refusal, http, connector, connect_timeout })
+        Ok(Self { endpoint, proxy, refusal, allowance, http, connector, connect_timeout })
     }
 
     /// Sends requests, over a kept connection if there is one.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
@@ -18,10 +18,13 @@ use rustls::ClientConfig;
 use tower::{BoxError, Service};
 
 use super::super::error::{ConnectTimedOut, LookupFailed};
+use super::allowance::Allowance;
 use super::tunnel::{Road, Through, Way};
 
 /// How often a quiet TCP connection is checked by the kernel.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How much of a connection is read at a time, bytes.
+const PIECE_BYTES: usize = 8 << 10;
 
 /// Where a lookup may lead: `localhost` must not take plain HTTP off this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,7 @@ pub(super) struct Connector {
     inner: HttpsConnector<Way>,
     limit: Duration,
     refusal: Refusal,
+    allowance: Allowance,
 }
 
 impl Connector {
@@ -75,6 +79,7 @@ impl Connector {
         limit: Duration,
         tls: Option<ClientConfig>,
         through: Option<Arc<Through>>,
+        allowance: Allowance,
     ) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver { hosts });
         tcp.enforce_http(false);
@@ -90,7 +95,7 @@ impl Connector {
                 .wrap_connector(way),
             None => HttpsConnector::from((way, no_tls())),
         };
-        Self { inner, limit, refusal: Refusal::default() }
+        Self { inner, limit, refusal: Refusal::default(), allowance }
     }
 }
 
@@ -116,10 +121,11 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.inner.call(uri);
         let (limit, refusal) = (self.limit, self.refusal.clone());
+        let allowance = self.allowance.clone();
         refusal.take();
         Box::pin(async move {
             match tokio::time::timeout(limit, connecting).await {
-                Ok(result) => result.map(|stream| Watched { stream, refusal }),
+                Ok(result) => result.map(|stream| Watched { stream, refusal, allowance }),
                 Err(_) => Err(ConnectTimedOut.into()),
             }
         })
@@ -161,10 +167,11 @@ impl Refusal {
     }
 }
 
-/// A connection whose TLS failures are noted.
+/// A connection whose TLS failures are noted, and that ends when the backend sends too much.
 pub(super) struct Watched {
     stream: MaybeHttpsStream<Road>,
     refusal: Refusal,
+    allowance: Allowance,
 }
 
 impl Connection for Watched {
@@ -177,9 +184,17 @@ impl Read for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        // A cursor does not tell what was read into it.
+        let mut piece = [0; PIECE_BYTES];
+        let (piece, _) = piece.split_at_mut(buffer.remaining().min(PIECE_BYTES));
+        let mut piece = ReadBuf::new(piece);
+        let result = Pin::new(&mut self.stream).poll_read(context, piece.unfilled());
+        if let Poll::Ready(Ok(())) = &result {
+            self.allowance.spend(piece.filled().len())?;
+            buffer.put_slice(piece.filled());
+        }
         self.refusal.watch(result)
     }
 }

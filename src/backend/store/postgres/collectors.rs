@@ -10,7 +10,7 @@ use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, nam
 use super::super::rows::{
     Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
 };
-use super::{counted, secrets, users};
+use super::{counted, refusals, secrets, users};
 
 const COLLECTOR: &str = "SELECT c.*,
        coalesce((SELECT max(version) FROM configs WHERE collector_id = c.id), 0) AS config_version,
@@ -224,7 +224,20 @@ pub(super) async fn one(
 ) -> Result<Option<Collector>, StoreError> {
     let statement = db.prepare_cached(&format!("{COLLECTOR} WHERE c.id = $2")).await?;
     let row = db.query_opt(&statement, &[&since(now), &id]).await?;
-    row.as_ref().map(collector).transpose()
+    let found = row.as_ref().map(collector).transpose()?;
+    Ok(with_refusals(db, found.into_iter().collect()).await?.pop())
+}
+
+async fn with_refusals(
+    db: &Client,
+    mut found: Vec<Collector>,
+) -> Result<Vec<Collector>, StoreError> {
+    let ids: Vec<Uuid> = found.iter().map(|collector| collector.id).collect();
+    let mut refusals = refusals::of(db, &ids).await?;
+    for collector in &mut found {
+        collector.refusals = refusals.remove(&collector.id).unwrap_or_default();
+    }
+    Ok(found)
 }
 
 pub(super) async fn all(
@@ -237,7 +250,7 @@ pub(super) async fn all(
         db.prepare_cached(&format!("{COLLECTOR} ORDER BY c.name LIMIT $2 OFFSET $3")).await?;
     let rows = db.query(&statement, &[&since(now), &page.limit(), &page.offset()]).await?;
     let rows = rows.iter().map(collector).collect::<Result<_, _>>()?;
-    Ok(Listing { rows, total })
+    Ok(Listing { rows: with_refusals(db, rows).await?, total })
 }
 
 pub(super) async fn named(db: &Client, name: &str) -> Result<Option<Known>, StoreError> {
@@ -370,5 +383,6 @@ fn collector(row: &Row) -> Result<Collector, StoreError> {
         report: row.try_get("report")?,
         labels: labels_of(row.try_get("labels")?),
         lost_forgotten: counted(row, "lost_forgotten")?,
+        refusals: Vec::new(),
     })
 }

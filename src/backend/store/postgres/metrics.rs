@@ -16,7 +16,7 @@ use super::super::rows::{
     StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
-use super::{claims, configs, count, counted, text};
+use super::{claims, configs, count, counted, refusals, text};
 use crate::metric;
 
 /// Rows of one statement: a few hundred KiB of documents.
@@ -83,6 +83,9 @@ pub(super) async fn push(db: &mut Client, push: &Push) -> Result<Pushed, StoreEr
     let config_version =
         transaction.query_one(&statement, &[&push.collector_id]).await?.try_get(0)?;
     let pushed = if let Some(row) = inserted {
+        if let Some(refused) = &push.refused {
+            refusals::add(&transaction, push.collector_id, refused).await?;
+        }
         let inserted = insert_metrics(&transaction, push, row.try_get(0)?).await?;
         Pushed { duplicate: false, inserted, rejected: None, config_version }
     } else {

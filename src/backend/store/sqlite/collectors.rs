@@ -9,7 +9,7 @@ use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, nam
 use super::super::rows::{
     Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
 };
-use super::{counted, micros, secrets, time, time_option, users, uuid};
+use super::{counted, micros, refusals, secrets, time, time_option, users, uuid};
 
 const COLLECTOR: &str = "SELECT c.*,
        coalesce((SELECT max(version) FROM configs WHERE collector_id = c.id), 0) AS config_version,
@@ -204,7 +204,11 @@ pub(super) fn one(
     let found = statement
         .query_row(named_params! { ":id": id.to_string(), ":since": since(now) }, collector)
         .optional()?;
-    Ok(found)
+    found.map(|found| with_refusals(db, found)).transpose()
+}
+
+fn with_refusals(db: &Transaction<'_>, found: Collector) -> Result<Collector, StoreError> {
+    Ok(Collector { refusals: refusals::of(db, found.id)?, ..found })
 }
 
 pub(super) fn all(
@@ -223,7 +227,8 @@ pub(super) fn all(
             },
             collector,
         )?
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
+    let rows = rows.into_iter().map(|found| with_refusals(db, found)).collect::<Result<_, _>>()?;
     Ok(Listing { rows, total })
 }
 
@@ -352,5 +357,6 @@ fn collector(row: &Row<'_>) -> rusqlite::Result<Collector> {
         report: row.get("report")?,
         labels: labels_of(&row.get::<_, String>("labels")?),
         lost_forgotten: counted(row, "lost_forgotten")?,
+        refusals: Vec::new(),
     })
 }

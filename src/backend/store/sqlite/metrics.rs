@@ -8,7 +8,7 @@ use super::super::rows::{
     Found, LOST_KEPT_MAX, Listing, LostRows, MetricQuery, Page, Push, Pushed, Server, StoredMetric,
 };
 use super::super::{HOLES_MAX, StoreError, check_brought};
-use super::{claims, configs, count, counted, micros, time, time_option, uuid};
+use super::{claims, configs, count, counted, micros, refusals, time, time_option, uuid};
 
 const SERVER: &str = "SELECT s.*, coalesce(c.address, '') AS address,
        c.deregistered_at IS NULL AS is_active
@@ -54,6 +54,9 @@ pub(super) fn push(db: &Transaction<'_>, push: &Push) -> Result<Pushed, StoreErr
         return Ok(Pushed { duplicate: true, inserted: 0, rejected, config_version });
     }
     let push_id = db.last_insert_rowid();
+    if let Some(refused) = &push.refused {
+        refusals::add(db, push.collector_id, refused)?;
+    }
     let inserted = insert_metrics(db, push, push_id, &collector)?;
     if inserted != push.metrics.len() as u64 {
         db.prepare_cached("UPDATE pushes SET metrics = ?2 WHERE id = ?1")?
