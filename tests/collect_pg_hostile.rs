@@ -59,7 +59,14 @@ async fn a_server_that_does_not_stop_is_hung_up_on() {
 /// Nor does it cost the agent memory, whoever answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_small_whoever_answers() {
-    for evil in [Evil::LongMessage, Evil::EndlessNotices, Evil::LongRow, Evil::EndlessRows] {
+    let evils = [
+        Evil::LongMessage,
+        Evil::EndlessNotices,
+        Evil::LongRow,
+        Evil::EndlessRows,
+        Evil::NoticesForRows,
+    ];
+    for evil in evils {
         let server = FalsePostgres::start(evil).await;
         let host = Host::new("1h").await;
         let file = host.path("agent.toml");
