@@ -36,6 +36,8 @@ async fn a_server_that_does_not_stop_is_hung_up_on() {
         config.connection.connect_timeout = LIMIT;
         config.timeouts.client = LIMIT;
         let pg_stats = PgStatsCollector::new(config).collect(clock::now()).await;
+        let hint = "hint: is it PostgreSQL that answers there?";
+        assert!(pg_stats.as_ref().is_err_and(|error| error.to_string().contains(hint)));
         let config = PgLogConfig { connection, ..PgLogConfig::default() };
         let pg_log = PgLogCollector::new(config, None).collect(clock::now()).await;
         for result in [pg_stats, pg_log] {

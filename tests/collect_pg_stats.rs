@@ -469,6 +469,32 @@ async fn what_is_left_out_is_counted() {
     );
 }
 
+/// What an honest server sends is within what is read of it, however long its names are.
+#[tokio::test]
+async fn names_of_the_greatest_length_are_read() {
+    let fill = "DO $$ BEGIN
+        EXECUTE format('CREATE SCHEMA %I', repeat('s', 63));
+        FOR i IN 1..400 LOOP
+            EXECUTE format('CREATE TABLE %I.%I (i int, CONSTRAINT %I PRIMARY KEY (i))',
+                repeat('s', 63), rpad(i || '_', 63, 't'), rpad(i || '_', 63, 'k'));
+        END LOOP; END $$";
+    for major in [10, 18] {
+        let server = shared(major);
+        server.execute("postgres", "CREATE DATABASE long_names").await;
+        server.execute("long_names", fill).await;
+        let lists = PgStatsConfig { tables_max: 400, indexes_max: 400, ..PgStatsConfig::default() };
+        let config = PgStatsConfig { connection: place(server, "long_names"), ..lists };
+        let metrics = collect(&mut PgStatsCollector::new(config)).await.expect("collects");
+        let metric = metrics.iter().find(|m| m["database"] == "long_names").expect("there");
+        assert_eq!((&metric["status"], metric.get("problems")), (&json!("ok"), None), "{metric}");
+        for list in ["tables", "indexes"] {
+            let rows = metric[list].as_array().expect("a list");
+            assert_eq!(rows.len(), 400, "{list}");
+            assert!(rows.iter().all(|row| row["name"].as_str().is_some_and(|n| n.len() == 63)));
+        }
+    }
+}
+
 /// The agent's own deadline: the statement is cancelled and nothing of it stays on the server.
 #[tokio::test]
 async fn statement_over_the_clients_deadline_is_cancelled() {

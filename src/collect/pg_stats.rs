@@ -228,11 +228,11 @@ impl PgStatsCollector {
     fn main_lost(&mut self, failure: &Failure) -> CollectError {
         self.main = None;
         self.visited = None;
-        let place = self.config.connection.place();
+        let (place, message) = (self.config.connection.place(), &failure.message);
+        let again = "the next collection connects again";
+        let hint = failure.refusal.map_or(again, |refusal| refusal.hint());
         CollectError::new(format!(
-            "lost the connection to PostgreSQL at {place}: {}; \
-             hint: the next collection connects again",
-            failure.message
+            "lost the connection to PostgreSQL at {place}: {message}; hint: {hint}"
         ))
     }
 }
