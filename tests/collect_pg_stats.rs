@@ -12,8 +12,9 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::operator::Host;
 use crate::support::postgres::{Postgres, majors, shared};
-use crate::support::until_async;
+use crate::support::{until, until_async};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -493,6 +494,31 @@ async fn names_of_the_greatest_length_are_read() {
             assert!(rows.iter().all(|row| row["name"].as_str().is_some_and(|n| n.len() == 63)));
         }
     }
+}
+
+/// Databases that are not there are told in one line, however many are named.
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_databases_are_told_once() {
+    let (server, host) = (shared(18), Host::new("1h").await);
+    let file = host.path("agent.toml");
+    let config = fs_err::read_to_string(&file).expect("read");
+    let config = config.replace("[pg_stats]\nenabled = false\n", "[pg_stats]\ntimeout = \"10s\"\n");
+    let names: Vec<_> = (0..300).map(|n| format!("absent{n}")).collect();
+    let socket = server.socket_dir();
+    let place = format!("[postgres]\nhost = {socket:?}\ndatabases = {names:?}\n");
+    fs_err::write(&file, format!("{config}{place}")).expect("write");
+    let agent = host.start();
+    let runs = || {
+        let status = host.json(&["status", "--json"]);
+        let all = status["collectors"].as_array().expect("collectors").clone();
+        let pg_stats = all.into_iter().find(|it| it["name"] == "pg_stats").expect("it runs");
+        pg_stats["metrics"].as_u64().expect("a number")
+    };
+    until("the agent runs", LIMIT, || agent.stderr().contains("the agent runs"));
+    until("two collections", LIMIT, || runs() >= 2);
+    let log = agent.stop().stderr;
+    assert_eq!(log.matches("absent").count(), 1, "{log}");
+    assert!(log.contains("no database \"absent0\", nor 299 others"), "{log}");
 }
 
 /// The agent's own deadline: the statement is cancelled and nothing of it stays on the server.
