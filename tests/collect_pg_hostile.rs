@@ -36,6 +36,8 @@ async fn a_server_that_does_not_stop_is_hung_up_on() {
         config.connection.connect_timeout = LIMIT;
         config.timeouts.client = LIMIT;
         let pg_stats = PgStatsCollector::new(config).collect(clock::now()).await;
+        let hint = "hint: is it PostgreSQL that answers there?";
+        assert!(pg_stats.as_ref().is_err_and(|error| error.to_string().contains(hint)));
         let config = PgLogConfig { connection, ..PgLogConfig::default() };
         let pg_log = PgLogCollector::new(config, None).collect(clock::now()).await;
         for result in [pg_stats, pg_log] {
@@ -59,7 +61,14 @@ async fn a_server_that_does_not_stop_is_hung_up_on() {
 /// Nor does it cost the agent memory, whoever answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_small_whoever_answers() {
-    for evil in [Evil::LongMessage, Evil::EndlessNotices, Evil::LongRow, Evil::EndlessRows] {
+    let evils = [
+        Evil::LongMessage,
+        Evil::EndlessNotices,
+        Evil::LongRow,
+        Evil::EndlessRows,
+        Evil::NoticesForRows,
+    ];
+    for evil in evils {
         let server = FalsePostgres::start(evil).await;
         let host = Host::new("1h").await;
         let file = host.path("agent.toml");

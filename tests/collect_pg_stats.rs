@@ -12,8 +12,9 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::operator::Host;
 use crate::support::postgres::{Postgres, majors, shared};
-use crate::support::until_async;
+use crate::support::{until, until_async};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -468,6 +469,57 @@ async fn what_is_left_out_is_counted() {
         (&relations["indexes_total"], &relations["indexes_left_out"]),
         (&json!(5), &json!(4))
     );
+}
+
+/// What an honest server sends is within what is read of it, however long its names are.
+#[tokio::test]
+async fn names_of_the_greatest_length_are_read() {
+    let fill = "DO $$ BEGIN
+        EXECUTE format('CREATE SCHEMA %I', repeat('s', 63));
+        FOR i IN 1..400 LOOP
+            EXECUTE format('CREATE TABLE %I.%I (i int, CONSTRAINT %I PRIMARY KEY (i))',
+                repeat('s', 63), rpad(i || '_', 63, 't'), rpad(i || '_', 63, 'k'));
+        END LOOP; END $$";
+    for major in [10, 18] {
+        let server = shared(major);
+        server.execute("postgres", "CREATE DATABASE long_names").await;
+        server.execute("long_names", fill).await;
+        let lists = PgStatsConfig { tables_max: 400, indexes_max: 400, ..PgStatsConfig::default() };
+        let config = PgStatsConfig { connection: place(server, "long_names"), ..lists };
+        let metrics = collect(&mut PgStatsCollector::new(config)).await.expect("collects");
+        let metric = metrics.iter().find(|m| m["database"] == "long_names").expect("there");
+        assert_eq!((&metric["status"], metric.get("problems")), (&json!("ok"), None), "{metric}");
+        for list in ["tables", "indexes"] {
+            let rows = metric[list].as_array().expect("a list");
+            assert_eq!(rows.len(), 400, "{list}");
+            assert!(rows.iter().all(|row| row["name"].as_str().is_some_and(|n| n.len() == 63)));
+        }
+    }
+}
+
+/// Databases that are not there are told in one line, however many are named.
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_databases_are_told_once() {
+    let (server, host) = (shared(18), Host::new("1h").await);
+    let file = host.path("agent.toml");
+    let config = fs_err::read_to_string(&file).expect("read");
+    let config = config.replace("[pg_stats]\nenabled = false\n", "[pg_stats]\ntimeout = \"10s\"\n");
+    let names: Vec<_> = (0..300).map(|n| format!("absent{n}")).collect();
+    let socket = server.socket_dir();
+    let place = format!("[postgres]\nhost = {socket:?}\ndatabases = {names:?}\n");
+    fs_err::write(&file, format!("{config}{place}")).expect("write");
+    let agent = host.start();
+    let runs = || {
+        let status = host.json(&["status", "--json"]);
+        let all = status["collectors"].as_array().expect("collectors").clone();
+        let pg_stats = all.into_iter().find(|it| it["name"] == "pg_stats").expect("it runs");
+        pg_stats["metrics"].as_u64().expect("a number")
+    };
+    until("the agent runs", LIMIT, || agent.stderr().contains("the agent runs"));
+    until("two collections", LIMIT, || runs() >= 2);
+    let log = agent.stop().stderr;
+    assert_eq!(log.matches("absent").count(), 1, "{log}");
+    assert!(log.contains("no database \"absent0\", nor 299 others"), "{log}");
 }
 
 /// The agent's own deadline: the statement is cancelled and nothing of it stays on the server.

@@ -64,6 +64,8 @@ pub struct PgStatsCollector {
     views: Option<HashSet<String>>,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
+    /// Configured databases that this collection has not found.
+    absent: Vec<String>,
     notices: Notices,
 }
 
@@ -99,6 +101,7 @@ impl PgStatsCollector {
             views: None,
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
+            absent: Vec::new(),
             notices: Notices::new(),
         }
     }
@@ -228,16 +231,31 @@ impl PgStatsCollector {
         }
     }
 
+    /// One line for all of them: the backend may have named a thousand.
+    fn tell_absent(&mut self) {
+        let part = "postgres.databases";
+        let Some(first) = self.absent.first() else {
+            self.notices.recovered(part);
+            return;
+        };
+        let more = match self.absent.len() {
+            1 => String::new(),
+            count => format!(", nor {} others that are named", count - 1),
+        };
+        let message = format!("no database {first:?}{more}; hint: are the names right?");
+        self.notices.failed(part, &message);
+    }
+
     /// The kept connection is of no use any more. The next collection may connect at once: the
     /// server has answered until now.
     fn main_lost(&mut self, failure: &Failure) -> CollectError {
         self.main = None;
         self.visited = None;
-        let place = self.config.connection.place();
+        let (place, message) = (self.config.connection.place(), &failure.message);
+        let again = "the next collection connects again";
+        let hint = failure.refusal.map_or(again, |refusal| refusal.hint());
         CollectError::new(format!(
-            "lost the connection to PostgreSQL at {place}: {}; \
-             hint: the next collection connects again",
-            failure.message
+            "lost the connection to PostgreSQL at {place}: {message}; hint: {hint}"
         ))
     }
 }
@@ -264,9 +282,11 @@ impl Collector for PgStatsCollector {
         let order: HashMap<&String, usize> = wanted.iter().zip(0..).collect();
         self.relations.retain(|name, _| order.contains_key(name));
         let mut documents = Vec::with_capacity(wanted.len() + 1);
+        self.absent.clear();
         for name in self.visiting_order(&wanted) {
             documents.extend(self.visit(now, &name, &cluster, &mut cost).await?);
         }
+        self.tell_absent();
         documents.sort_by_key(|document: &Document| order.get(&document.database));
         let at = documents.iter().position(|document| document.database == maintenance);
         let at = at.unwrap_or_else(|| {

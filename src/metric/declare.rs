@@ -1,8 +1,8 @@
 //! How a document is declared: once, field by field.
 //!
-//! From a declaration come the struct and its JSON in both directions, what [`admit`](super::admit)
-//! holds a text against, the reader of a row of PostgreSQL, `agent metrics` and `docs/METRICS.md`. A field
-//! is its meaning and one line:
+//! From a declaration come the struct and its JSON in both directions, what
+//! [`admit`](super::admit) holds a text against, the reader of a row of PostgreSQL, `agent metrics`
+//! and `docs/METRICS.md`. A field is its meaning and one line:
 //!
 //! ```text
 //! /// Reads completed.

@@ -134,7 +134,10 @@ impl Peer {
                     let row = self.next_type();
                     self.send(&[message(b'2', b""), row, end].concat()).await?;
                 }
-                (b'S', _) if is_bound => return self.answer(evil).await,
+                (b'S', _) if is_bound => {
+                    is_bound = false;
+                    self.answer(evil).await?;
+                }
                 (b'S', _) => self.describe(evil).await?,
                 _ => {}
             }

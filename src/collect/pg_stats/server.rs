@@ -121,8 +121,8 @@ const HORIZON: Query = Query {
 
 const SENDERS: Query = Query {
     name: "replication",
-    sql: "SELECT r.application_name AS application, r.pid::int8 AS pid, host(r.client_addr) AS client,
-       r.state, r.sync_state,
+    sql: "SELECT r.application_name AS application, r.pid::int8 AS pid,
+       host(r.client_addr) AS client, r.state, r.sync_state,
        CASE WHEN r.sent_lsn IS NOT NULL
             THEN greatest(pg_wal_lsn_diff(h.lsn, r.sent_lsn), 0)::int8 END AS send_behind_bytes,
        CASE WHEN r.write_lsn IS NOT NULL

@@ -61,8 +61,7 @@ impl PgStatsCollector {
         if !cluster.databases.is_empty() {
             match known {
                 None => {
-                    let hint = "postgres.databases names it; is the name right?";
-                    self.notices.failed(&part, &format!("no database {name:?}; hint: {hint}"));
+                    self.absent.push(name.to_owned());
                     return Ok(None);
                 }
                 Some(database) if !database.may_connect => {
