@@ -86,6 +86,13 @@ pub trait Wire: Send + Sync {
     /// Asks for a sign of life, as cheaply as possible. The body of the answer may say which
     /// encodings are taken: `{"encodings": ["gzip", "zstd"]}`.
     fn probe(&self) -> impl Future<Output = Result<Answer, WireError>> + Send;
+
+    /// Whether it is not known how far this host's clock is off. Then the backend is asked before
+    /// anything is sent: it refuses records of a clock that is ahead of its own by more than a day,
+    /// unless the push says that the clock is.
+    fn wants_time(&self) -> bool {
+        false
+    }
 }
 
 /// Which batch is wanted next.

@@ -130,6 +130,10 @@ impl Wire for LinkWire {
     }
 }
 
+    fn wants_time(&self) -> bool {
+        self.0.wants_time()
+    }
+
 impl From<SendError> for WireError {
     fn from(error: SendError) -> Self {
         Self { message: error.to_string() }

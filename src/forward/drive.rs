@@ -105,7 +105,7 @@ where
         course.breaker.resume();
         course.status.send_modify(|status| status.next_try_at = None);
         course.show(0);
-        if course.wants_probe() {
+        if course.wants_probe() || wire.wants_time() {
             let answer = wire.probe().await;
             course.probed(answer);
         }
