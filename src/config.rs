@@ -30,6 +30,7 @@ use crate::{
     forward::Order,
     intake::{IntakeConfig, Listen},
     link::{CertificateClock, LinkConfig, TlsConfig},
+    metric::ORIGINAL_TYPES,
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
 };
@@ -153,9 +154,11 @@ impl Config {
     }
 
     /// Reads the host's own text and, key by key over it, what the backend says. Of that, keys that
-    /// are the host's alone are left out, and values are limited to what the host allows.
+    /// are the host's alone are left out, and values are limited to what the host allows. Sections
+    /// of the newer original collectors, named as the types that they send, are passed over.
     pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
         let mut document = Document::layered(own, remote)?;
+        let passed_over = document.pass_over(&ORIGINAL_TYPES);
         let bounds = Bounds::read(&mut document.section("remote"));
         let (agent, interval) = agent(&mut document.section("collector"), &bounds);
         let tls = tls(&mut document.section("tls").all_at_start());
@@ -182,7 +185,7 @@ impl Config {
             link,
         };
         let withheld = document.take_withheld();
-        Ok(Loaded { config, keys: document.finish()?, withheld })
+        Ok(Loaded { config, keys: document.finish()?, withheld, passed_over })
     }
 }
 

@@ -380,6 +380,9 @@ impl Keeper {
             let keys = needs_restart.join(", ");
             tracing::warn!("needs a restart: {keys}");
         }
+        for section in &self.loaded.passed_over {
+            tracing::warn!("{}", section.to_string().replace("\n  hint: ", "; hint: "));
+        }
         let is_off = self.loaded.config.agent.remote_config == RemoteConfig::Off;
         let withheld = self.loaded.told_withheld();
         if let Some(keys) = &withheld {
