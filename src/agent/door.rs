@@ -74,6 +74,13 @@ pub(super) struct Door {
     pub(super) collections: Collections,
 }
 
+impl CollectorStatus {
+    /// [`CollectorStatus::cpu`] in whole milliseconds.
+    pub fn cpu_ms(&self) -> u64 {
+        u64::try_from(self.cpu.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl Collections {
     /// What every collector has done, by its name.
     pub fn snapshot(&self) -> BTreeMap<String, CollectorStatus> {

@@ -61,7 +61,7 @@ impl Collector for HealthCollector {
             timestamp: Time(now),
             started_at: Some(Time(started.0)),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            uptime_s: Some(round2(started.1.elapsed().as_secs_f64())),
+            uptime_s: Some(started.1.elapsed().as_secs_f64().round()),
             rss_bytes: process.rss_bytes,
             cpu_s: Some(round2(clock::process_cpu().as_secs_f64())),
             device_bytes_written: process.device_bytes_written,
@@ -134,7 +134,7 @@ fn collectors(all: BTreeMap<String, CollectorStatus>) -> BTreeMap<String, Collec
         failures: Some(status.failures),
         metrics: Some(status.metrics),
         rejected: Some(status.rejected),
-        cpu_ms: Some(round2(status.cpu.as_secs_f64() * 1_000.0)),
+        cpu_ms: Some(status.cpu_ms()),
         last_ms: Some(status.last_ms),
         last_run_at: status.last_at.map(Time),
     };

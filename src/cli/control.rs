@@ -167,7 +167,7 @@ impl Shown {
                 }),
                 last_run_at: status.last_at,
                 last_ms: status.last_ms,
-                cpu_ms: u64::try_from(status.cpu.as_millis()).unwrap_or(u64::MAX),
+                cpu_ms: status.cpu_ms(),
                 last_error: status.error,
                 runs: status.collections + status.failures,
                 failures: status.failures,

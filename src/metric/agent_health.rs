@@ -106,7 +106,7 @@ declare! {
         rejected: Option<u64> = counter("metrics" since "started_at");
         /// CPU of the agent for its collections, up to the queue. What it has other threads do,
         /// such as asking a file system for its size, is not in it.
-        cpu_ms: Option<f64> = counter("ms" since "started_at")
+        cpu_ms: Option<u64> = counter("ms" since "started_at")
             from "clock_gettime(CLOCK_THREAD_CPUTIME_ID)";
         /// How long the last collection took.
         last_ms: Option<u64> = gauge("ms");
