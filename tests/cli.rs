@@ -47,7 +47,7 @@ fn a_wrong_configuration_is_refused_with_its_lines() {
     assert_usage(&with_config("[collector\n", &["run"]), &["agent.toml:1: not valid TOML"]);
 }
 
-/// Sections of newer original collectors do not keep an existing file from being used; each is told.
+/// Sections of newer original collectors do not keep a file from being used; each is told.
 #[test]
 fn sections_of_newer_originals_are_told_and_passed_over() {
     let text = "[pg_bloat]\nenabled = true\n[sysstat]\ninterval = 3\n[pg_locks]\ninterval = 5\n";
