@@ -75,7 +75,7 @@ async fn agent(backend: &Running, dir: &Path) -> Agent {
         "[collector]\nstate_dir = {state_dir:?}\npush_interval = \"1h\"\n[backend]\nurl = \
          \"https://localhost:{}\"\n[tls]\ncert_file = {:?}\nkey_file = {:?}\n[queue]\n\
          commit_interval = \"0s\"\n[sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n\
-         [pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n",
+         [pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n[agent]\nenabled = false\n",
         backend.address().port(),
         state.join("agent.crt").display().to_string(),
         state.join("agent.key").display().to_string(),

@@ -188,7 +188,7 @@ fn agent(dir: &Path, home: &Path, encoding: &str, port: u16) -> Process {
          {:?}\nkey_file = {:?}\n[queue]\nbytes_max = \"100GiB\"\ncommit_interval = \"0s\"\n\
          [forward]\nencoding = {encoding:?}\n[intake]\nlisten = \"unix:{}\"\n[sysstat]\nenabled = \
          false\n[disk_usage]\nenabled = false\n[pg_stats]\nenabled = false\n[pg_log]\nenabled = \
-         false\n[log]\nlevel = \"error\"\n",
+         false\n[agent]\nenabled = false\n[log]\nlevel = \"error\"\n",
         home.display().to_string(),
         path("token"),
         path("ca.crt"),

@@ -92,7 +92,8 @@ fn start(dir: &Path) -> (Agent, PathBuf) {
     let text = format!(
         "[collector]\nstate_dir = {:?}\n[backend]\nurl = \"http://127.0.0.1:1\"\n\
          allow_plaintext = true\ntoken_file = {:?}\n[intake]\nlisten = \"unix:{}\"\n\
-         [pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n[log]\nlevel = \"error\"\n",
+         [pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n[agent]\nenabled = \
+         false\n[log]\nlevel = \"error\"\n",
         dir.join("state").display().to_string(),
         token.display().to_string(),
         socket.display(),

@@ -5,6 +5,7 @@
 //! while the agent runs is in `stages`, and the configuration in force in `reload`.
 
 mod door;
+mod health;
 mod intake;
 mod letter;
 mod reload;
@@ -16,6 +17,7 @@ pub mod windows;
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
@@ -35,6 +37,7 @@ pub use self::{
     seams::{LinkWire, QueueSource},
 };
 use crate::{
+    clock,
     config::{Config, ForwardSettings},
     forward::{Drained, ForwardConfig, ForwardStatus, Forwarder},
     intake::IntakeView,
@@ -62,6 +65,8 @@ pub struct Agent {
 /// What can be asked of a running agent. Clones ask the same one.
 #[derive(Debug, Clone)]
 pub struct AgentView {
+    /// When the agent started.
+    pub started_at: Timestamp,
     /// The queue.
     pub queue: Queue,
     /// What the collectors have done.
@@ -106,24 +111,16 @@ pub enum StartError {
 impl Agent {
     /// Opens the queue and starts the stages. Must be called within a runtime.
     pub async fn start(setup: Setup, identity: Identity) -> Result<Self, StartError> {
+        let started = (clock::now(), clock::monotonic());
         let setup = setup.with_kept(&identity.collector_id);
         let config = setup.loaded.config.clone();
         let who = (identity.collector_id.clone(), config.agent.hostname.clone());
         let link = Arc::new(Link::new(&config.link, identity)?);
         let (queue, queue_thread) = config.queue.start_patiently()?;
-        // The queue's thread has just been started: it answers.
-        let (queue_id, found) = queue
-            .status()
-            .await
-            .map_or((Uuid::nil(), 0), |status| (status.queue_id, status.records));
+        let (queue_id, found) = found_in(&queue).await;
         let (trigger, shutdown) = shutdown::channel();
         let (collections, config_state, signals): (Collections, ConfigState, Signals) =
             <_>::default();
-        let door = Door { queue: queue.clone(), collections: collections.clone() };
-        let window = (config.agent.push_interval, queue_id);
-        let mut running = Stages::new(door, Arc::clone(&signals.wake), window);
-        running.apply(&config).await;
-        let intake = running.intake_view();
         let source = QueueSource {
             queue: queue.clone(),
             link: Arc::clone(&link),
@@ -134,6 +131,12 @@ impl Agent {
         let wire = LinkWire(Arc::clone(&link));
         let (forwarder, forward) = Forwarder::new(source.clone(), wire, changes.clone());
         let forwarder = forwarder.woken_by(Arc::clone(&signals.wake));
+        let door = Door { queue: queue.clone(), collections: collections.clone() };
+        let window = (config.agent.push_interval, queue_id);
+        let shown = (forward.clone(), started);
+        let mut running = Stages::new(door, shown, Arc::clone(&signals.wake), window);
+        running.apply(&config).await;
+        let intake = running.intake_view();
         let (shown, in_force) = watch::channel(config.clone());
         let parts = Parts {
             stages: running,
@@ -162,6 +165,7 @@ impl Agent {
         let told = Told::new(&signals, changes, finishing, &link);
         let forwarder = tokio::spawn(forward_batches(forwarder, queue.clone(), told, found));
         let view = AgentView {
+            started_at: started.0,
             queue,
             collections,
             intake,
@@ -220,6 +224,13 @@ impl AgentView {
         self.signals.now.notify_one();
         self.replay.wake();
     }
+}
+
+/// A queue's identity, and how many records wait in it. Its thread has just been started: it
+/// answers.
+async fn found_in(queue: &Queue) -> (Uuid, u64) {
+    let status = queue.status().await;
+    status.map_or((Uuid::nil(), 0), |status| (status.queue_id, status.records))
 }
 
 /// The forwarder's configuration, for whoever sends as this host.

@@ -1,8 +1,9 @@
 //! The only place that reads a clock. Everything else takes the time as an argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
 
 /// The host's wall clock, UTC, as metrics carry it.
 #[expect(clippy::disallowed_methods, reason = "this is the file that owns the clocks")]
@@ -32,6 +33,20 @@ impl HostClock {
 #[expect(clippy::disallowed_methods, reason = "this is the file that owns the clocks")]
 pub fn monotonic() -> Instant {
     Instant::now()
+}
+
+/// CPU time that this process has used, user and system.
+pub fn process_cpu() -> Duration {
+    spent(ClockId::ProcessCPUTime)
+}
+
+/// CPU time that this thread has used.
+pub fn thread_cpu() -> Duration {
+    spent(ClockId::ThreadCPUTime)
+}
+
+fn spent(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 /// `at` as the contract writes it: RFC 3339, UTC, milliseconds, ending in `Z`.

@@ -41,7 +41,7 @@ pub struct CollectError {
 
 /// One source of metrics.
 pub trait Collector: Send + 'static {
-    /// `sysstat`, `disk_usage`, `pg_stats` or `pg_log`.
+    /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log` or `agent`.
     fn name(&self) -> &'static str;
 
     /// Reads once. `now` becomes the metrics' timestamp.
@@ -70,12 +70,12 @@ impl CollectError {
 }
 
 /// A typed document as the JSON value that the agent validates and stores.
-fn document(metric: &impl Serialize) -> Result<Value, CollectError> {
+pub(crate) fn document(metric: &impl Serialize) -> Result<Value, CollectError> {
     serde_json::to_value(metric)
         .map_err(|error| CollectError::new(format!("cannot encode a document: {error}")))
 }
 
 /// `value` with two decimals: more is noise that costs bytes on the wire.
-fn round2(value: f64) -> f64 {
+pub(crate) fn round2(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

@@ -4,6 +4,7 @@
 //! others are grouped by stage. `config.sample.toml` lists all of them, and a test keeps it so.
 
 mod backend; // [backend] and the way to it
+mod collectors; // a section for each collector
 mod host; // what this host calls itself
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
@@ -20,16 +21,14 @@ pub use self::layers::{Layers, Loaded, Remote};
 use self::reader::{Bound, ConfigError, Document, Key, Section, Text};
 use crate::{
     collect::{
-        disk_usage::DiskUsageConfig,
-        pg_log::{PgLogConfig, Redaction, StartAt},
-        pg_stats::PgStatsConfig,
-        postgres::{PgConnection, Timeouts},
-        sysstat::SysstatConfig,
+        disk_usage::DiskUsageConfig, pg_log::PgLogConfig, pg_stats::PgStatsConfig,
+        postgres::PgConnection, sysstat::SysstatConfig,
     },
     encoding::Encoding,
     forward::Order,
     intake::{IntakeConfig, Listen},
     link::{CertificateClock, LinkConfig, TlsConfig},
+    metric::ORIGINAL_TYPES,
     queue::{BatchLimits, Budget, Durability, LogLimits, OnFull, QueueConfig, Retain},
     units,
 };
@@ -94,6 +93,8 @@ pub struct Collectors {
     pub pg_stats: Option<(Timing, PgStatsConfig)>,
     /// PostgreSQL's log.
     pub pg_log: Option<(Timing, PgLogConfig)>,
+    /// The agent's own health.
+    pub agent: Option<Timing>,
 }
 
 /// When a collector runs and how long it may take.
@@ -153,9 +154,11 @@ impl Config {
     }
 
     /// Reads the host's own text and, key by key over it, what the backend says. Of that, keys that
-    /// are the host's alone are left out, and values are limited to what the host allows.
+    /// are the host's alone are left out, and values are limited to what the host allows. Sections
+    /// of the newer original collectors, named as the types that they send, are passed over.
     pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
         let mut document = Document::layered(own, remote)?;
+        let passed_over = document.pass_over(&ORIGINAL_TYPES);
         let bounds = Bounds::read(&mut document.section("remote"));
         let (agent, interval) = agent(&mut document.section("collector"), &bounds);
         let tls = tls(&mut document.section("tls").all_at_start());
@@ -163,7 +166,7 @@ impl Config {
         link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
         let postgres = postgres(&mut document.section("postgres"), &bounds);
         let config = Self {
-            collectors: collectors(&mut document, interval, &postgres, &bounds),
+            collectors: collectors::read(&mut document, interval, &postgres, &bounds),
             intake: intake(&mut document.section("intake")),
             queue: queue(&mut document.section("queue"), &agent.state_dir, &bounds),
             forward: forward(&mut document.section("forward")),
@@ -182,17 +185,13 @@ impl Config {
             link,
         };
         let withheld = document.take_withheld();
-        Ok(Loaded { config, keys: document.finish()?, withheld })
+        Ok(Loaded { config, keys: document.finish()?, withheld, passed_over })
     }
 }
 
-/// Why the backend may set a key.
+/// Why the backend may set a key; those of collectors are beside them.
 const PACE: &str = "says how often something is done, within `remote.interval_min`";
-const SWITCH: &str = "says whether a collector runs";
-const LESS: &str = "says whether the log is read; what the host has switched off stays off";
-const GIVE_UP: &str = "says when a collection is given up";
 const WHAT: &str = "says which databases of the server are measured, within `remote.databases_max`";
-const DETAIL: &str = "says how many rows a document has, within `remote.tables_max`";
 const DISK: &str = "says what is kept on disk, within `remote.queue_bytes_max`";
 const MEMORY: &str = "says what is kept in memory, within `remote.memory_max`";
 const KEPT: &str = "says how long records are kept, within `queue.bytes_max`";
@@ -271,100 +270,6 @@ fn postgres(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnection, Ve
         connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
     };
     (connection, section.remote(WHAT).within(bounds.databases).list("databases", ""))
-}
-
-fn collectors(
-    document: &mut Document<'_>,
-    interval: Duration,
-    (connection, databases): &(PgConnection, Vec<String>),
-    bounds: &Bounds,
-) -> Collectors {
-    let mut section = document.section("sysstat");
-    let sysstat = timing(section.remote(SWITCH), interval, bounds);
-    let sysstat = sysstat.map(|timing| (timing, SysstatConfig::default()));
-    let mut section = document.section("disk_usage");
-    let disk_usage = timing(section.remote(SWITCH), interval, bounds).map(|timing| {
-        let mut config = DiskUsageConfig::default();
-        config.timeout = config.timeout.min(timing.deadline / 2);
-        (timing, config)
-    });
-    let mut section = document.section("pg_stats");
-    let pg_stats_timing = timing(section.remote(SWITCH), interval, bounds);
-    let pg_stats = pg_stats(&mut section, connection, databases, bounds);
-    let pg_stats = pg_stats_timing.map(|timing| (timing, pg_stats));
-    let mut section = document.section("pg_log");
-    // What leaves of a log is the host's alone to say.
-    let pg_log_timing = timing(section.remote(LESS).within(Bound::NotOn), interval, bounds);
-    let pg_log = pg_log(&mut section, connection);
-    let pg_log = pg_log_timing.map(|timing| {
-        let files_timeout = timing.deadline / 2;
-        (timing, PgLogConfig { files_timeout, ..pg_log })
-    });
-    Collectors { sysstat, disk_usage, pg_stats, pg_log }
-}
-
-/// `enabled`, with the marks that `section` has for it, `interval` and `timeout` of a collector;
-/// `None` when it is disabled.
-fn timing(section: &mut Section<'_, '_>, interval: Duration, bounds: &Bounds) -> Option<Timing> {
-    let enabled = section.boolean("enabled", true);
-    let pace = section.remote(PACE).within(bounds.interval);
-    let own = pace.duration("interval", "60", ["100ms", "1d"]);
-    let interval = if section.has("interval") { own } else { interval };
-    let timeout = section.remote(GIVE_UP).duration("timeout", "10s", ["100ms", "10min"]);
-    enabled.then_some(Timing { interval, deadline: timeout.min(interval) })
-}
-
-fn pg_stats(
-    section: &mut Section<'_, '_>,
-    connection: &PgConnection,
-    databases: &[String],
-    bounds: &Bounds,
-) -> PgStatsConfig {
-    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let timeouts = Timeouts {
-        lock: section.duration("lock_timeout", "250ms", ["1ms", "1min"]),
-        statement: section.duration("statement_timeout", "5s", ["10ms", "10min"]),
-        client: section.duration("client_timeout", "7s", ["10ms", "10min"]),
-    };
-    if timeouts.lock >= timeouts.statement || timeouts.statement >= timeouts.client {
-        section.reject(
-            "statement_timeout",
-            "the timeouts are out of order",
-            "lock_timeout < statement_timeout < client_timeout",
-        );
-    }
-    PgStatsConfig {
-        connection: connection.clone(),
-        databases: databases.to_vec(),
-        timeouts,
-        tables_max: count(section.remote(DETAIL).within(bounds.tables).integer(
-            "tables_max",
-            200,
-            1..=10_000,
-        )),
-        indexes_max: count(section.remote(DETAIL).within(bounds.tables).integer(
-            "indexes_max",
-            200,
-            1..=10_000,
-        )),
-        sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
-    }
-}
-
-fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConfig {
-    let redacted = section.boolean("redact", true);
-    PgLogConfig {
-        connection: connection.clone(),
-        path: section.optional_path("path"),
-        prefix: section.optional_text("line_prefix"),
-        timezone: section.optional_text("timezone"),
-        redaction: if redacted { Redaction::On } else { Redaction::Off },
-        start_at: match section.choice("start_at", &["end", "beginning"]) {
-            0 => StartAt::End,
-            _ => StartAt::Beginning,
-        },
-        ..PgLogConfig::default()
-    }
 }
 
 /// `None` unless `listen` is set.

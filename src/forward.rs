@@ -50,7 +50,7 @@ pub trait Source: Send + Sync {
         choice: Choice,
     ) -> impl Future<Output = Result<Option<Outgoing<Self::Key>>, String>> + Send;
 
-    /// The backend has the batch, apart from what it refused.
+    /// The backend has the batch, apart from what it refused and what was left out.
     fn delivered(
         &self,
         batch: &Outgoing<Self::Key>,
@@ -86,6 +86,13 @@ pub trait Wire: Send + Sync {
     /// Asks for a sign of life, as cheaply as possible. The body of the answer may say which
     /// encodings are taken: `{"encodings": ["gzip", "zstd"]}`.
     fn probe(&self) -> impl Future<Output = Result<Answer, WireError>> + Send;
+
+    /// Whether it is not known how far this host's clock is off. Then the backend is asked before
+    /// anything is sent: it refuses records of a clock that is ahead of its own by more than a day,
+    /// unless the push says that the clock is.
+    fn wants_time(&self) -> bool {
+        false
+    }
 }
 
 /// Which batch is wanted next.
@@ -123,9 +130,52 @@ pub struct Outgoing<K> {
     pub records: Vec<(u64, i64)>,
     /// The records' JSON.
     pub metrics: Vec<Bytes>,
+    /// Which of them are what the agent says of itself. A backend may not know that, and it is kept
+    /// for no other.
+    pub health: Vec<usize>,
+    /// Numbers and times of such records that are not sent: this backend does not know them.
+    pub left_out: Vec<(u64, i64)>,
+}
+
+impl<K> Outgoing<K> {
+    /// Its records, those that are left out included.
+    pub fn count(&self) -> usize {
+        self.metrics.len() + self.left_out.len()
+    }
+
+    /// Whether the record was refused for its type, and is what the agent says of itself: it is not
+    /// worth keeping.
+    pub fn is_unknown(&self, refused: &Refused) -> bool {
+        self.is_unknown_at(refused.index, &refused.message)
+    }
+
+    fn is_unknown_at(&self, place: usize, said: &str) -> bool {
+        self.health.contains(&place) && said.contains(UNKNOWN_TYPE)
+    }
 }
 
 impl<K: Copy> Outgoing<K> {
+    /// The same without what the agent says of itself. That is another content, and so has another
+    /// id.
+    fn without_health(self) -> Self {
+        if self.health.is_empty() {
+            return self;
+        }
+        let left_out = self.health.iter().filter_map(|place| self.records.get(*place)).copied();
+        let stays = |place: &usize| !self.health.contains(place);
+        let kept =
+            |place: usize| Some((*self.records.get(place)?, self.metrics.get(place)?.clone()));
+        let (records, metrics) = (0..self.metrics.len()).filter(stays).filter_map(kept).unzip();
+        Self {
+            id: Uuid::new_v5(&self.id, b"without the agent's health"),
+            records,
+            metrics,
+            health: Vec::new(),
+            left_out: left_out.collect(),
+            ..self
+        }
+    }
+
     /// Some of the records as a batch of their own. Its id is a function of the batch's and of the
     /// records' numbers; all of them are the batch itself.
     fn part(&self, records: Range<usize>) -> Self {
@@ -137,9 +187,13 @@ impl<K: Copy> Outgoing<K> {
         let number = |record: Option<&(u64, i64)>| record.map_or(0, |(seq, _)| *seq);
         let name = format!("{}..{}", number(records.first()), number(records.last()));
         let id = Uuid::new_v5(&self.id, name.as_bytes());
-        Self { id, records, metrics, ..*self }
+        let (health, left_out) = (Vec::new(), Vec::new());
+        Self { id, records, metrics, health, left_out, ..*self }
     }
 }
+
+/// What a backend says of a type that it does not know, among other words.
+const UNKNOWN_TYPE: &str = "Unknown metric type";
 
 /// Why nothing came back, with a hint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -239,6 +293,9 @@ pub struct ForwardStatus {
     pub next_try_at: Option<Timestamp>,
     /// The version of the configuration that the backend has for this agent.
     pub next_config_version: Option<i64>,
+    /// Whether the backend in use does not know what the agent says of itself, and gets none of it.
+    #[serde(default)]
+    pub refuses_health: bool,
     /// What it does at the moment.
     #[serde(default)]
     pub state: ForwarderState,

@@ -341,6 +341,12 @@ impl Link {
         self.client.authority()
     }
 
+    /// Whether what is known of the server's clock does not hold: nothing has been answered yet, or
+    /// this host's clock was set since.
+    pub fn wants_time(&self) -> bool {
+        !self.clock.is_current()
+    }
+
     /// Whether an answer has told the server's time.
     fn knows_server_time(&self) -> bool {
         self.clock.is_known()

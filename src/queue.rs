@@ -137,6 +137,18 @@ pub struct Queue {
     seen: Arc<Mutex<Option<(tokio::time::Instant, QueueStatus)>>>,
 }
 
+/// What has become of a batch of which nothing is left to send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Its records.
+    pub records: u64,
+    /// Those that the backend has refused: they become dead letters before the batch goes.
+    pub refused: Vec<DeadLetter>,
+    /// Numbers and times of those that this backend does not know and that are not worth keeping:
+    /// the ledger has them, as refused, and the dead letters do not.
+    pub not_kept: Vec<(u64, i64)>,
+}
+
 /// A refused record on its way to the dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -294,7 +306,12 @@ impl Queue {
         records: u64,
         refused: Vec<DeadLetter>,
     ) -> Result<(), QueueError> {
-        Ok(self.ask(|reply| Command::Delivered(key, records, refused, reply)).await??)
+        self.settle(key, Settled { records, refused, ..Settled::default() }).await
+    }
+
+    /// Nothing is left to send of a batch; see [`Log::settle`].
+    pub async fn settle(&self, key: BatchKey, settled: Settled) -> Result<(), QueueError> {
+        Ok(self.ask(|reply| Command::Settle(key, settled, reply)).await??)
     }
 
     /// Changes lines of the dead letters, all or none; durable when this returns.

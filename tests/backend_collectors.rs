@@ -614,6 +614,11 @@ async fn a_configuration_is_pulled_by_version() {
         (Some(2), Some(2))
     );
     assert_eq!(versions["data"][0]["updated_by"], "admin");
+    // A section of the newer originals is taken, and told.
+    let reply = user.send(put("[sysstat]\ninterval = 9\n[pg_locks]\ninterval = 5\n")).await;
+    assert_eq!(reply.json()["version"], 3, "{reply:?}");
+    let told = reply.json()["message"].to_string();
+    assert!(told.contains("[pg_locks]: this agent does not collect it"), "{told}");
     let unknown = format!("/api/v1/config/{}", uuid::Uuid::nil());
     user.get(&unknown, &admin).await.refused(404);
     user.send(Ask::new(Method::PUT, &unknown).bearer(&admin).body("")).await.refused(404);

@@ -47,6 +47,17 @@ fn a_wrong_configuration_is_refused_with_its_lines() {
     assert_usage(&with_config("[collector\n", &["run"]), &["agent.toml:1: not valid TOML"]);
 }
 
+/// Sections of newer original collectors do not keep a file from being used; each is told.
+#[test]
+fn sections_of_newer_originals_are_told_and_passed_over() {
+    let text = "[pg_bloat]\nenabled = true\n[sysstat]\ninterval = 3\n[pg_locks]\ninterval = 5\n";
+    let done = with_config(text, &["config", "check"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    for place in ["agent.toml:1: [pg_bloat]: this agent", "agent.toml:5: [pg_locks]: this agent"] {
+        assert_eq!(done.stderr.matches(place).count(), 1, "{done:?}");
+    }
+}
+
 /// What `config init` prints is a file that loads.
 #[test]
 fn the_sample_configuration_loads() {

@@ -20,7 +20,8 @@ use crate::link_renew::Site;
 use crate::link_tls::{World, identity, push};
 use crate::support::backend::Served;
 use crate::support::backend_stub::{Authority, Clients, Flaw, Reply, Stub};
-use crate::support::{directory, until_async};
+use crate::support::shim::Faults;
+use crate::support::{directory, site, until, until_async};
 
 const HOUR: i64 = 3600;
 const YEAR: i64 = 365 * 24 * HOUR;
@@ -125,6 +126,39 @@ async fn a_host_years_off_registers() {
         let age = clock::now().duration_since(identity.registered_at).as_secs();
         assert!(age.abs() < 60, "registered {age} s ago");
     }
+}
+
+/// The first records of a host whose clock is days ahead, and those after its clock was set once
+/// more, are not sent before the backend has told its time: it would refuse them.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_a_clock_that_is_days_ahead_wait_until_that_is_known() {
+    const DAY: i64 = 24 * HOUR;
+    let site = site::Site::registered().await;
+    // Nothing but pushes talks to the backend, and those only when they are asked for.
+    let config = fs_err::read_to_string(site.config()).expect("read");
+    let (often, never) =
+        ("push_interval = \"300ms\"", "push_interval = \"1h\"\nremote_config = false");
+    assert!(config.contains(often), "{config}");
+    fs_err::write(site.config(), config.replace(often, never)).expect("write");
+    let clock = Faults::new(site.directory.path(), site.output());
+    clock.set_clock_ahead(3 * DAY);
+    let agent = site.start_with(|command| clock.strike_in(command));
+    let limit = Duration::from_secs(30);
+    until("the agent runs", limit, || agent.stderr().contains("the agent runs"));
+    for days in [3, 9] {
+        clock.set_clock_ahead(days * DAY);
+        let before = site.queue_number("next_seq");
+        until("it collects", limit, || site.queue_number("next_seq") >= before + 5);
+        let done = site.command(&["replay"]);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let stored = site.stored().await;
+        let ahead = |at: Timestamp| at.duration_since(clock::now()).as_secs();
+        let is_new = |seconds: i64| (seconds - days * DAY).abs() < HOUR;
+        assert!(stored.iter().any(|metric| is_new(ahead(metric.at))), "{days} days");
+        let letters = fs_err::read_to_string(site.queue().join("dead.ndjson")).unwrap_or_default();
+        assert_eq!(letters, "", "{days} days: {}", agent.stderr());
+    }
+    agent.stop();
 }
 
 /// Certificates are not renewed because of a clock that nobody has confirmed.

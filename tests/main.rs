@@ -7,6 +7,7 @@
 
 mod support; // PostgreSQL servers of every major, the agent as a process, polling
 
+mod agent_health; // the agent's own health, and backends that do not know it
 mod backend_access; // who is refused, for how long, and how often that is said
 mod backend_collectors; // registration, tokens, certificates, configurations
 mod backend_health; // health: whether it can store

@@ -49,7 +49,8 @@ impl Host {
              [tls]\ncert_file = '{}'\nkey_file = '{}'\nca_file = '{}'\n\
              [queue]\ncommit_interval = \"10ms\"\n\
              [forward]\nbackoff_first = \"50ms\"\nbackoff_max = \"200ms\"\n\
-             [sysstat]\nenabled = false\n[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n",
+             [sysstat]\nenabled = false\n[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n\
+             [agent]\nenabled = false\n",
             folder.path().display(),
             stub.url(),
             tls.cert_file.display(),

@@ -41,6 +41,22 @@ fn runs(status: &Value, name: &str) -> (bool, u64) {
 const APPLIES: &str = "another configuration applies";
 const REFUSED: &str = "the configuration is refused";
 
+/// Sections of a newer original collector are told once each, however often the file is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_that_is_passed_over_is_told_once() {
+    let site = Site::registered().await;
+    site.configure("[pg_locks]\ninterval = 5\n");
+    let agent = site.run();
+    let more = |text: String| text + "[pg_bloat]\nenabled = true\n";
+    reload(&site, &agent, more, "[pg_bloat]: this agent does not collect it");
+    reload(&site, &agent, |text| text.replace("\"100ms\"", "\"200ms\""), APPLIES);
+    let done = agent.stop();
+    for section in ["[pg_locks]", "[pg_bloat]"] {
+        let told = format!("{section}: this agent does not collect it");
+        assert_eq!(done.stderr.matches(&told).count(), 1, "{section}: {}", done.stderr);
+    }
+}
+
 /// C24, C26, C28: collectors come and go with the file, the others and the queue go on; what needs
 /// a restart is named; a file that is not sound changes nothing.
 #[tokio::test(flavor = "multi_thread")]

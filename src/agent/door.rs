@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -49,6 +51,8 @@ pub struct CollectorStatus {
     pub last_at: Option<Timestamp>,
     /// How long it took.
     pub last_ms: u64,
+    /// CPU of this process for its collections, up to the queue.
+    pub cpu: Duration,
 }
 
 /// Why the queue has not taken what a collector brought.
@@ -70,6 +74,13 @@ pub(super) struct Door {
     pub(super) collections: Collections,
 }
 
+impl CollectorStatus {
+    /// [`CollectorStatus::cpu`] in whole milliseconds.
+    pub fn cpu_ms(&self) -> u64 {
+        u64::try_from(self.cpu.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl Collections {
     /// What every collector has done, by its name.
     pub fn snapshot(&self) -> BTreeMap<String, CollectorStatus> {
@@ -85,9 +96,28 @@ impl Collections {
         });
     }
 
+    /// Runs `work` to its end, at the cost of the collector `name`.
+    async fn charge<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let (done, cpu) = metered(work).await;
+        self.change(name, |status| status.cpu += cpu);
+        done
+    }
+
     fn change(&self, name: &'static str, change: impl FnOnce(&mut CollectorStatus)) {
         change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
     }
+}
+
+/// What comes of `work`, and the CPU time of the threads that have polled it.
+async fn metered<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let (mut work, mut cpu) = (pin!(work), Duration::ZERO);
+    let done = poll_fn(|context| {
+        let before = clock::thread_cpu();
+        let polled = work.as_mut().poll(context);
+        cpu += clock::thread_cpu().saturating_sub(before);
+        polled
+    });
+    (done.await, cpu)
 }
 
 /// Runs a collector until the shutdown.
@@ -109,7 +139,8 @@ pub(super) async fn run_collector<C: Collector>(
         }
         let collect = async {
             tokio::time::sleep(wait).await;
-            collect_once(&mut collector, timing.deadline, &door).await
+            let once = collect_once(&mut collector, timing.deadline, &door);
+            door.collections.charge(name, once).await
         };
         let collected = tokio::select! {
             biased;
@@ -118,7 +149,8 @@ pub(super) async fn run_collector<C: Collector>(
         };
         // What has been collected is stored even when the shutdown comes now.
         let Some(collected) = collected else { continue };
-        match door.admit(name, collected, &mut shutdown).await {
+        let admit = door.admit(name, collected, &mut shutdown);
+        match door.collections.charge(name, admit).await {
             Ok(()) => {
                 collector.committed();
                 more = collector.has_more();
@@ -341,6 +373,31 @@ mod tests {
         }
     }
 
+    /// What a future computes is its cost, in all of its pieces; what others do meanwhile is not.
+    #[tokio::test]
+    async fn what_is_computed_is_metered() {
+        const PIECE: Duration = Duration::from_millis(3);
+        let spin = || {
+            let end = clock::thread_cpu() + PIECE;
+            while clock::thread_cpu() < end {}
+        };
+        let ((), ((begun, ended), cpu)) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                spin();
+            },
+            metered(async {
+                let begun = clock::thread_cpu();
+                spin();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                spin();
+                (begun, clock::thread_cpu())
+            }),
+        );
+        assert!(cpu >= 2 * PIECE, "{cpu:?}");
+        assert!(begun + cpu + PIECE / 2 <= ended, "{cpu:?}: what others did is not in it");
+    }
+
     /// C28: a metric that is refused is counted with its place and stops no other; a collection
     /// that fails and one that hangs are counted, and the next one is made.
     #[tokio::test]
@@ -370,6 +427,7 @@ mod tests {
         running.await.unwrap();
         assert_eq!((status.metrics, status.rejected), (1, 1));
         assert!(status.failures >= 2, "{status:?}");
+        assert!(status.cpu > Duration::ZERO, "{status:?}");
         let refused = status.last_rejected.unwrap();
         assert!(refused.starts_with("sysstat: cpu.user: "), "{refused}");
         assert_eq!(queue.status().await.unwrap().records, 1);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     forward::{Outgoing, Refused},
-    queue::DeadLetter,
+    queue::{DeadLetter, Settled},
 };
 
 /// A refused record as its line tells it.
@@ -46,9 +46,18 @@ impl Letter<'_> {
     }
 }
 
-/// What the backend has refused of a batch, for the dead letters.
-pub(super) fn letters<K>(batch: &Outgoing<K>, refused: &[Refused]) -> Vec<DeadLetter> {
-    refused.iter().filter_map(|refused| letter(batch, refused)).collect()
+/// What has become of a batch: what the backend has refused of it is for the dead letters, but for
+/// what it does not know of the agent itself.
+pub(super) fn settled<K>(batch: &Outgoing<K>, refused: &[Refused]) -> Settled {
+    let (unknown, kept): (Vec<&Refused>, Vec<_>) =
+        refused.iter().partition(|refused| batch.is_unknown(refused));
+    let record = |refused: &Refused| batch.records.get(refused.index).copied();
+    let unknown = unknown.into_iter().filter_map(record);
+    Settled {
+        records: batch.count() as u64,
+        refused: kept.into_iter().filter_map(|refused| letter(batch, refused)).collect(),
+        not_kept: unknown.chain(batch.left_out.iter().copied()).collect(),
+    }
 }
 
 fn letter<K>(batch: &Outgoing<K>, refused: &Refused) -> Option<DeadLetter> {

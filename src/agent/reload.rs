@@ -27,7 +27,7 @@ use crate::{
     clock,
     config::{
         Config, Layers, Loaded, Remote, RemoteConfig,
-        reader::{ConfigError, Origin},
+        reader::{ConfigError, Origin, Problem},
     },
     control::{ConfigStatus, RefusedConfig, RemoteState},
     forward::{ForwardConfig, ForwardStatus},
@@ -207,6 +207,7 @@ impl Keeper {
             state,
             asked,
         };
+        tell_passed_over(&keeper.loaded.passed_over, &[]);
         keeper.tell();
         (keeper, Reload(reload))
     }
@@ -369,6 +370,7 @@ impl Keeper {
         if layers.remote.is_none() {
             self.asking.known = None; // what was had is wanted again when the host lets it in
         }
+        tell_passed_over(&loaded.passed_over, &self.loaded.passed_over);
         (self.layers, self.loaded) = (layers, loaded);
         self.tell();
     }
@@ -400,5 +402,12 @@ impl Keeper {
                 status.remote = RemoteState::Asked;
             }
         });
+    }
+}
+
+/// Tells of the sections of other collectors that were not there `before`.
+fn tell_passed_over(now: &[Problem], before: &[Problem]) {
+    for section in now.iter().filter(|section| !before.contains(section)) {
+        tracing::warn!("{}", section.to_string().replace("\n  hint: ", "; hint: "));
     }
 }

@@ -10,8 +10,11 @@ use crate::{
     answer::Answer,
     forward::{Body, Choice, Lane, Outgoing, Refused, Source, Wire, WireError},
     link::{Link, Push, SendError},
-    metric::envelope::{AgentInfo, Backlog, LostRange},
-    queue::{self, Batch, BatchKey, Loss, Pick, Picked, Queue},
+    metric::{
+        agent_health,
+        envelope::{AgentInfo, Backlog, LostRange},
+    },
+    queue::{self, Batch, BatchKey, Loss, Pick, Picked, Queue, Record},
 };
 
 /// The most characters of a refusal that travel with each push.
@@ -60,9 +63,7 @@ impl Source for QueueSource {
         batch: &Outgoing<BatchKey>,
         refused: &[Refused],
     ) -> Result<(), String> {
-        let letters = letter::letters(batch, refused);
-        let records = batch.metrics.len() as u64;
-        let noted = self.queue.delivered(batch.key, records, letters).await;
+        let noted = self.queue.settle(batch.key, letter::settled(batch, refused)).await;
         noted.map_err(|error| error.to_string())
     }
 
@@ -128,6 +129,10 @@ impl Wire for LinkWire {
     async fn probe(&self) -> Result<Answer, WireError> {
         self.0.probe().await.map_err(WireError::from)
     }
+
+    fn wants_time(&self) -> bool {
+        self.0.wants_time()
+    }
 }
 
 impl From<SendError> for WireError {
@@ -153,12 +158,15 @@ fn lost_range(loss: &Loss) -> Option<LostRange> {
 
 /// A batch of the queue, ready to be sent.
 pub(super) fn outgoing<K>(batch: Batch, queue_id: Uuid, key: K, lane: Lane) -> Outgoing<K> {
+    let is_health = |(_, record): &(usize, &Record)| record.kind == agent_health::TYPE;
     Outgoing {
         key,
         id: batch.id,
         lane,
         queue_id,
         records: batch.records.iter().map(|record| (record.seq, record.at_ms)).collect(),
+        health: (0..).zip(&batch.records).filter(is_health).map(|(place, _)| place).collect(),
+        left_out: Vec::new(),
         metrics: batch.records.into_iter().map(|record| record.payload).collect(),
     }
 }

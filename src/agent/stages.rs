@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     door::{Door, run_collector},
+    health::{HealthCollector, Sources, Started},
     intake::QueueSink,
     windows,
 };
@@ -25,7 +26,9 @@ use crate::{
         sysstat::{SysstatCollector, SysstatConfig},
     },
     config::{Collectors, Config, Timing},
+    forward::ForwardStatus,
     intake::{Intake, IntakeConfig, IntakeView},
+    metric::agent_health,
     queue::{PositionError, Queue},
     shutdown::{self, Shutdown, Trigger},
 };
@@ -41,6 +44,7 @@ const INTAKE_END_MAX: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) struct Stages {
     door: Door,
+    health: Sources,
     collectors: BTreeMap<&'static str, Running<Plan>>,
     intake: Option<Running<IntakeConfig>>,
     intake_view: IntakeView,
@@ -69,6 +73,7 @@ enum Kind {
     DiskUsage(DiskUsageConfig),
     PgStats(PgStatsConfig),
     PgLog(PgLogConfig),
+    Agent,
 }
 
 /// What has to be done to get from what runs to what is wanted.
@@ -81,9 +86,11 @@ struct Diff {
 }
 
 impl Stages {
-    /// Nothing runs but the push windows, which wake the forwarder with `wake`.
+    /// Nothing runs but the push windows, which wake the forwarder with `wake`. What it does shows
+    /// in `forward`.
     pub(super) fn new(
         door: Door,
+        (forward, started): (watch::Receiver<ForwardStatus>, Started),
         wake: Arc<Notify>,
         (push_interval, queue_id): (Duration, Uuid),
     ) -> Self {
@@ -91,8 +98,10 @@ impl Stages {
         let (push_interval, changes) = watch::channel(push_interval);
         let ends = end_windows(door.queue.clone(), changes, queue_id, wake, shutdown);
         let task = tokio::spawn(ends);
+        let (queue, collections) = (door.queue.clone(), door.collections.clone());
         Self {
             door,
+            health: Sources { queue, collections, forward, started },
             collectors: BTreeMap::new(),
             intake: None,
             intake_view: IntakeView::default(),
@@ -168,6 +177,10 @@ impl Stages {
                 tokio::spawn(run_collector(PgStatsCollector::new(config), timing, door, shutdown))
             }
             Kind::PgLog(config) => tokio::spawn(run_pg_log(config, timing, door, shutdown)),
+            Kind::Agent => {
+                let collector = HealthCollector(self.health.clone());
+                tokio::spawn(run_collector(collector, timing, door, shutdown))
+            }
         };
         Running { config: plan, trigger, task }
     }
@@ -205,12 +218,13 @@ impl<C> Running<C> {
 }
 
 fn plans(collectors: &Collectors) -> BTreeMap<&'static str, Plan> {
-    let Collectors { sysstat, disk_usage, pg_stats, pg_log } = collectors.clone();
+    let Collectors { sysstat, disk_usage, pg_stats, pg_log, agent } = collectors.clone();
     let all = [
         ("sysstat", sysstat.map(|(timing, it)| Plan { timing, kind: Kind::Sysstat(it) })),
         ("disk_usage", disk_usage.map(|(timing, it)| Plan { timing, kind: Kind::DiskUsage(it) })),
         ("pg_stats", pg_stats.map(|(timing, it)| Plan { timing, kind: Kind::PgStats(it) })),
         ("pg_log", pg_log.map(|(timing, it)| Plan { timing, kind: Kind::PgLog(it) })),
+        (agent_health::TYPE, agent.map(|timing| Plan { timing, kind: Kind::Agent })),
     ];
     all.into_iter().filter_map(|(name, plan)| Some((name, plan?))).collect()
 }
@@ -300,7 +314,7 @@ mod tests {
             let found = diff(&running, &now);
             assert_eq!(found, Diff { stop: stop.to_vec(), start: start.to_vec() });
         };
-        let all = ["disk_usage", "pg_log", "pg_stats", "sysstat"];
+        let all = ["agent", "disk_usage", "pg_log", "pg_stats", "sysstat"];
         check("", "", &[], &[]);
         check("", "[collector]\npush_interval = 5\n[queue]\nbytes_max = \"2GiB\"", &[], &[]);
         check("", "[sysstat]\ninterval = 60\n[pg_log]\ntimeout = 10", &[], &[]);
@@ -314,7 +328,15 @@ mod tests {
         check("", "[pg_log]\nredact = false", &["pg_log"], &["pg_log"]);
     }
 
-    const HOST_ONLY: &str = "[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n";
+    const HOST_ONLY: &str =
+        "[pg_stats]\nenabled = false\n[pg_log]\nenabled = false\n[agent]\nenabled = false\n";
+
+    fn stages(door: Door) -> Stages {
+        let (_, forward) = watch::channel(ForwardStatus::default());
+        let shown = (forward, (clock::now(), clock::monotonic()));
+        let window = (Duration::from_secs(3_600), Uuid::nil());
+        Stages::new(door, shown, Arc::default(), window)
+    }
 
     /// C26, C28: a collector goes on over another configuration that leaves it alone, with no
     /// collection of its own for that; one that is removed ends, one that is added begins at once.
@@ -324,8 +346,7 @@ mod tests {
         let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
         let collections = Collections::default();
         let door = Door { queue: queue.clone(), collections: collections.clone() };
-        let window = (Duration::from_secs(3_600), Uuid::nil());
-        let mut stages = Stages::new(door, Arc::default(), window);
+        let mut stages = stages(door);
         let read = |text: &str| config(&format!("{HOST_ONLY}{text}"));
         // An hour is the interval: every collection here is a first one.
         let hour = "[collector]\ninterval = \"1h\"\n";
@@ -357,8 +378,7 @@ mod tests {
         let log = Log::open(MemoryDisk::new().open(), LogLimits::default()).unwrap();
         let (queue, thread) = Queue::start(log, Duration::ZERO).unwrap();
         let door = Door { queue: queue.clone(), collections: Collections::default() };
-        let window = (Duration::from_secs(3_600), Uuid::nil());
-        (queue, thread, Stages::new(door, Arc::default(), window))
+        (queue, thread, stages(door))
     }
 
     /// C26: a collector that is removed in the middle of a collection, one that may take minutes,
@@ -395,7 +415,7 @@ mod tests {
         };
         fs_err::write(&path, lines(&["first", "second", "third"])).unwrap();
         let off = "[sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n[pg_stats]\n\
-                   enabled = false\n";
+                   enabled = false\n[agent]\nenabled = false\n";
         let log = format!(
             "{off}[pg_log]\npath = {path:?}\nline_prefix = \"%m [%p] \"\ntimezone = \"UTC\"\n\
              start_at = \"beginning\"\ninterval = \"100ms\"\nredact = false\n"

@@ -45,6 +45,8 @@ enum Name {
     PgStats,
     /// PostgreSQL's log, from its beginning, as much as one collection reads.
     PgLog,
+    /// The agent's own health, which only a running agent knows: see `agent status`.
+    Agent,
 }
 
 /// What is configured; without a file every key has its default. As root, this becomes the user
@@ -102,6 +104,10 @@ async fn collect(name: Name, from: Collectors) -> Option<Result<Collected, Colle
             config.start_at = StartAt::Beginning;
             PgLogCollector::new(config, None).collect(now).await
         }
+        Name::Agent => Err(CollectError::new(
+            "only a running agent knows its own health; hint: `agent status --json`, or what it \
+             has queued: `agent inspect export`",
+        )),
     })
 }
 

@@ -6,7 +6,7 @@ use super::{EXIT_USAGE, owner, refused_owner, run::identity};
 use crate::cli::terminal;
 use crate::{
     agent::Setup,
-    config::{Config, Remote, reader::ConfigError, secrets},
+    config::{Layers, Remote, reader::ConfigError, secrets},
 };
 
 /// What can be done with configuration files.
@@ -41,8 +41,11 @@ pub fn run(command: &Command) -> ExitCode {
     };
     match command {
         Command::Init => terminal::told(SAMPLE),
-        Command::Check { config } => match Config::load(config) {
-            Ok(_) => {
+        Command::Check { config } => match Layers::load(config).and_then(|layers| layers.read()) {
+            Ok(loaded) => {
+                for section in &loaded.passed_over {
+                    terminal::complain(&section.to_string());
+                }
                 if let Some(warning) = secrets::exposed(config) {
                     terminal::complain(&warning.replace("; hint: ", "\n  hint: "));
                 }
@@ -77,6 +80,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::Config;
 
     /// C21: the sample is complete, true, and loads as it is.
     #[test]

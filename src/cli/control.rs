@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::agent::AgentView;
-use crate::clock;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
     AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, DrainStatus, IntakeStatus,
@@ -38,7 +36,6 @@ pub async fn serve(
 ) -> Result<Serving, SocketError> {
     let server = Server::bind(&config.control_socket).await?;
     let facts = Facts {
-        started_at: clock::now(),
         config_file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         collector_id,
         hostname: config.agent.hostname.clone(),
@@ -66,7 +63,6 @@ impl Serving {
 /// What does not change while the agent runs.
 #[derive(Debug, Clone)]
 struct Facts {
-    started_at: Timestamp,
     config_file: PathBuf,
     collector_id: String,
     hostname: String,
@@ -90,7 +86,7 @@ impl Subject for Shown {
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            started_at: facts.started_at,
+            started_at: self.view.started_at,
             config_file: facts.config_file,
             collector_id: facts.collector_id,
             hostname: facts.hostname,
@@ -109,6 +105,7 @@ impl Subject for Shown {
                 next_try_at: forward.next_try_at,
                 clock_offset_ms: self.view.link.clock_offset_ms(),
                 sent_bytes: forward.sent_bytes,
+                refuses_health: forward.refuses_health,
                 certificate: self.view.link.certificate().map(certificate),
                 token_expires_at: self.view.link.token_expires_at(),
                 in_flight: forward.in_flight,
@@ -169,6 +166,8 @@ impl Shown {
                     u64::try_from(timing.interval.as_millis()).unwrap_or(u64::MAX)
                 }),
                 last_run_at: status.last_at,
+                last_ms: status.last_ms,
+                cpu_ms: status.cpu_ms(),
                 last_error: status.error,
                 runs: status.collections + status.failures,
                 failures: status.failures,
@@ -204,5 +203,6 @@ fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
         ("disk_usage", collectors.disk_usage.as_ref().map(|(timing, _)| *timing)),
         ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
         ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
+        ("agent", collectors.agent),
     ]
 }

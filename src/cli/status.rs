@@ -226,6 +226,9 @@ fn backend(screen: &Screen, backend: &BackendStatus) -> String {
     }
     let _ = writeln!(text, "           {}", parts.join(", "));
     text.push_str(&proofs(screen, backend));
+    if backend.refuses_health {
+        text.push_str("           does not know metrics of type `agent`; it gets none\n");
+    }
     if let Some(drain) = &backend.drain {
         let left = drain.eta_s.map(|eta| units::show_duration(Duration::from_secs(eta.max(1))));
         let left = left.map_or_else(String::new, |left| format!(", empty in about {left}"));
@@ -354,6 +357,8 @@ pub(super) mod tests {
             enabled: true,
             interval_ms: 60_000,
             last_run_at: Some(at("2026-11-21T11:59:48Z")),
+            last_ms: 12,
+            cpu_ms: 3_456,
             last_error: None,
             runs: 1_440,
             failures: 0,
@@ -427,6 +432,8 @@ pub(super) mod tests {
             oldest_at: Some(at("2026-11-21T11:59:30Z")),
             next_seq: 5_772,
             ring_bytes: 40_000,
+            ring_bytes_max: 4 << 20,
+            ring_records: 40,
             disk_error: None,
             state_error: None,
             counts: Counts {
@@ -444,6 +451,7 @@ pub(super) mod tests {
         let backend = &mut status.agent.backend;
         backend.forwarding = ForwarderState::Paused;
         backend.reason = Some("certificate_mismatch".to_owned());
+        backend.refuses_health = true;
         backend.verified = false;
         backend.urls = vec!["https://first.example.com:8080".to_owned(), backend.url.clone()];
         backend.in_use_since = Some(at("2026-11-21T11:55:00Z"));

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Config,
-    reader::{self, Change, ConfigError, Key, Origin, Text, Withheld},
+    reader::{self, Change, ConfigError, Key, Origin, Problem, Text, Withheld},
 };
 
 /// The texts that a configuration is made from.
@@ -39,6 +39,8 @@ pub struct Loaded {
     pub keys: Vec<Key>,
     /// What the backend has set and does not get.
     pub withheld: Vec<Withheld>,
+    /// Sections of the original collectors that this agent does not have, with what to say of each.
+    pub passed_over: Vec<Problem>,
 }
 
 impl Layers {
@@ -131,6 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{reader::WithheldKind, *};
+    use crate::metric::ORIGINAL_TYPES;
 
     fn layers(own: &str, remote: Option<&str>) -> Layers {
         let remote = remote.map(|text| Remote { version: 7, text: text.to_owned() });
@@ -301,6 +304,29 @@ mod tests {
         assert!(!both.told_withheld().unwrap().contains("hush"));
         assert!(!both.show().contains("hush"));
         assert!(!layers(own, None).read().unwrap().show().contains("hush"));
+    }
+
+    /// Sections of the newer original collectors load, in either text, and are told one by one; a
+    /// key of that name is a mistake, and so is a section that nobody has.
+    #[test]
+    fn sections_of_newer_originals_are_passed_over() {
+        let section = |name| format!("[{name}]\nenabled = true\nx = 1\n");
+        let sections = ORIGINAL_TYPES.map(section).concat();
+        let own = format!("{sections}[sysstat]\ninterval = 30\n");
+        let loaded = layers(&own, Some("[pg_locks]\ninterval = 5\n")).read().unwrap();
+        let told: Vec<_> = loaded.passed_over.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 8 + 1, "{told:?}");
+        for (n, name) in ORIGINAL_TYPES.iter().enumerate() {
+            let place = format!("agent.toml:{}: [{name}]: this agent does not", 3 * n + 1);
+            assert!(told[n].starts_with(&place), "{told:?}");
+        }
+        assert!(told[8].starts_with("configuration 7 of the backend:1: [pg_locks]"), "{told:?}");
+        assert_eq!(loaded.set_by(Origin::File), ["sysstat.interval"]);
+        assert!(layers("", None).read().unwrap().passed_over.is_empty());
+        for (wrong, what) in [("pg_locks = 1", "unknown section"), ("[pg_lock]", "pg_log")] {
+            let error = layers(wrong, None).read().map(|_| ()).expect_err(wrong).to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     /// A mistake of two keys in two texts is told with the text it is in.

@@ -135,7 +135,7 @@ pub struct ConfigError {
     pub unlisted: usize,
 }
 
-/// One mistake in a configuration file.
+/// One mistake in a configuration file, or what is to be said of it else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file it is in.
@@ -152,16 +152,22 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             let separator = if n == 0 { "" } else { "\n" };
-            write!(f, "{separator}{}", problem.file.display())?;
-            if let Some(line) = problem.line {
-                write!(f, ":{line}")?;
-            }
-            write!(f, ": {}\n  hint: {}", problem.message, problem.hint)?;
+            write!(f, "{separator}{problem}")?;
         }
         match self.unlisted {
             0 => Ok(()),
             more => write!(f, "\nand {more} more like these"),
         }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}\n  hint: {}", self.message, self.hint)
     }
 }
 

@@ -81,8 +81,10 @@ impl Gauges {
         counter!("agent_forward_sent_bytes_total").absolute(backend.sent_bytes);
         let counts = &facts.queue.counts;
         counter!("agent_queue_appended_records_total").absolute(counts.appended_records);
+        counter!("agent_queue_appended_bytes_total").absolute(counts.appended_bytes);
         counter!("agent_queue_delivered_records_total").absolute(counts.delivered_records);
         counter!("agent_queue_delivered_batches_total").absolute(counts.delivered_batches);
+        counter!("agent_queue_unknown_records_total").absolute(counts.unknown_records);
         counter!("agent_queue_merged_segments_total").absolute(counts.merged_segments);
         counter!("agent_queue_thinned_records_total").absolute(counts.thinned_records);
         for (reason, records) in [
@@ -102,8 +104,13 @@ const COUNTERS: &[(&str, &str)] = &[
     (telemetry::ANSWERS, "Answers of the backend, by status."),
     ("agent_forward_sent_bytes_total", "Bytes of bodies that the backend has taken, as sent."),
     ("agent_queue_appended_records_total", "Records taken since the start."),
+    ("agent_queue_appended_bytes_total", "Their bytes before compression."),
     ("agent_queue_delivered_records_total", "Records delivered since the start."),
     ("agent_queue_delivered_batches_total", "Batches delivered since the start."),
+    (
+        "agent_queue_unknown_records_total",
+        "Records about the agent itself that the backend does not know; they are not kept.",
+    ),
     ("agent_queue_merged_segments_total", "Segments that became part of a larger one."),
     ("agent_queue_thinned_records_total", "Records that went so that others of their time stay."),
     (

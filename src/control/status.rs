@@ -157,6 +157,9 @@ pub struct BackendStatus {
     pub clock_offset_ms: i64,
     /// Bytes of push bodies that the backend has taken, as sent.
     pub sent_bytes: u64,
+    /// Whether the backend has refused the type of what the agent says of itself: it gets none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuses_health: bool,
     /// What this host shows to the backend; absent without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
@@ -222,7 +225,7 @@ pub struct DrainStatus {
 /// One collector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorStatus {
-    /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log`.
+    /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log`, `agent`.
     pub name: String,
     /// Whether it is configured to run.
     pub enabled: bool,
@@ -230,6 +233,12 @@ pub struct CollectorStatus {
     pub interval_ms: u64,
     /// When its last run ended.
     pub last_run_at: Option<Timestamp>,
+    /// How long it took, milliseconds.
+    #[serde(default)]
+    pub last_ms: u64,
+    /// CPU of its runs since the start, milliseconds.
+    #[serde(default)]
+    pub cpu_ms: u64,
     /// What was wrong with its last run; absent when it was good.
     pub last_error: Option<String>,
     /// Runs since the start.

@@ -108,6 +108,7 @@ impl Course {
         let (failure, at_least) = match answer {
             Ok(answer) if answer.meaning().is_alive() => {
                 self.encodings.probed(&answer, self.now());
+                self.show_health();
                 return self.breaker.alive();
             }
             Ok(answer) => (answer.shown(), answer.retry_after),
@@ -129,7 +130,9 @@ impl Course {
         }
         let now = clock::now();
         let breaker = self.breaker.state();
+        let refuses_health = self.encodings.refuses_health();
         self.status.send_modify(|status| {
+            status.refuses_health = refuses_health;
             // Answer and state change together: nobody reads the one without the other.
             status.show_breaker(breaker);
             status.duplicate_batches += u64::from(receipt.duplicate);
@@ -142,6 +145,26 @@ impl Course {
             if receipt.next_config_version.is_some() {
                 status.next_config_version = receipt.next_config_version;
             }
+        });
+    }
+
+    /// The backend that has answered so does not know what the agent says of itself.
+    pub(super) fn refused_health(&mut self, answer: &Answer) {
+        if self.encodings.refused_health(answer) {
+            let backend = &answer.backend;
+            tracing::warn!(
+                backend,
+                "the backend does not know metrics of type `agent`; it gets none until its \
+                 version changes"
+            );
+        }
+        self.show_health();
+    }
+
+    fn show_health(&self) {
+        let refuses = self.encodings.refuses_health();
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.refuses_health, refuses) != refuses
         });
     }
 

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     answer::{Answer, Receipt},
-    clock, units,
+    clock,
+    metric::envelope::Rejected,
+    units,
 };
 
 /// How a drain has ended.
@@ -105,7 +107,7 @@ where
         course.breaker.resume();
         course.status.send_modify(|status| status.next_try_at = None);
         course.show(0);
-        if course.wants_probe() {
+        if course.wants_probe() || wire.wants_time() {
             let answer = wire.probe().await;
             course.probed(answer);
         }
@@ -225,6 +227,8 @@ where
         };
         self.out += 1;
         self.backlog += usize::from(batch.lane == Lane::Backlog);
+        let leaves_out = self.course.encodings.refuses_health();
+        let batch = if leaves_out { batch.without_health() } else { batch };
         let split = self.course.take_split(batch.id, batch.metrics.len());
         self.go_on(Slot { batch, split });
     }
@@ -274,8 +278,8 @@ where
         };
         match Verdict::on(answer.meaning()) {
             Verdict::Delivered => {
-                let records = slot.split.next_part().map_or(0, |part| part.len());
-                let receipt = match Receipt::of(&answer, records) {
+                let part = slot.split.next_part().unwrap_or_default();
+                let receipt = match Receipt::of(&answer, part.len()) {
                     Ok(receipt) => receipt,
                     Err(why) => {
                         course.breaker.trouble(UNNAMED_REFUSALS, at);
@@ -284,6 +288,11 @@ where
                     }
                 };
                 course.taken(&answer, &receipt, sent, slot.split.plain);
+                let is_unknown =
+                    |it: &Rejected| slot.batch.is_unknown_at(part.start + it.index, &it.message);
+                if receipt.rejected.iter().any(is_unknown) {
+                    course.refused_health(&answer);
+                }
                 slot.split.taken(receipt.rejected, answer.status, clock::now());
             }
             Verdict::BackOff => {
@@ -300,8 +309,13 @@ where
                 if let Some(plain) = course.encodings.refused(&answer, encoding, split.plain) {
                     split.plain = plain;
                 } else {
+                    let part = split.next_part().unwrap_or_default();
+                    let message = answer.shown();
+                    if part.len() == 1 && slot.batch.is_unknown_at(part.start, &message) {
+                        course.refused_health(&answer);
+                    }
                     let (status, at) = (answer.status, clock::now());
-                    let answer = Refusing { refusal, status, message: answer.shown(), at };
+                    let answer = Refusing { refusal, status, message, at };
                     if split.is_whole() {
                         course.taking_apart(slot.batch.id, &answer);
                     }
@@ -337,7 +351,8 @@ where
         let Slot { batch, split } = slot;
         let took_nothing = split.took_nothing();
         let refused = split.into_refused();
-        if let Some(last) = refused.last().filter(|_| took_nothing) {
+        let last = refused.iter().rfind(|refused| !batch.is_unknown(refused));
+        if let Some(last) = last.filter(|_| took_nothing) {
             let (hint, at) = (TAKES_NOTHING, self.course.at());
             let wait = units::show_duration(self.course.breaker.trouble(hint, at));
             tracing::error!(wait, hint, "the backend takes nothing");
@@ -362,7 +377,7 @@ where
     }
 
     fn settled(&mut self, settled: &Settled) {
-        let taken = settled.records.saturating_sub(settled.refused) as u64;
+        let taken = settled.taken as u64;
         if settled.lane == Lane::Backlog {
             self.course.recent.note(self.course.now());
         }

@@ -1,4 +1,5 @@
-//! How bodies are packed for each backend, by what it has answered so far. Pure.
+//! What each backend takes, by what it has answered so far: how bodies are packed for it, and
+//! whether it knows what the agent says of itself. Pure.
 //!
 //! Some backends do not inflate: they answer 415 or 400 to every compressed body. So what is
 //! refused with 415, or with 400 before this backend has taken anything compressed, goes once more
@@ -8,6 +9,9 @@
 //!
 //! zstd goes to a backend that lists it in `/version`; one that refuses it gets none until it is
 //! asked again.
+//!
+//! The type `agent` is not known to the original backends. One that has refused it as unknown gets
+//! none until it names another version.
 
 use std::time::Duration;
 
@@ -43,6 +47,8 @@ struct Known {
     /// Whether it lists zstd, if that is known.
     zstd: Option<bool>,
     compressed: Compressed,
+    /// It does not know the type `agent`.
+    refuses_health: bool,
 }
 
 /// Whether a backend takes compressed bodies.
@@ -83,15 +89,25 @@ impl Encodings {
         }
     }
 
+    /// Whether the backend gets nothing of what the agent says of itself.
+    pub fn refuses_health(&self) -> bool {
+        self.known.last().is_some_and(|known| known.refuses_health)
+    }
+
+    /// The backend that has answered so does not know what the agent says of itself. Returns
+    /// whether that is new.
+    pub fn refused_health(&mut self, answer: &Answer) -> bool {
+        !std::mem::replace(&mut self.known(&answer.backend).refuses_health, true)
+    }
+
     /// Whether the backend has to be asked what it takes, when bodies shall be packed so.
     pub fn wants_probe(&self, wanted: Encoding, now: Duration) -> bool {
-        let known = self.known.last();
-        match known.map(|known| known.compressed).unwrap_or_default() {
-            Compressed::NotTaken if wanted != Encoding::Identity => known
-                .and_then(|known| known.asked_at)
-                .is_none_or(|at| now.saturating_sub(at) >= PROBE_EVERY),
-            _ => wanted == Encoding::Zstd && known.is_none_or(|known| known.zstd.is_none()),
+        let Some(known) = self.known.last() else { return wanted == Encoding::Zstd };
+        let takes_plain = known.compressed == Compressed::NotTaken && wanted != Encoding::Identity;
+        if takes_plain || known.refuses_health {
+            return known.asked_at.is_none_or(|at| now.saturating_sub(at) >= PROBE_EVERY);
         }
+        wanted == Encoding::Zstd && known.zstd.is_none()
     }
 
     /// A backend has answered when it was asked for its version.
@@ -115,6 +131,7 @@ impl Encodings {
         let known = self.known(&answer.backend);
         if known.asked_at.is_some() && known.version != version {
             known.compressed = Compressed::Unknown;
+            known.refuses_health = false;
         }
         known.zstd = Some(zstd);
         (known.version, known.asked_at) = (version, Some(now));
@@ -304,6 +321,28 @@ mod tests {
         assert!(gzip(&encodings));
         learn(&mut encodings, "a", 400);
         assert!(!gzip(&encodings));
+    }
+
+    /// The type `agent` is tried again with another version, and known of each backend by itself.
+    #[test]
+    fn what_the_agent_says_of_itself_goes_to_whom_knows_it() {
+        let (hour, now) = (PROBE_EVERY, Duration::ZERO);
+        let mut encodings = Encodings::default();
+        assert!(!encodings.refuses_health());
+        assert!(encodings.refused_health(&from("a", 200)));
+        assert!(!encodings.refused_health(&from("a", 400)), "once");
+        assert!(encodings.refuses_health() && encodings.wants_probe(Encoding::Identity, now));
+        encodings.probed(&version("a", r#"{"version":"1"}"#), now);
+        assert!(!encodings.wants_probe(Encoding::Gzip, hour / 2));
+        assert!(encodings.wants_probe(Encoding::Gzip, hour));
+        encodings.probed(&version("a", r#"{"version":"1"}"#), hour);
+        assert!(encodings.refuses_health());
+        encodings.taken(&from("b", 200), Encoding::Gzip, Plain::No);
+        assert!(!encodings.refuses_health(), "b is in use");
+        encodings.taken(&from("a", 200), Encoding::Gzip, Plain::No);
+        assert!(encodings.refuses_health());
+        encodings.probed(&version("a", r#"{"version":"2"}"#), 2 * hour);
+        assert!(!encodings.refuses_health());
     }
 
     #[test]

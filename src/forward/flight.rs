@@ -63,7 +63,9 @@ pub(super) struct Sent {
 /// A batch of which nothing is left to send.
 pub(super) struct Settled {
     pub(super) lane: Lane,
-    pub(super) records: usize,
+    /// Records that the backend has.
+    pub(super) taken: usize,
+    /// Records that it has refused, but for what it does not know of the agent itself.
     pub(super) refused: usize,
 }
 
@@ -146,17 +148,18 @@ pub(super) fn settle<S: Source>(
             // The batch may come again, under the same id, and the backend will know it.
             tracing::warn!(%error, "a delivery could not be noted in the queue");
         }
-        if let Some(first) = refused.first() {
+        let kept: Vec<&Refused> = refused.iter().filter(|it| !batch.is_unknown(it)).collect();
+        if let Some(first) = kept.first() {
             tracing::error!(
                 batch = %batch.id,
-                records = refused.len(),
+                records = kept.len(),
                 of = batch.metrics.len(),
                 first = format!("{}: {}", first.path, first.message),
                 "the backend refused records; they go to the dead letters"
             );
         }
-        let records = batch.metrics.len();
-        Done::Settled(Settled { lane: batch.lane, records, refused: refused.len() })
+        let taken = batch.metrics.len().saturating_sub(refused.len());
+        Done::Settled(Settled { lane: batch.lane, taken, refused: kept.len() })
     })
 }
 

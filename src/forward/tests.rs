@@ -1,6 +1,7 @@
 //! The forwarder against a source and a wire of its own.
 
 mod encodings; // backends that do not inflate
+mod health; // backends that do not know what the agent says of itself
 mod lanes; // several batches at once, fresh ones and the backlog
 mod outage; // hours of failure
 
@@ -22,6 +23,9 @@ struct Held {
     fresh: VecDeque<u64>,
     put_back: Vec<(u64, String)>,
     delivered: Vec<(u64, usize)>,
+    /// What of a batch is what the agent says of itself, and what of it was left out.
+    health: Vec<usize>,
+    left_out: Vec<(u64, Vec<(u64, i64)>)>,
     heard: u64,
 }
 
@@ -49,13 +53,19 @@ impl Source for Queued {
             lane,
             queue_id: Uuid::nil(),
             records: vec![(0, 0), (1, 0), (2, 0)],
+            health: held.health.clone(),
             metrics: vec![Bytes::from_static(b"{}"); 3],
+            left_out: Vec::new(),
         };
         Ok(key.map(batch))
     }
 
     async fn delivered(&self, batch: &Outgoing<u64>, refused: &[Refused]) -> Result<(), String> {
-        self.0.lock().unwrap().delivered.push((batch.key, refused.len()));
+        let mut held = self.0.lock().unwrap();
+        held.delivered.push((batch.key, refused.len()));
+        if !batch.left_out.is_empty() {
+            held.left_out.push((batch.key, batch.left_out.clone()));
+        }
         Ok(())
     }
 

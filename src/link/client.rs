@@ -270,7 +270,7 @@ impl Client {
         let purpose = request.purpose;
         let request = self.build(&backend.endpoint, request)?;
         let clock = &self.settings.clock;
-        let sent = clock.host_now();
+        let sent = clock.moment();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             if backend.allowance.take_exceeded() {
                 return SendError::endless(self.circumstances(route));
@@ -290,6 +290,7 @@ impl Client {
         if let Some(date) = dates::date(&head.headers) {
             clock.learn(exchange, date);
         }
+        clock.answered(exchange.sent);
         let body = Limited::new(body, self.settings.answer_bytes_max)
             .collect()
             .await

@@ -1,12 +1,16 @@
 //! What an answer's headers say about time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
 /// A longer `Retry-After` is cut to this: a backend's mistake must not silence a host for days.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// A wall clock that goes this much otherwise than the monotonic one has been set. Slewing and
+/// rates that differ stay far below it.
+const JUMP_MIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Reads `Retry-After`, in seconds or as an HTTP date. The date is compared with the answer's own
 /// `Date`, and with `server_now` when it has none: this host's clock has no say.
@@ -36,9 +40,29 @@ fn http_date(text: &str) -> Option<Timestamp> {
 #[derive(Debug, Clone, Copy)]
 pub struct Exchange {
     /// Before the first byte was sent.
-    pub sent: Timestamp,
+    pub sent: Moment,
     /// After the head of the answer was read.
     pub received: Timestamp,
+}
+
+/// One moment by both clocks of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The wall clock.
+    pub wall: Timestamp,
+    /// The monotonic clock.
+    pub monotonic: Instant,
+}
+
+impl Moment {
+    /// Whether the wall clock was set between this moment and a `later` one. A host that slept
+    /// looks the same.
+    pub fn is_across_a_jump(self, later: Self) -> bool {
+        let by_wall = later.wall.duration_since(self.wall);
+        let by_monotonic = later.monotonic.saturating_duration_since(self.monotonic);
+        let by_monotonic = SignedDuration::try_from(by_monotonic).unwrap_or(SignedDuration::MAX);
+        by_wall.saturating_sub(by_monotonic).abs() >= JUMP_MIN
+    }
 }
 
 /// The new clock offset (server minus host, in milliseconds) after an answer with this `Date`.
@@ -49,7 +73,7 @@ pub struct Exchange {
 pub fn next_offset_ms(offset_ms: i64, exchange: Exchange, date: Timestamp) -> i64 {
     let date = date.as_millisecond();
     let low = date.saturating_sub(exchange.received.as_millisecond());
-    let high = date.saturating_add(999).saturating_sub(exchange.sent.as_millisecond());
+    let high = date.saturating_add(999).saturating_sub(exchange.sent.wall.as_millisecond());
     // The interval is empty when this host's clock was set back during the exchange.
     if low <= high { offset_ms.clamp(low, high) } else { low }
 }
@@ -64,6 +88,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::clock;
 
     fn at(ms: i64) -> Timestamp {
         Timestamp::from_millisecond(ms).expect("in range")
@@ -105,7 +130,8 @@ mod tests {
     #[test]
     fn clock_offset_follows_the_servers_date() {
         let check = |offset, sent, received, date, expected, why| {
-            let exchange = Exchange { sent: at(sent), received: at(received) };
+            let sent = Moment { wall: at(sent), monotonic: clock::monotonic() };
+            let exchange = Exchange { sent, received: at(received) };
             assert_eq!(next_offset_ms(offset, exchange, at(date)), expected, "{why}");
         };
         check(0, 10_400, 10_500, 10_000, 0, "equal clocks: Date is only cut to the second");
@@ -115,5 +141,25 @@ mod tests {
         check(0, 3_610_000, 3_610_100, 10_000, -3_599_001, "server an hour behind");
         check(5, 10_000, 40_000, 20_000, 5, "a slow answer says little");
         check(0, 40_000, 10_000, 10_000, 0, "the clock was set back meanwhile");
+    }
+
+    const DAY: i64 = 86_400_000;
+
+    #[test]
+    fn a_clock_that_was_set_is_told_from_one_that_drifts() {
+        let begun = clock::monotonic();
+        let check = |wall_ms: i64, monotonic_ms: u64, expected| {
+            let before = Moment { wall: at(1_000_000), monotonic: begun };
+            let monotonic = begun + Duration::from_millis(monotonic_ms);
+            let later = Moment { wall: at(1_000_000 + wall_ms), monotonic };
+            assert_eq!(before.is_across_a_jump(later), expected, "{wall_ms} {monotonic_ms}");
+        };
+        check(0, 0, false);
+        check(DAY, 86_400_000, false);
+        check(DAY + 50_000, 86_400_000, false);
+        check(3 * DAY, 1_000, true);
+        check(-3 * DAY, 1_000, true);
+        check(60_000, 0, true);
+        check(0, 60_000, true);
     }
 }

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 
 use super::client::{Client, Outgoing};
-use super::dates::{self, Exchange};
+use super::dates::{self, Exchange, Moment};
 use super::endpoint::Endpoint;
 use super::tls::{self, Judge, OwnCertificate, Trust, Validity};
 use super::{LinkConfig, SendError, SendErrorKind};
@@ -40,6 +40,8 @@ struct Known {
     /// Server minus host.
     offset_ms: AtomicI64,
     is_heard: AtomicBool,
+    /// When the latest request was sent that was answered.
+    asked: Mutex<Option<Moment>>,
     /// The same offset, as far as a server's certificate vouches for it.
     vouched_ms: AtomicI64,
     is_vouched: AtomicBool,
@@ -76,6 +78,24 @@ impl ServerClock {
     /// Whether an answer has told the server's time.
     pub fn is_known(&self) -> bool {
         self.0.is_heard.load(Ordering::Relaxed)
+    }
+
+    /// Whether an answer has come, and this host's clock was not set since: what is known of the
+    /// offset holds. An answer that does not say the time counts, because another would not say it
+    /// either.
+    pub fn is_current(&self) -> bool {
+        let asked = *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|asked| !asked.is_across_a_jump(self.moment()))
+    }
+
+    /// This moment by the host's clocks.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { wall: self.host_now(), monotonic: clock::monotonic() }
+    }
+
+    /// The request that was `sent` then is answered, and what the answer says of the time is taken.
+    pub(super) fn answered(&self, sent: Moment) {
+        *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
     }
 
     /// Takes the `Date` of an answer.

@@ -40,7 +40,7 @@ use self::{
     writer::{Active, Writer},
 };
 use super::{
-    DeadLetter, Loss, LossReason,
+    DeadLetter, Loss, LossReason, Settled,
     budget::{Budget, Durability, Retain},
     dead::DeadChanges,
     format::{
@@ -148,12 +148,18 @@ pub struct Batch {
 pub struct Counts {
     /// Records taken.
     pub appended_records: u64,
+    /// Their bytes before compression.
+    #[serde(default)]
+    pub appended_bytes: u64,
     /// Records delivered.
     pub delivered_records: u64,
     /// Batches delivered.
     pub delivered_batches: u64,
     /// Records that the backend refused; they are in the dead letters.
     pub refused_records: u64,
+    /// Records that this backend does not know and that are not kept for another.
+    #[serde(default)]
+    pub unknown_records: u64,
     /// Records evicted because the budget, or the memory without a disk, had no room for them.
     pub evicted_records: u64,
     /// Records that are damaged on disk.
@@ -248,20 +254,28 @@ impl<D: WriteDisk> Log<D> {
         }
     }
 
-    /// The backend has taken a batch: it is never sent again, and its segment goes when all of its
-    /// batches are delivered and the state says so. What the backend refused of it is kept in the
-    /// dead letters first.
+    /// [`Log::settle`] for a batch whose records are taken, or in these letters.
     pub fn delivered(
         &mut self,
         key: BatchKey,
         records: u64,
         refused: &[DeadLetter],
     ) -> Result<(), StoreError> {
+        let refused = refused.to_vec();
+        self.settle(key, &Settled { records, refused, ..Settled::default() })
+    }
+
+    /// The backend has taken a batch: it is never sent again, and its segment goes when all of its
+    /// batches are delivered and the state says so. What the backend refused of it is kept in the
+    /// dead letters first, and what it is not worth keeping of that is in the ledger alone.
+    pub fn settle(&mut self, key: BatchKey, settled: &Settled) -> Result<(), StoreError> {
         if !self.backlog.is_pending(key) {
             return Ok(());
         }
-        if !refused.is_empty()
-            && let Err(error) = self.bury(refused)
+        let records = settled.records;
+        let refused = settled.refused.len() + settled.not_kept.len();
+        if refused > 0
+            && let Err(error) = self.bury(settled)
         {
             // It comes again, under the same id; by then the letters may be written.
             let next_at_ms = self.now_ms.saturating_add(NOTE_RETRY_MS);
@@ -269,7 +283,7 @@ impl<D: WriteDisk> Log<D> {
             return Err(error);
         }
         let Some(sealed) = self.backlog.deliver(key, records) else { return Ok(()) };
-        self.counts.delivered_records += records.saturating_sub(refused.len() as u64);
+        self.counts.delivered_records += records.saturating_sub(refused as u64);
         self.counts.delivered_batches += 1;
         self.delivered_at_ms = self.now_ms;
         let (done, row, home) = (sealed.row.is_done(), sealed.row.clone(), sealed.home);
@@ -291,7 +305,7 @@ impl<D: WriteDisk> Log<D> {
             return Ok(());
         }
         self.journal.later(rows::segment_row(&row));
-        if done || only_here || !refused.is_empty() {
+        if done || only_here || refused > 0 {
             self.note_delivery(&row, only_here);
         }
         if done {
@@ -314,21 +328,25 @@ impl<D: WriteDisk> Log<D> {
         }
     }
 
-    /// Puts refused records into the dead letters, and into the ledger.
-    fn bury(&mut self, refused: &[DeadLetter]) -> Result<(), StoreError> {
-        self.store.check_own()?;
-        self.store.disk.put_dead(refused)?;
-        let dead_bytes_max = self.limits.budget.dead_bytes_max();
-        if let Err(error) = self.store.disk.shorten_dead(dead_bytes_max) {
-            tracing::warn!(%error, "the dead letters cannot be shortened now");
+    /// Puts refused records into the dead letters, where they are to be kept, and into the ledger.
+    fn bury(&mut self, Settled { refused, not_kept, .. }: &Settled) -> Result<(), StoreError> {
+        if !refused.is_empty() {
+            self.store.check_own()?;
+            self.store.disk.put_dead(refused)?;
+            let dead_bytes_max = self.limits.budget.dead_bytes_max();
+            if let Err(error) = self.store.disk.shorten_dead(dead_bytes_max) {
+                tracing::warn!(%error, "the dead letters cannot be shortened now");
+            }
         }
         self.counts.refused_records += refused.len() as u64;
-        for letter in refused {
+        self.counts.unknown_records += not_kept.len() as u64;
+        let letters = refused.iter().map(|letter| (letter.seq, letter.at_ms));
+        for (seq, at_ms) in letters.chain(not_kept.iter().copied()) {
             self.note_loss(NewLoss {
-                range: (letter.seq, letter.seq),
+                range: (seq, seq),
                 records: 1,
                 reason: LossReason::Refuse,
-                time_ms: (letter.at_ms, letter.at_ms),
+                time_ms: (at_ms, at_ms),
             });
         }
         Ok(())

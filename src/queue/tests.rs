@@ -418,6 +418,29 @@ fn refused_records_become_dead_letters() {
     assert_eq!((log.counts().refused_records, log.counts().delivered_records), (1, 2));
 }
 
+/// What is refused and not kept is in the ledger, after a crash too, and in no letter; nobody is
+/// alarmed by its count.
+#[test]
+fn refused_records_that_are_not_kept_are_in_the_ledger_alone() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    log.append(vec![group(0..3)], 10);
+    log.seal(20);
+    let batch = log.next_batch(i64::MAX).unwrap();
+    let not_kept = vec![(0, 1_000), (2, 3_000)];
+    log.settle(batch.key, &Settled { records: 3, not_kept, ..Settled::default() }).unwrap();
+    assert!(disk.dead().is_empty());
+    let counts = log.counts();
+    assert_eq!((counts.unknown_records, counts.refused_records), (2, 0));
+    assert_eq!(counts.delivered_records, 1);
+    drop(log);
+    let log = open(&disk);
+    let losses = log.losses();
+    let refused = losses.iter().map(|loss| (loss.from, loss.to, loss.reason));
+    let expected = [(0, 0, LossReason::Refuse), (2, 2, LossReason::Refuse)];
+    assert_eq!(refused.collect::<Vec<_>>(), expected);
+}
+
 /// Q1, Q2: the disk fails at every writing operation of a workload in turn, the process dies, and
 /// the next one delivers everything that was acknowledged as being on disk.
 #[test]

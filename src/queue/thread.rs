@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    AppendError, COMMANDS_MAX, DeadLetter, Loss, PositionError, Queue,
+    AppendError, COMMANDS_MAX, Loss, PositionError, Queue, Settled,
     dead::DeadChanges,
     format::record::{Group, Haste},
     log::{
@@ -36,7 +36,7 @@ pub(super) enum Command {
     Append(Group, Waiting),
     Seal(oneshot::Sender<()>),
     PickBatch(Pick, oneshot::Sender<Option<Picked>>),
-    Delivered(BatchKey, u64, Vec<DeadLetter>, oneshot::Sender<Result<(), StoreError>>),
+    Settle(BatchKey, Settled, oneshot::Sender<Result<(), StoreError>>),
     ChangeDead(DeadChanges, oneshot::Sender<Result<(), StoreError>>),
     PutBack(BatchKey, String, i64),
     RetryNow,
@@ -226,7 +226,7 @@ async fn serve<D: WriteDisk>(
                 commit(&mut log, groups, replies);
                 upkeep.sync_within(commit_interval);
             }
-            Some(command @ Command::Delivered(..)) => {
+            Some(command @ Command::Settle(..)) => {
                 execute(&mut log, command);
                 upkeep.sync_within(commit_interval);
             }
@@ -334,8 +334,8 @@ fn execute<D: WriteDisk>(log: &mut Log<D>, command: Command) {
         Command::PickBatch(pick, reply) => {
             reply.send(log.pick_batch(pick, now_ms())).ok();
         }
-        Command::Delivered(key, records, refused, reply) => {
-            reply.send(log.delivered(key, records, &refused)).ok();
+        Command::Settle(key, settled, reply) => {
+            reply.send(log.settle(key, &settled)).ok();
         }
         Command::ChangeDead(changes, reply) => {
             reply.send(log.change_dead(&changes)).ok();

@@ -203,7 +203,7 @@ fn answer(command: Command, held: &Held, (error, limits): (&StoreError, &LogLimi
         Command::Ask(Ask::Check(_, _, reply)) => {
             reply.send(<_>::default()).ok();
         }
-        Command::ChangeDead(_, reply) | Command::Delivered(_, _, _, reply) => {
+        Command::ChangeDead(_, reply) | Command::Settle(_, _, reply) => {
             reply.send(Err(again(error))).ok();
         }
         Command::PutBack(..)
@@ -234,6 +234,8 @@ fn status(held: &Held, error: &StoreError, limits: &LogLimits) -> QueueStatus {
         oldest_at: None,
         next_seq: 0,
         ring_bytes: held.bytes as u64,
+        ring_bytes_max: limits.ring_bytes_max as u64,
+        ring_records: held.records(),
         disk_error: Some(format!("the queue's state cannot be read: {error}")),
         state_error: Some(error.to_string()),
         counts: Counts::default(),

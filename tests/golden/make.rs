@@ -88,7 +88,7 @@ impl Maker {
              [shutdown]\ndeadline = \"2s\"\n\
              [intake]\nlisten = \"unix:{}\"\n\
              [sysstat]\nenabled = false\n[disk_usage]\nenabled = false\n\
-             [pg_stats]\nenabled = false\n\
+             [pg_stats]\nenabled = false\n[agent]\nenabled = false\n\
              [pg_log]\ninterval = \"200ms\"\ntimeout = \"200ms\"\npath = '{}'\n\
              line_prefix = \"%m [%p] \"\ntimezone = \"UTC\"\nstart_at = \"beginning\"\n",
             self.host.folder.path().display(),

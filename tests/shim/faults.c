@@ -1,5 +1,5 @@
 /*
- * Makes chosen calls of the C library fail on chosen files while a process runs.
+ * Makes chosen calls of the C library fail on chosen files while a process runs, and sets its clock.
  *
  * Loaded with LD_PRELOAD. PGANALYTICS_FAULTS_ROOT is the directory whose files may be struck,
  * PGANALYTICS_FAULTS a file that says what is struck at present: the structure `control`, which is
@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The order of `Call` in tests/support/shim.rs. */
@@ -57,6 +58,8 @@ struct control {
     _Atomic uint64_t struck;
     /* As for fnmatch(3), below the root, which is "." itself; a star crosses slashes. */
     char pattern[256];
+    /* How far the wall clock is ahead, in seconds. */
+    _Atomic int64_t clock_ahead;
 };
 
 static struct control *control;
@@ -208,6 +211,17 @@ static int strikes_mkdir(int dir, const char *name)
     static type (*real)(__VA_ARGS__);                      \
     if (!real)                                             \
         real = (type (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
+
+int clock_gettime(clockid_t clock, struct timespec *at)
+{
+    int told;
+
+    REAL(int, "clock_gettime", clockid_t, struct timespec *);
+    told = real(clock, at);
+    if (told == 0 && clock == CLOCK_REALTIME && control)
+        at->tv_sec += atomic_load(&control->clock_ahead);
+    return told;
+}
 
 int fsync(int fd)
 {

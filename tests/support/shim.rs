@@ -1,5 +1,6 @@
 //! Faults of a disk under a running process, switched on and off by the test: calls of the C
-//! library fail, or hang, on chosen files. `tests/shim/faults.c` makes them.
+//! library fail, or hang, on chosen files; and a wall clock that is wrong. `tests/shim/faults.c` makes
+//! them.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,8 @@ mod offset {
     pub const HALVES: u64 = 12;
     pub const STRUCK: u64 = 16;
     pub const PATTERN: u64 = 24;
-    pub const END: u64 = PATTERN + super::PATTERN_BYTES as u64;
+    pub const CLOCK_AHEAD: u64 = PATTERN + super::PATTERN_BYTES as u64;
+    pub const END: u64 = CLOCK_AHEAD + 8;
 }
 
 const PATTERN_BYTES: usize = 256;
@@ -127,6 +129,11 @@ impl Faults {
     /// Ends the fault.
     pub fn end(&self) {
         self.put(offset::ARMED, &0u32.to_ne_bytes());
+    }
+
+    /// Sets the wall clock: so many seconds ahead of the right time.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.put(offset::CLOCK_AHEAD, &seconds.to_ne_bytes());
     }
 
     /// How many calls the last fault has struck.

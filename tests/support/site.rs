@@ -15,7 +15,7 @@ use super::proxy::Proxy;
 use super::relay::{Keys, Relay};
 use super::{until, until_async};
 
-/// What every agent here is told: short intervals, no PostgreSQL.
+/// What every agent here is told: short intervals, no PostgreSQL, nothing of itself.
 const CONFIG: &str = r#"
 [collector]
 hostname = "db1.example.com"
@@ -42,6 +42,8 @@ interval = "500ms"
 [pg_stats]
 enabled = false
 [pg_log]
+enabled = false
+[agent]
 enabled = false
 "#;
 

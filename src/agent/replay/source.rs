@@ -249,7 +249,8 @@ impl ReplaySource {
         let (id, queue_id) = (group.id(), group.queue_id());
         let (records, metrics) = (group.records(), group.metrics());
         self.state().out = Some(Out::Dead(group));
-        Ok(Some(Outgoing { key: (), id, lane: Lane::Backlog, queue_id, records, metrics }))
+        let (lane, health, left_out) = (Lane::Backlog, Vec::new(), Vec::new());
+        Ok(Some(Outgoing { key: (), id, lane, queue_id, records, metrics, health, left_out }))
     }
 
     /// Notes in the queue what the backend has taken.
@@ -262,8 +263,7 @@ impl ReplaySource {
         let (queue, origin) = (&self.0.place.queue, self.0.place.origin);
         let noted = match out {
             Out::Batch(item) if origin == Origin::Own && item.standing == Standing::Waits => {
-                let records = batch.metrics.len() as u64;
-                queue.delivered(item.key, records, letter::letters(batch, refused)).await
+                queue.settle(item.key, letter::settled(batch, refused)).await
             }
             Out::Dead(group) if origin == Origin::Own => {
                 queue.change_dead(group.settled(refused)).await
@@ -333,7 +333,7 @@ impl Source for ReplaySource {
             let records = batch.metrics.len().saturating_sub(refused.len()) as u64;
             progress.done.add(records, bytes);
             progress.total.batches = progress.total.batches.max(progress.done.batches);
-            progress.refused += refused.len() as u64;
+            progress.refused += (refused.len() + batch.left_out.len()) as u64;
             progress.failing_since = None;
             out.passed_by(&mut state.job);
         }

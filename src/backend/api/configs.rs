@@ -18,7 +18,7 @@ use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
 use crate::clock;
 use crate::config::{
     Config,
-    reader::{Text, WithheldKind},
+    reader::{Problem, Text, WithheldKind},
 };
 
 /// What a collector is given until somebody writes a configuration for it: every section, no key,
@@ -63,7 +63,7 @@ pub(super) async fn put(
     let text = body::small(&shared.room, None, &headers, body).await?;
     let text = String::from_utf8(text.into())
         .map_err(|_| ApiError::bad_request("a configuration is UTF-8 text"))?;
-    check(&text)?;
+    let passed_over = check(&text)?;
     known(&shared, id).await?;
     // A client that sends no body has made a mistake: this is not the configuration it means.
     if text.trim().is_empty() {
@@ -72,11 +72,18 @@ pub(super) async fn put(
     }
     let audit = audit(id, user.username);
     let version = shared.store.next_config(NewConfig { collector_id: id, text, audit }).await?;
+    let mut message = "the collector takes it at its next check".to_owned();
+    for Problem { message: section, line, .. } in passed_over {
+        let line = line.unwrap_or_default();
+        tracing::warn!(collector = %id, version, line, "{section}; the section is passed over");
+        message.push_str("; ");
+        message.push_str(&section);
+    }
     Ok(ok(&json!({
         "status": "success",
         "collector_id": id,
         "version": version,
-        "message": "the collector takes it at its next check",
+        "message": message,
     })))
 }
 
@@ -127,20 +134,22 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
 }
 
 /// Whether an agent would take it: the same code reads it there, over the host's own file, which is
-/// not known here and stands for itself.
-fn check(text: &str) -> Result<(), ApiError> {
+/// not known here and stands for itself. Returns the sections that an agent passes over.
+fn check(text: &str) -> Result<Vec<Problem>, ApiError> {
     let own = Text { file: Path::new(""), text: "" };
     let remote = Text { file: Path::new("configuration"), text };
+    let mut passed_over = Vec::new();
     let (problems, unlisted) = match Config::read_layers(own, Some(remote)) {
         // How far a value may go is each host's to say; a key of the host's alone is a mistake.
         Ok(loaded) => {
+            passed_over = loaded.passed_over;
             let withheld = loaded.withheld.into_iter();
             let forbidden = withheld.filter(|it| it.kind == WithheldKind::Forbidden);
             (forbidden.map(|it| it.problem).collect(), 0)
         }
         Err(error) => (error.problems, error.unlisted),
     };
-    let Some(first) = problems.first() else { return Ok(()) };
+    let Some(first) = problems.first() else { return Ok(passed_over) };
     let listed: Vec<Value> = problems
         .iter()
         .map(|problem| {

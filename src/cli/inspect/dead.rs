@@ -61,7 +61,7 @@ pub(super) async fn look(reader: &Reader, args: &Args) -> anyhow::Result<Dead> {
 impl Shown for Dead {
     fn page(&self, screen: &Screen, _queue: &QueueStatus) -> String {
         if self.count.letters + self.count.damaged == 0 {
-            return "no dead letters: the backend has refused nothing\n".to_owned();
+            return "no dead letters\n".to_owned();
         }
         let newest = self.count.newest_at.map(|at| format!(", the newest {} ago", screen.age(at)));
         let mut text = format!(

@@ -85,7 +85,7 @@ pub(super) async fn record(
             loss.from,
             loss.to,
             if loss.reason == crate::queue::LossReason::Refuse {
-                ", `agent inspect dead` the record"
+                ", `agent inspect dead` the record, unless it is the agent's own health"
             } else {
                 ""
             },

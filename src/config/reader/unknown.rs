@@ -1,13 +1,37 @@
-//! Names that nobody has asked for, and what may have been meant.
+//! Names that nobody has asked for, what may have been meant, and sections of another program.
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::{Key, Layer, PROBLEMS_MAX, Problem};
+use super::{Document, Key, Layer, PROBLEMS_MAX, Problem};
 
 /// Characters of a name or a value that are told.
 const SHOWN_MAX: usize = 200;
 /// A longer name is not a slip of the pen.
 const NAME_MAX: usize = 64;
+
+impl Document<'_> {
+    /// Takes out the sections with these names, which another program reads from the same file.
+    /// Returns what to say of each.
+    pub fn pass_over(&mut self, names: &[&str]) -> Vec<Problem> {
+        let mut passed = Vec::new();
+        for layer in &mut self.layers {
+            let sections = layer.root.iter().filter(|(name, value)| {
+                names.contains(&name.get_ref().as_ref()) && value.get_ref().is_table()
+            });
+            let mut found: Vec<_> =
+                sections.map(|(name, _)| (name.span(), name.get_ref().to_string())).collect();
+            found.sort_by_key(|(at, _)| at.start);
+            for (at, name) in found {
+                layer.root.remove(name.as_str());
+                let message = format!("[{name}]: this agent does not collect it");
+                let hint = "the section is passed over; leave it for other collectors, or take it \
+                            out";
+                passed.push(layer.problem(&at, message, hint.to_owned()));
+            }
+        }
+        passed
+    }
+}
 
 /// Adds the first sections and keys that nobody has asked for; how many more there are.
 pub(super) fn report_unknown(

@@ -112,7 +112,8 @@ impl Source for Endless {
         };
         let metrics = (0..4).map(payload).collect();
         let (id, queue_id) = (Uuid::from_u128(u128::from(key)), Uuid::nil());
-        Ok(Some(Outgoing { key, id, lane, queue_id, records, metrics }))
+        let (health, left_out) = (Vec::new(), Vec::new());
+        Ok(Some(Outgoing { key, id, lane, queue_id, records, metrics, health, left_out }))
     }
 
     async fn delivered(&self, _: &Outgoing<u64>, _: &[Refused]) -> Result<(), String> {

@@ -10,7 +10,8 @@ pub enum LossReason {
     Reject,
     /// The disk budget, or the memory while there is no disk, had no room for them.
     Evict,
-    /// The backend's final no; they are in the dead letters.
+    /// The backend's final no; they are in the dead letters, but for what a backend does not know
+    /// of the agent itself.
     Refuse,
     /// Damaged on disk.
     Corrupt,

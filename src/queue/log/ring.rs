@@ -98,6 +98,11 @@ impl Ring {
         self.bytes
     }
 
+    /// How many records there are.
+    pub fn records(&self) -> usize {
+        self.segments.values().map(|held| held.records.len()).sum()
+    }
+
     /// Bytes of the records that are nowhere else.
     pub fn volatile_bytes(&self) -> usize {
         self.segments.values().filter(|held| held.volatile).map(|held| held.bytes).sum()
@@ -132,8 +137,9 @@ mod tests {
         ring.begin(1);
         ring.push(1, &records(3), Home::Disk);
         assert_eq!((ring.bytes(), ring.get(1).map(<[_]>::len)), (3_000, Some(3)));
+        assert_eq!(ring.records(), 3);
         ring.remove(1);
-        assert_eq!((ring.bytes(), ring.get(1)), (0, None));
+        assert_eq!((ring.bytes(), ring.records(), ring.get(1)), (0, 0, None));
     }
 
     /// C16

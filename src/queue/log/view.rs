@@ -37,6 +37,12 @@ pub struct QueueStatus {
     pub next_seq: u64,
     /// Bytes of memory that records occupy.
     pub ring_bytes: u64,
+    /// `queue.ring_bytes_max`.
+    #[serde(default)]
+    pub ring_bytes_max: u64,
+    /// Records in memory.
+    #[serde(default)]
+    pub ring_records: u64,
     /// Why the disk takes no records at present.
     pub disk_error: Option<String>,
     /// Why the queue's state cannot be read yet: what it holds is not known, and all other numbers
@@ -179,6 +185,8 @@ impl<D: ReadDisk> Log<D> {
             oldest_at: rows().next().and_then(|row| time(row.window_ms.0)),
             next_seq: self.journal.next_seq(),
             ring_bytes: self.writer.ring.bytes() as u64,
+            ring_bytes_max: self.limits.ring_bytes_max as u64,
+            ring_records: self.writer.ring.records() as u64,
             disk_error: self.disk_error().map(str::to_owned),
             state_error: None,
             counts: self.counts(),

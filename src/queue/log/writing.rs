@@ -59,6 +59,8 @@ impl<D: WriteDisk> Log<D> {
             tracing::warn!(%error, "the ledger of lost records stays in memory for now");
         }
         self.counts.appended_records += records.len() as u64;
+        self.counts.appended_bytes +=
+            records.iter().map(|record| record.payload.len() as u64).sum::<u64>();
         self.evict_over_memory();
         Appended { first_seq, records: records.len() as u64, home }
     }
