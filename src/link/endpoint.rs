@@ -195,7 +195,7 @@ mod tests {
         check("https://a.example:1/x", "https://a.example:1/x");
         check("https://u:p@a.example", "https://...@a.example");
         check("\"https://u:p@ss/w o@rd@a\"", "\"https://...@a\"");
-        check("[\"https://u:p@a\", 'https://v:q@b']", "[\"https://...@b']");
+        check("[\"https://u:p@a\", 'https://v:q@b']", "[\"https://...@a\", 'https://...@b']");
         check("\"u:p@a\"", "\"...@a\"");
         check("p@https://a", "...@https://a");
         check("\"30s\"", "\"30s\"");

@@ -119,7 +119,7 @@ fn no_value_of_the_hosts_file_is_in_the_report() {
     check("[intake]\nlisten = \"hunter2\"", "intake.listen: is no address");
     let retain = "queue.retain_delivered: is neither a size nor a time";
     check("[queue]\nretain_delivered = \"hunter2\"", retain);
-    check("[queue]\nhunter2 = 1", "unknown key");
+    check("[queue]\nhunter2 = 1", "queue: unknown key");
     check("\n[hunter2]\n", "unknown section");
     check("\nbackend = \"hunter2\"\n", "backend: a section was expected");
     check("[queue]\nurl = \"a\" hunter2", "not valid TOML");
