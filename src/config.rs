@@ -356,7 +356,7 @@ fn retain(section: &mut Section<'_, '_>) -> Retain {
     let size = units::parse_size(&text).map(Retain::Bytes);
     size.or_else(|| units::parse_duration(&text).map(Retain::Age)).unwrap_or_else(|| {
         let hint = "write off, a size like 512MiB, or a time like 24h";
-        section.reject("retain_delivered", &format!("is `{text}`"), hint);
+        section.reject("retain_delivered", "is neither a size nor a time", hint);
         Retain::Off
     })
 }

@@ -1,8 +1,23 @@
 //! Opening what should be a file, and may have become something else.
 
-use std::{io, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use fs_err::File;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the limit of open files to the most that the system lets this process have.
+pub fn allow_many() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(());
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+    Ok(())
+}
 
 /// Opens a file to be read. What stands in the place of one is an error at once: a pipe would hold
 /// the reader until somebody writes to it.
@@ -13,6 +28,15 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a file")),
     }
+}
+
+/// All of a file's text; the error has its path. See [`open_file`].
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut content = Vec::new();
+    open_file(path).and_then(|mut file| file.read_to_end(&mut content)).map_err(named)?;
+    Ok(content)
 }
 
 /// How to open what is at a path to read it, without waiting for whoever writes to it.

@@ -77,6 +77,17 @@ pub fn show_duration(duration: Duration) -> String {
         .join(" ")
 }
 
+/// Whether a terminal obeys it: control characters but for line ends and tabs, and those that set
+/// the direction of text.
+pub fn is_obeyed(c: char) -> bool {
+    (c.is_control() && !matches!(c, '\n' | '\t'))
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
+                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

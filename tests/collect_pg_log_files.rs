@@ -239,6 +239,70 @@ enum Act {
     Restart,
 }
 
+/// Files without a line of a log, one larger than what a collection reads, hold the log up neither
+/// when they turn up nor when they grow, and what was read is not read again.
+#[tokio::test]
+async fn foreign_files_hold_nobody_up() {
+    let mut log = directory().await;
+    log.config.read_bytes_max = 16 << 10;
+    log.restart();
+    let foreign = "INSERT INTO t\n".repeat(900);
+    for round in 0..3 {
+        for (name, times) in [("big.sql", 4), ("one.sql", 1), ("two.sql", 1)] {
+            log.append(name, &foreign.repeat(times));
+            log.set_age(name, Duration::from_secs(30));
+        }
+        log.append("a.log", &lines(5 * round, 5));
+        assert_eq!(log.messages().await, expected(5 * round, 5), "round {round}");
+        assert_eq!(log.messages().await, [""; 0]);
+        log.restart();
+    }
+}
+
+/// Moves the log to `.1`, and what was there on, or copies it and empties the log.
+fn rotate(log: &Log, copies: bool, age: u64) {
+    for number in (1..4).rev() {
+        let (from, to) = (format!("pg.log.{number}"), format!("pg.log.{}", number + 1));
+        if log.path(&from).exists() {
+            fs_err::rename(log.path(&from), log.path(&to)).expect("rename");
+        }
+    }
+    if copies {
+        copy_truncate(log, "pg.log", "pg.log.1");
+        log.set_age("pg.log.1", Duration::from_secs(age));
+    } else {
+        fs_err::rename(log.path("pg.log"), log.path("pg.log.1")).expect("rename");
+    }
+}
+
+/// What was written between two rotations that came between two looks is read beside the log.
+#[tokio::test]
+async fn a_log_that_is_rotated_twice_between_two_looks_is_read_in_whole() {
+    for copies in [false, true] {
+        let mut log = Log::new("pg.log");
+        let append = |log: &Log, first: usize, age: u64| {
+            log.append("pg.log", &lines(first, 4));
+            log.set_age("pg.log", Duration::from_secs(age));
+        };
+        log.append("pg.log.1", &lines(900, 4));
+        log.append("pg.log-audit", &lines(950, 4));
+        log.set_age("pg.log.1", Duration::from_secs(3_600));
+        append(&log, 0, 50);
+        let mut read = log.messages().await;
+        append(&log, 4, 40);
+        rotate(&log, copies, 40);
+        append(&log, 8, 30);
+        rotate(&log, copies, 30);
+        append(&log, 12, 20);
+        read.extend(log.messages().await);
+        log.restart();
+        append(&log, 16, 10);
+        read.extend(log.messages().await);
+        read.sort();
+        assert_eq!(read, expected(0, 20), "copies: {copies}");
+    }
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let file = 0..2_usize;
     let act = prop_oneof![

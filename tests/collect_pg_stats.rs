@@ -594,3 +594,32 @@ async fn limits_are_set_where_startup_options_are_refused() {
     blocker.batch_execute("ROLLBACK").await.expect("unlocks");
     pooler.abort();
 }
+
+/// Names in a database with the encoding `SQL_ASCII` are bytes: one that is not UTF-8 is shown as
+/// far as it can be, and takes no other name away.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_not_utf_8_are_shown_as_far_as_they_can_be() {
+    for major in majors() {
+        let server = shared(major);
+        let create = "CREATE DATABASE bytes ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'
+            TEMPLATE template0";
+        server.execute("postgres", create).await;
+        let odd = "DO $$ BEGIN EXECUTE format('CREATE TABLE %I (i int PRIMARY KEY)',
+            't' || chr(255)); END $$";
+        server.execute("bytes", odd).await;
+        server.execute("bytes", "CREATE TABLE plain (i int)").await;
+        for main in ["postgres", "bytes"] {
+            let config =
+                PgStatsConfig { connection: place(server, main), ..config(server, &["bytes"]) };
+            let mut collector = PgStatsCollector::new(config);
+            let documents = collect(&mut collector).await.expect("collects");
+            let bytes = documents.iter().find(|it| it["database"] == "bytes");
+            let bytes = bytes.unwrap_or_else(|| panic!("{major}: {documents:?}"));
+            let tables = bytes["tables"].as_array().unwrap_or_else(|| panic!("{major}: {bytes}"));
+            let names: Vec<_> = tables.iter().map(|table| table["name"].clone()).collect();
+            assert!(names.contains(&"plain".into()), "{major}: {names:?}");
+            assert!(names.contains(&"t\u{fffd}".into()), "{major}: {names:?}");
+            assert_eq!(bytes["indexes"][0]["name"], "t\u{fffd}_pkey", "{major}: {bytes}");
+        }
+    }
+}

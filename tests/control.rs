@@ -17,8 +17,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::support::backend_stub::set_mode;
-use crate::support::directory;
 use crate::support::process::{agent, run};
+use crate::support::site::Site;
+use crate::support::{directory, until};
 
 /// An agent that pushes nothing.
 #[derive(Clone)]
@@ -216,4 +217,40 @@ fn help_of_the_operators_commands() {
         assert_eq!(done.code, Some(0), "{done:?}");
         insta::assert_snapshot!(format!("help_{}", command.join("_")), done.stdout);
     }
+}
+
+/// What is in the way of the socket at the start may go away: then the agent can be asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_cannot_be_had_at_the_start_is_had_later() {
+    let site = Site::registered().await;
+    let folder = site.directory.path().join("blocked");
+    fs_err::write(&folder, "in the way").expect("write");
+    site.configure(&format!("[control]\nsocket = \"{}/control.sock\"\n", folder.display()));
+    let agent = site.start();
+    let limit = Duration::from_secs(60);
+    until("it says so", limit, || agent.stderr().contains("nobody can ask this agent"));
+    fs_err::remove_file(&folder).expect("remove");
+    until("it can be asked", limit, || site.command(&["status"]).stdout.contains("backend "));
+    assert_eq!(agent.stderr().matches("nobody can ask this agent").count(), 1);
+    let done = agent.stop();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(!folder.join("control.sock").exists());
+}
+
+/// The agent may have as many open files as the system lets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_open_files_is_raised() {
+    let site = Site::registered().await;
+    let agent = site.start_with(|command| {
+        let run = std::mem::replace(command, std::process::Command::new("sh"));
+        command.args(["-c", "ulimit -S -n 200; exec \"$@\"", "sh"]);
+        command.arg(run.get_program()).args(run.get_args()).env_remove("RUST_LOG");
+    });
+    until("it runs", Duration::from_secs(60), || agent.stderr().contains("the agent runs"));
+    let limits = fs_err::read_to_string(format!("/proc/{}/limits", agent.id())).expect("limits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    let numbers: Vec<&str> =
+        files.split_whitespace().filter(|it| it.parse::<u64>().is_ok()).collect();
+    let [soft, hard] = numbers[..] else { panic!("{files}") };
+    assert_eq!(soft, hard, "{files}");
 }

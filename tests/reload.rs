@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pganalytics::backend::store::Role;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -77,13 +78,27 @@ async fn a_changed_file_is_applied_without_a_restart() {
     let begun = || runs(&status(&site), "disk_usage").1 > runs(&later, "disk_usage").1;
     until("it is back", LIMIT, begun);
 
-    let bad = "[shutdown]\ndedline = 1\n";
+    let bad = "[shutdown]\ndedline = \"hunter2\"\n";
     reload(&site, &agent, |text| text.replace("[shutdown]\n", bad), REFUSED);
     assert!(agent.stderr().contains("did you mean `deadline`?"), "{}", agent.stderr());
     let refused = status(&site);
     let error = refused["config"]["file_error"].as_str().expect("an error");
     assert!(error.contains("shutdown.dedline: unknown key"), "{error}");
-    site.until_stored(site.stored().await.len() + 5).await;
+    // Of a file that may hold passwords anywhere the backend hears no value.
+    let token = site.served.user_token(Role::Admin).await;
+    let path = format!("/api/v1/collectors/{}", refused["collector_id"].as_str().expect("an id"));
+    let mut report = Value::Null;
+    for _ in 0..200 {
+        site.until_stored(site.stored().await.len() + 1).await;
+        let seen = site.served.stranger().get(&path, &token).await.json();
+        report = seen["agent"]["config_error"].clone();
+        if report.is_string() {
+            break;
+        }
+    }
+    let told = report.as_str().expect("a report");
+    assert!(told.contains(": unknown key"), "{told}");
+    assert!(!told.contains("hunter2") && !told.contains("dedline"), "{told}");
 
     let more = "[log]\nlevel = \"debug\"\n[control]\nsocket = \"/nowhere.sock\"\n";
     let good = |text: String| text.replace(bad, "[shutdown]\n") + more;

@@ -7,7 +7,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -50,7 +50,23 @@ pub struct Setup {
 
 /// What is known about the configuration in force. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct ConfigState(Arc<Mutex<ConfigStatus>>);
+pub struct ConfigState(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    status: ConfigStatus,
+    reports: Reports,
+}
+
+/// The refusals that the status shows, as the backend hears of them: without a value of the host's
+/// file.
+#[derive(Debug, Clone, Default)]
+pub struct Reports {
+    /// Of the host's file.
+    pub file_error: Option<String>,
+    /// Of what the backend has said.
+    pub refused: Option<String>,
+}
 
 /// Asks a running agent to read its file again. Clones ask the same one.
 #[derive(Debug, Clone)]
@@ -151,11 +167,38 @@ impl Setup {
 impl ConfigState {
     /// As it is now.
     pub fn snapshot(&self) -> ConfigStatus {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known().status.clone()
+    }
+
+    /// The refusals of [`ConfigState::snapshot`] for the backend.
+    pub fn with_reports(&self) -> (ConfigStatus, Reports) {
+        let known = self.known();
+        (known.status.clone(), known.reports.clone())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, change: impl FnOnce(&mut ConfigStatus)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut known = self.known();
+        let Known { status, reports } = &mut *known;
+        change(status);
+        reports.file_error.take_if(|_| status.file_error.is_none());
+        reports.refused.take_if(|_| status.refused.is_none());
+    }
+
+    fn refuse_file(&self, error: &ConfigError) {
+        let mut known = self.known();
+        known.status.file_error = Some(error.to_string());
+        known.reports.file_error = Some(error.report());
+    }
+
+    fn refuse_remote(&self, version: i64, error: &ConfigError) {
+        let mut known = self.known();
+        let (told, at) = (error.to_string(), clock::now());
+        known.status.refused = Some(RefusedConfig { version, error: told, at });
+        known.reports.refused = Some(error.report());
     }
 }
 
@@ -256,9 +299,9 @@ impl Keeper {
                 Ok(())
             }
             Err(error) => {
+                self.state.refuse_file(&error);
                 let error = error.to_string();
                 tracing::error!(error, "the configuration is refused; the one in force stays");
-                self.state.change(|status| status.file_error = Some(error.clone()));
                 Err(error)
             }
         }
@@ -316,11 +359,10 @@ impl Keeper {
                 self.apply(layers, loaded).await;
             }
             Err(error) => {
-                let (version, error) = (remote.version, error.to_string());
+                let version = remote.version;
+                self.state.refuse_remote(version, &error);
+                let error = error.to_string();
                 tracing::error!(version, error, "a configuration of the backend is refused");
-                let at = clock::now();
-                let refused = RefusedConfig { version, error, at };
-                self.state.change(|status| status.refused = Some(refused));
                 self.refused = Some(remote);
             }
         }

@@ -93,9 +93,9 @@ impl QueueSource {
     async fn report(&self) -> Option<AgentInfo> {
         let status = self.queue.recent_status(REPORT_AGE_MAX).await.ok()?;
         let lost = self.queue.losses_to_send().await.ok()?;
-        let config = self.config.snapshot();
+        let (config, reports) = self.config.with_reports();
         let refused = config.refused.as_ref();
-        let error = refused.map(|refused| &refused.error).or(config.file_error.as_ref());
+        let error = reports.refused.as_ref().or(reports.file_error.as_ref());
         let withheld = config.withheld.as_ref().filter(|_| error.is_none());
         let in_part = withheld.map(|_| config.version);
         let error = error.or(withheld);

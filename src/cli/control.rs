@@ -26,15 +26,19 @@ pub struct Serving {
     task: JoinHandle<()>,
 }
 
-/// Starts to answer on `control.socket` for the agent that is registered as `collector_id`. Must be
-/// called within a runtime.
+/// A place that cannot be had is tried again so often: a disk may be full for a while.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Starts to answer on `control.socket` for the agent that is registered as `collector_id`. A place
+/// that cannot be had is said, and tried again. Must be called within a runtime.
 pub async fn serve(
     view: AgentView,
     (file, config): (&Path, &Config),
     collector_id: String,
     metrics: Option<PrometheusHandle>,
-) -> Result<Serving, SocketError> {
-    let server = Server::bind(&config.control_socket).await?;
+) -> Serving {
+    let socket = config.control_socket.clone();
+    let first = Server::bind(&socket).await;
     let facts = Facts {
         config_file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         collector_id,
@@ -46,8 +50,38 @@ pub async fn serve(
     let sources = Sources { queue, agent: Shown { view, facts }, metrics };
     let (stop, stopped) = oneshot::channel();
     // Whoever drops the sender wants the end, too.
-    let task = tokio::spawn(server.serve(sources, async { stopped.await.unwrap_or_default() }));
-    Ok(Serving { stop, task })
+    let mut stopped = Box::pin(async { stopped.await.unwrap_or_default() });
+    let task = tokio::spawn(async move {
+        let server = tokio::select! {
+            server = bound(&socket, first) => server,
+            () = &mut stopped => return,
+        };
+        server.serve(sources, stopped).await;
+    });
+    Serving { stop, task }
+}
+
+/// The server at `socket`, as soon as it can be had; `first` came of the first try.
+async fn bound(socket: &Path, first: Result<Server, SocketError>) -> Server {
+    let mut tried = first;
+    let mut last_error = None;
+    loop {
+        let error = match tried {
+            Ok(server) => {
+                if last_error.is_some() {
+                    tracing::info!(socket = %socket.display(), "this agent can be asked");
+                }
+                return server;
+            }
+            Err(error) => error.to_string(),
+        };
+        if last_error.as_ref() != Some(&error) {
+            tracing::error!(error, "nobody can ask this agent");
+        }
+        last_error = Some(error);
+        tokio::time::sleep(BIND_AGAIN).await;
+        tried = Server::bind(socket).await;
+    }
 }
 
 impl Serving {

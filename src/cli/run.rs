@@ -7,6 +7,7 @@ use crate::cli::terminal;
 use crate::{
     agent::{Agent, AgentView, Setup, StartError},
     config::{Config, secrets},
+    files,
     link::{Identity, LinkError},
     shutdown::{Asked, Signals},
     telemetry, units,
@@ -21,6 +22,11 @@ pub fn run(file: &ConfigFile) -> ExitCode {
             }
             let log = telemetry::start_log(setup.loaded.config.log_level);
             if let Some(warning) = secrets::exposed(path) {
+                tracing::warn!("{warning}");
+            }
+            let token = setup.loaded.config.link.token_file.as_deref();
+            let exposed = |token| secrets::exposed_file("backend.token_file", token);
+            if let Some(warning) = token.and_then(exposed) {
                 tracing::warn!("{warning}");
             }
             block_on(run_agent(path, Setup { log: Some(log), ..setup }))
@@ -41,6 +47,9 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = files::allow_many() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let counters = telemetry::start_counters();
     let config = setup.loaded.config.clone();
     let started = match identity(&config) {
@@ -72,16 +81,12 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
     );
     // Collecting and delivering matter more than being asked about it.
     let about = (path, &config);
-    let control = control::serve(agent.view(), about, collector_id, counters)
-        .await
-        .inspect_err(|error| tracing::error!(%error, "nobody can ask this agent"));
+    let control = control::serve(agent.view(), about, collector_id, counters).await;
     let view = agent.view();
     let code = until_stopped(&view, &mut signals).await;
     let deadline = view.config.borrow().shutdown_deadline;
     let stop = async {
-        if let Ok(control) = control {
-            control.stop().await;
-        }
+        control.stop().await;
         agent.stop(deadline).await;
     };
     tokio::select! {

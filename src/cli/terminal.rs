@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
+use crate::units;
+
 /// The colours of our own tables, and their end.
 const COLOURS: [&str; 6] =
     ["\x1b[38;5;8m", "\x1b[38;5;9m", "\x1b[38;5;10m", "\x1b[38;5;11m", "\x1b[39m", "\x1b[0m"];
@@ -50,7 +52,7 @@ pub fn complain(text: &str) {
 /// `text` with every character that a terminal obeys, or that reorders what is read, written as
 /// JSON writes it: a document stays what it is.
 pub fn visible(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_obeyed) {
+    if !text.chars().any(units::is_obeyed) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 64);
@@ -61,7 +63,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
             rest = &rest[colour.len()..];
             continue;
         }
-        if is_obeyed(c) {
+        if units::is_obeyed(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 let _ = write!(shown, "\\u{unit:04x}");
             }
@@ -71,16 +73,6 @@ pub fn visible(text: &str) -> Cow<'_, str> {
         rest = &rest[c.len_utf8()..];
     }
     Cow::Owned(shown)
-}
-
-/// Control characters but for line ends and tabs, and those that set the direction of text.
-fn is_obeyed(c: char) -> bool {
-    (c.is_control() && !matches!(c, '\n' | '\t'))
-        || matches!(
-            c,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
-                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 #[cfg(test)]

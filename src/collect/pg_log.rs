@@ -302,7 +302,26 @@ impl Collector for PgLogCollector {
             let path = path.display();
             Err(format!("the log file {path} is gone; what was not read of it is lost"))
         });
-        self.notices.ok("log file", gone);
+        let emptied = read.emptied.as_ref().map_or(Ok(()), |path| {
+            let path = path.display();
+            Err(format!(
+                "{path} was emptied, and no copy of what it was is there; what was written to it \
+                 since it was read last is lost"
+            ))
+        });
+        self.notices.ok("log file", gone.and(emptied));
+        let left_out = match read.left_out {
+            0 => Ok(()),
+            files => Err(format!(
+                "{files} files of the log directory were written to and are not read: others were \
+                 written later; hint: keep fewer files there, or name one log in pg_log.path"
+            )),
+        };
+        self.notices.ok("log directory", left_out);
+        for path in &read.passed_over {
+            let file = path.display();
+            tracing::warn!(%file, "is passed over: none of its lines is one of the log");
+        }
         self.notices.ok("log files", read.unreadable.map_or(Ok(()), Err));
         if read.untimed > 0 && !has_zone && self.known.is_none() {
             // The position stays, so that the entries are read once the zone is known.

@@ -3,10 +3,12 @@
 use secrecy::ExposeSecret;
 
 use super::reader::Section;
-use crate::link::{LinkConfig, LinkError, TlsConfig, endpoint::Endpoint, proxy::ProxySetting};
+use crate::link::endpoint::{Endpoint, Unusable, without_user_info};
+use crate::link::{LinkConfig, TlsConfig, proxy::ProxySetting};
 
 /// A request that finds all of them down asks each in turn, within one request timeout.
 const BACKENDS_MAX: usize = 8;
+const TOO_MANY: &str = "is more than 8 backends";
 
 /// The backends, their limits, and how to be let in.
 pub(super) fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig {
@@ -23,14 +25,14 @@ pub(super) fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig 
     };
     if urls.is_empty() {
         if let Err(error) = Endpoint::parse(&config.url, config.allow_plaintext) {
-            section.reject("url", &error.what, &error.hint);
+            section.reject("url", error.what, error.hint);
         }
         return config;
     }
     let parse = |url: &str| Endpoint::parse(url, config.allow_plaintext);
     let set = section.has("url").then_some(config.url.as_str());
-    if let Err(error) = check(&urls, set, parse) {
-        section.reject("urls", &error.what, &error.hint);
+    if let Err((Unusable { what, hint }, detail)) = check(&urls, set, parse) {
+        section.reject_for("urls", what, &format!("{detail}{what}"), hint);
     }
     let mut urls = urls.into_iter();
     config.url = urls.next().unwrap_or_default();
@@ -43,21 +45,19 @@ pub(super) fn link(section: &mut Section<'_, '_>, tls: TlsConfig) -> LinkConfig 
 fn check(
     urls: &[String],
     url: Option<&str>,
-    parse: impl Fn(&str) -> Result<Endpoint, LinkError>,
-) -> Result<(), LinkError> {
+    parse: impl Fn(&str) -> Result<Endpoint, Unusable>,
+) -> Result<(), (Unusable, String)> {
+    let refuse = |what, hint| Err((Unusable { what, hint }, String::new()));
     if urls.len() > BACKENDS_MAX {
-        let what = format!("is more than {BACKENDS_MAX} backends");
-        return Err(LinkError::new(what, "name the nearest of those that share the store"));
+        return refuse(TOO_MANY, "name the nearest of those that share the store");
     }
     let mut bases: Vec<String> = Vec::new();
     for url in urls {
-        let endpoint = parse(url).map_err(|error| LinkError {
-            what: error.what.replacen("backend.url", "one of them", 1),
-            ..error
-        })?;
+        let which = || format!("one of them = {:?} ", without_user_info(url));
+        let endpoint = parse(url).map_err(|unusable| (unusable, which()))?;
         if bases.iter().any(|base| base == endpoint.base()) {
-            let what = format!("names {} twice", endpoint.base());
-            return Err(LinkError::new(what, "name each once, the preferred first"));
+            let (what, hint) = ("is named twice", "name each once, the preferred first");
+            return Err((Unusable { what, hint }, format!("{} ", endpoint.base())));
         }
         bases.push(endpoint.base().to_owned());
     }
@@ -66,10 +66,10 @@ fn check(
     if agrees {
         return Ok(());
     }
-    Err(LinkError::new(
-        format!("does not begin with backend.url = {url:?}"),
+    refuse(
+        "does not begin with backend.url",
         "remove backend.url, or make it the first of backend.urls",
-    ))
+    )
 }
 
 /// The way to the backend; the value may hold a password.
@@ -110,9 +110,9 @@ mod tests {
             assert!(error.contains("backend.urls") && error.contains(part), "{error}");
         };
         let both = "url = \"https://b\"\nurls = \"https://a, https://b\"";
-        refuse(both, "does not begin with backend.url = \"https://b\"");
+        refuse(both, "does not begin with backend.url");
         refuse(both, "remove backend.url");
-        refuse(r#"urls = "https://a, https://a/""#, "names https://a twice");
+        refuse(r#"urls = "https://a, https://a/""#, "https://a is named twice");
         refuse(r#"urls = "https://a, ftp://b""#, "one of them = \"ftp://b\" is neither");
         refuse(r#"urls = "https://a, http://b""#, "plain HTTP to another host");
         let nine: Vec<String> = (1..=9).map(|n| format!("https://b{n}")).collect();

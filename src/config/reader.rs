@@ -11,6 +11,7 @@
 //! mistake.
 
 mod bound; // what the backend may set, and how far
+mod problem; // mistakes, and what of them may leave the host
 mod unknown; // names that nobody has asked for
 
 use std::{
@@ -30,8 +31,20 @@ use toml::{
 };
 
 pub use self::bound::{Bound, Withheld, WithheldKind};
+use self::problem::PROBLEMS_MAX;
+pub use self::problem::{ConfigError, Problem};
 use self::unknown::{report_unknown, short};
-use crate::units;
+use crate::{link::endpoint::without_user_info, units};
+
+/// What is wrong with a value.
+#[derive(Debug, Clone, Copy)]
+struct Mistake<'a> {
+    /// Without the value.
+    kind: &'static str,
+    /// For who reads the file.
+    detail: &'a str,
+    hint: &'a str,
+}
 
 /// A TOML document being read. Ask for every key, then call [`Document::finish`].
 #[derive(Debug)]
@@ -122,55 +135,6 @@ pub struct Key {
     meaning: String,
 }
 
-/// Mistakes that are told of one configuration: who repairs these reads it again.
-const PROBLEMS_MAX: usize = 20;
-/// A configuration that cannot be used, with the mistakes found in it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// The file that was read.
-    pub file: PathBuf,
-    /// What is wrong with it, in the order of its lines: the first mistakes.
-    pub problems: Vec<Problem>,
-    /// How many more there are.
-    pub unlisted: usize,
-}
-
-/// One mistake in a configuration file, or what is to be said of it else.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The file it is in.
-    pub file: PathBuf,
-    /// The line, from 1; `None` when the file as a whole is meant.
-    pub line: Option<usize>,
-    /// What is wrong, with the key and the value.
-    pub message: String,
-    /// What to do about it.
-    pub hint: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, problem) in self.problems.iter().enumerate() {
-            let separator = if n == 0 { "" } else { "\n" };
-            write!(f, "{separator}{problem}")?;
-        }
-        match self.unlisted {
-            0 => Ok(()),
-            more => write!(f, "\nand {more} more like these"),
-        }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        write!(f, ": {}\n  hint: {}", self.message, self.hint)
-    }
-}
-
 /// The text of the configuration file at `file`; the error says what to do when it is missing.
 pub fn read_text(file: &Path) -> Result<String, ConfigError> {
     fs_err::read_to_string(file).map_err(|error| {
@@ -204,6 +168,7 @@ impl<'t> Layer<'t> {
                 line: error.span().map(|span| line_of(text, &span)),
                 message: format!("not valid TOML: {}", error.message()),
                 hint: "strings need quotes, sections stand in [brackets]".to_owned(),
+                report: origin.report("", "not valid TOML"),
             }],
             unlisted: 0,
         })?;
@@ -218,8 +183,16 @@ impl<'t> Layer<'t> {
         self.text.get(value.span()).unwrap_or_default()
     }
 
-    fn problem(&self, at: &Range<usize>, message: String, hint: String) -> Problem {
-        Problem { file: self.file.clone(), line: Some(line_of(self.text, at)), message, hint }
+    /// A mistake at `at`; `subject` and `kind` are what a backend hears of the host's own.
+    fn problem(
+        &self,
+        at: &Range<usize>,
+        (subject, kind): (&str, &'static str),
+        message: String,
+        hint: String,
+    ) -> Problem {
+        let (file, line) = (self.file.clone(), Some(line_of(self.text, at)));
+        Problem { file, line, message, hint, report: self.origin.report(subject, kind) }
     }
 }
 
@@ -245,8 +218,9 @@ impl<'t> Document<'t> {
             if let Some(value) = layer.root.get(name)
                 && !value.get_ref().is_table()
             {
-                let message = format!("{name}: a section was expected");
-                let problem = layer.problem(&value.span(), message, format!("write [{name}]"));
+                let kind = "a section was expected";
+                let (message, hint) = (format!("{name}: {kind}"), format!("write [{name}]"));
+                let problem = layer.problem(&value.span(), (name, kind), message, hint);
                 self.problems.push(problem);
             }
         }
@@ -270,21 +244,6 @@ impl<'t> Document<'t> {
     /// The value that counts, and its layer.
     fn get(&self, section: &str, key: &str) -> Option<(&Layer<'t>, &Spanned<DeValue<'t>>)> {
         self.layers.iter().rev().find_map(|layer| Some((layer, layer.get(section, key)?)))
-    }
-}
-
-impl ConfigError {
-    /// The first of these mistakes, and how many more there are beside `unlisted` others.
-    pub(super) fn of(file: PathBuf, mut problems: Vec<Problem>, unlisted: usize) -> Self {
-        let unlisted = unlisted + problems.len().saturating_sub(PROBLEMS_MAX);
-        problems.truncate(PROBLEMS_MAX);
-        Self { file, problems, unlisted }
-    }
-
-    /// A mistake of the file as a whole.
-    pub fn whole(file: &Path, message: String, hint: String) -> Self {
-        let problem = Problem { file: file.to_owned(), line: None, message, hint };
-        Self { file: file.to_owned(), problems: vec![problem], unlisted: 0 }
     }
 }
 
@@ -322,7 +281,8 @@ impl<'t> Section<'_, 't> {
         let found = self.document.get(self.name, key);
         let secret = found.map(|(_, value)| value.get_ref().as_str().map(str::to_owned));
         if secret == Some(None) {
-            self.problem(key, None, "is not a string", "put it in quotes");
+            let kind = "is not a string";
+            self.problem(key, None, Mistake { kind, detail: kind, hint: "put it in quotes" });
         }
         let secret = secret.flatten().unwrap_or_default();
         let told = if secret.is_empty() { "\"\"" } else { "\"(not shown)\"" };
@@ -447,15 +407,20 @@ impl<'t> Section<'_, 't> {
     }
 
     /// Adds a mistake about `key` that only its meaning shows.
-    pub fn reject(&mut self, key: &'static str, message: &str, hint: &str) {
+    pub fn reject(&mut self, key: &'static str, kind: &'static str, hint: &str) {
+        self.reject_for(key, kind, kind, hint);
+    }
+
+    /// [`Section::reject`] with a `detail` that may hold a value of the file: it stays on the host.
+    pub fn reject_for(&mut self, key: &'static str, kind: &'static str, detail: &str, hint: &str) {
         let found = self.document.get(self.name, key);
         let shown = found.map(|(layer, value)| layer.source_of(value));
-        self.problem(key, shown, message, hint);
+        self.problem(key, shown, Mistake { kind, detail, hint });
     }
 
     /// [`Section::reject`] for a key whose value is not shown.
-    pub fn reject_secret(&mut self, key: &'static str, message: &str, hint: &str) {
-        self.problem(key, None, message, hint);
+    pub fn reject_secret(&mut self, key: &'static str, detail: &str, hint: &str) {
+        self.problem(key, None, Mistake { kind: "is not usable", detail, hint });
     }
 
     /// Adds a key to the list, and takes it from the backend where it is the host's alone. Returns
@@ -471,7 +436,8 @@ impl<'t> Section<'_, 't> {
             let message = format!("{}.{name}: only the host's own file may set it", self.name);
             let hint =
                 "leave it out; docs/CONFIGURATION.md lists what a backend may set".to_owned();
-            let problem = Problem { file, line: Some(line), message, hint };
+            let (line, report) = (Some(line), None);
+            let problem = Problem { file, line, message, hint, report };
             self.document.withheld.push(Withheld { kind: WithheldKind::Forbidden, problem });
         }
         let found = self.document.get(self.name, name);
@@ -498,7 +464,8 @@ impl<'t> Section<'_, 't> {
         };
         let (shown, taken) = (layer.source_of(value), take(value.get_ref()));
         if taken.is_none() {
-            self.problem(key, Some(shown), "is not allowed", expected);
+            let kind = "is not allowed";
+            self.problem(key, Some(shown), Mistake { kind, detail: kind, hint: expected });
         }
         let value = taken.unwrap_or(default);
         self.note(known, Some(shown), format!("{value:?}"));
@@ -514,14 +481,27 @@ impl<'t> Section<'_, 't> {
         key.meaning = meaning;
     }
 
-    fn problem(&mut self, key: &str, value: Option<&str>, message: &str, hint: &str) {
+    fn problem(&mut self, key: &str, value: Option<&str>, mistake: Mistake<'_>) {
+        let Mistake { kind, detail, hint } = mistake;
         let found = self.document.get(self.name, key);
         let layer = found.map(|(layer, _)| layer).or(self.document.layers.last());
         let file = layer.map(|layer| layer.file.clone()).unwrap_or_default();
+        let origin = layer.map_or(Origin::File, |layer| layer.origin);
         let line = found.map(|(layer, value)| line_of(layer.text, &value.span()));
-        let shown = value.map(|value| format!(" = {}", short(value))).unwrap_or_default();
-        let message = format!("{}.{key}{shown}: {message}", self.name);
-        self.document.problems.push(Problem { file, line, message, hint: hint.to_owned() });
+        let shown = value.map(|value| format!(" = {}", short(&without_user_info(value))));
+        let message = format!("{}.{key}{}: {detail}", self.name, shown.unwrap_or_default());
+        let report = origin.report(&format!("{}.{key}", self.name), kind);
+        let problem = Problem { file, line, message, hint: hint.to_owned(), report };
+        self.document.problems.push(problem);
+    }
+}
+
+impl Origin {
+    /// What the backend hears of a mistake: of the host's own file the kind of mistake, without a
+    /// value; of what it has said itself, everything.
+    fn report(self, subject: &str, kind: &'static str) -> Option<String> {
+        let separator = if subject.is_empty() { "" } else { ": " };
+        (self != Self::Remote).then(|| format!("{subject}{separator}{kind}"))
     }
 }
 

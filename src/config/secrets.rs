@@ -20,6 +20,17 @@ pub fn exposed(path: &Path) -> Option<String> {
     ))
 }
 
+/// What to say of the file at `path`, a secret that `key` names, when every user of the host can
+/// read it.
+pub fn exposed_file(key: &str, path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode();
+    let path = path.display();
+    (mode & 0o004 != 0).then(|| {
+        let mode = mode & 0o7777;
+        format!("every user of this host can read {key} {path} (mode {mode:04o}); hint: chmod o-r")
+    })
+}
+
 /// The first key with a password in it. One that the environment has is not in the file.
 fn password_in(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;
@@ -55,5 +66,9 @@ mod tests {
         assert_eq!(said("[postgres]\npassword = \"\"\n", 0o644), None);
         assert_eq!(said("[forward]\nproxy = \"http://proxy:3128\"\n", 0o644), None);
         assert!(said("[forward]\nproxy = \"http://u:p@proxy:3128\"\n", 0o604).is_some());
+        let token = exposed_file("backend.token_file", &path).unwrap();
+        assert!(token.contains("backend.token_file") && token.contains("0604"), "{token}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(exposed_file("backend.token_file", &path), None);
     }
 }

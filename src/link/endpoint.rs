@@ -16,6 +16,15 @@ pub struct Endpoint {
     scheme: Scheme,
 }
 
+/// Why a URL cannot be used, without the URL: it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unusable {
+    /// What is wrong.
+    pub what: &'static str,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     Https,
@@ -30,10 +39,8 @@ enum Place {
 
 impl Endpoint {
     /// Checks a URL. Plain HTTP needs `allow_plaintext` and a loopback host.
-    pub fn parse(url: &str, allow_plaintext: bool) -> Result<Self, LinkError> {
-        let refuse = |what: &str, hint: &str| {
-            Err(LinkError::new(format!("backend.url = {url:?} {what}"), hint.to_owned()))
-        };
+    pub fn parse(url: &str, allow_plaintext: bool) -> Result<Self, Unusable> {
+        let refuse = |what, hint| Err(Unusable { what, hint });
         let example = "write it like https://backend.example.com:8080";
         let Ok(uri) = url.trim().parse::<Uri>() else {
             return refuse("is not a URL", example);
@@ -111,8 +118,33 @@ impl LinkConfig {
     /// The backends in their order, each checked.
     pub fn endpoints(&self) -> Result<Vec<Endpoint>, LinkError> {
         let urls = std::iter::once(&self.url).chain(&self.more_urls);
-        urls.map(|url| Endpoint::parse(url, self.allow_plaintext)).collect()
+        let parse = |url: &String| {
+            Endpoint::parse(url, self.allow_plaintext).map_err(|unusable| unusable.error(url))
+        };
+        urls.map(parse).collect()
     }
+}
+
+impl Unusable {
+    /// The error about `url`.
+    fn error(self, url: &str) -> LinkError {
+        let url = without_user_info(url);
+        LinkError::new(format!("backend.url = {url:?} {}", self.what), self.hint)
+    }
+}
+
+/// `text` without what stands before the `@` in each of its URLs: user and password. It may be a
+/// list of URLs or no URL at all, and a password may hold `@`, `/` or blanks: rather more is cut.
+pub fn without_user_info(text: &str) -> String {
+    let mut parts = text.split("://").map(|part| match part.rsplit_once('@') {
+        Some((before, host)) => {
+            let quotes = before.len() - before.trim_start_matches(['[', '"', '\'', ' ']).len();
+            format!("{}...@{host}", &before[..quotes])
+        }
+        None => part.to_owned(),
+    });
+    let first = parts.next().unwrap_or_default();
+    parts.fold(first, |text, part| text + "://" + &part)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -131,7 +163,8 @@ mod tests {
             match (got, expected) {
                 (Ok(endpoint), Ok(base)) => assert_eq!(endpoint.base(), base, "{url}"),
                 (Err(error), Err(part)) => {
-                    assert!(error.to_string().contains(part), "{url}: {error}");
+                    let error = error.error(url).to_string();
+                    assert!(error.contains(part), "{url}: {error}");
                 }
                 (got, _) => panic!("{url}: {got:?}"),
             }
@@ -152,5 +185,21 @@ mod tests {
         check("https://a.example/?x=1", false, Err("query"));
         check("https://a b", false, Err("is not a URL"));
         check("", false, Err("is not a URL"));
+    }
+
+    #[test]
+    fn user_and_password_are_cut_out_of_urls() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(without_user_info(text), expected, "{text}");
+        };
+        check("https://a.example:1/x", "https://a.example:1/x");
+        check("https://u:p@a.example", "https://...@a.example");
+        check("\"https://u:p@ss/w o@rd@a\"", "\"https://...@a\"");
+        check("[\"https://u:p@a\", 'https://v:q@b']", "[\"https://...@a\", 'https://...@b']");
+        check("\"u:p@a\"", "\"...@a\"");
+        check("p@https://a", "...@https://a");
+        check("\"30s\"", "\"30s\"");
+        let error = Endpoint::parse("https://u:pw@a.example", false).expect_err("user information");
+        assert!(!error.error("https://u:pw@a.example").to_string().contains("pw"));
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::LinkError;
+use crate::files::open_file;
 
 /// Who may read a file that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +99,10 @@ pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
     let unreadable = |error: std::io::Error| {
         LinkError::new(format!("{key}: {error}"), "let the agent's user own and read it")
     };
-    let mut file = fs_err::File::open(path).map_err(unreadable)?;
+    let named = |error: std::io::Error| {
+        std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    let mut file = open_file(path).map_err(|error| unreadable(named(error)))?;
     let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(LinkError::new(

@@ -11,7 +11,7 @@ use super::LinkError;
 use super::endpoint::Endpoint;
 
 const EXAMPLE: &str = "write it like http://proxy.example.com:3128, with user:password@ before \
-                       the host if it wants that; characters such as @ in them as %40";
+                       the host if it wants that; characters such as @ and / as %40 and %2F";
 
 /// `forward.proxy`.
 #[derive(Debug, Clone, Default)]
@@ -81,6 +81,12 @@ impl ProxySetting {
 impl Proxy {
     fn parse(url: &str, name: &str) -> Result<Self, LinkError> {
         let refuse = |what: &str| LinkError::new(format!("{name} {what}"), EXAMPLE);
+        // Where user and password end would be a guess, and a piece of them a host's name.
+        let place = url.split_once("://").map_or(url, |(_, place)| place);
+        let (head, rest) = place.split_at(place.find(['/', '?', '#']).unwrap_or(place.len()));
+        if rest.contains('@') || head.matches('@').count() > 1 {
+            return Err(refuse("has one of @ / ? # in its user or password"));
+        }
         let any = Uri::from_static("https://backend.invalid");
         let found = Matcher::builder().https(url).build().intercept(&any);
         let Some(found) = found else {
@@ -249,10 +255,25 @@ mod tests {
         {
             assert!(!shown.contains("p%40ss") && !shown.contains("agent"), "{shown}");
         }
-        for wrong in ["socks5://u:secret@p:1", "http://u:secret@", "http://u:se cret@p", "ftp://p"]
-        {
+        for wrong in [
+            "socks5://u:secret@p:1",
+            "http://u:secret@",
+            "http://u:se cret@p",
+            "ftp://p",
+            "http://u:a@secret@p:1",
+            "u:a@secret@p:1",
+            "http://u:1/secret@p:1",
+            "http://u?secret@p:1",
+            "http://u#secret@p:1",
+        ] {
             let error = ProxySetting::parse(wrong).expect_err(wrong).to_string();
             assert!(error.contains("forward.proxy") && !error.contains("secret"), "{error}");
+            let variable = |name: &str| (name == "HTTPS_PROXY").then(|| wrong.to_owned());
+            let chosen = ProxySetting::Environment
+                .choose_with(&backend("https://b.example"), variable)
+                .expect_err(wrong)
+                .to_string();
+            assert!(chosen.contains("HTTPS_PROXY") && !chosen.contains("secret"), "{chosen}");
         }
     }
 }

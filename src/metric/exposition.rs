@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::declare::{Field, Role};
 use super::points::{Point, points};
+use crate::units::is_obeyed;
 
 /// A field of the declarations as a family of samples.
 struct Family {
@@ -95,8 +96,22 @@ fn help(field: &Field) -> String {
     field.meaning.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// A control character has no escape there but a line end: it is written out, `\u0007`, as text.
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('\n', "\\n")
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' => escaped.push_str("\\\\"),
+            '\n' => escaped.push_str("\\n"),
+            c if is_obeyed(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(escaped, "\\\\u{unit:04x}");
+                }
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]
@@ -108,10 +123,13 @@ mod tests {
     #[test]
     fn names_have_base_units() {
         let document = json!({
-            "type": "sysstat", "timestamp": "2026-03-01T12:00:00Z", "boot_at": "2026-01-01T00:00:00Z",
+            "type": "sysstat", "timestamp": "2026-03-01T12:00:00Z",
+            "boot_at": "2026-01-01T00:00:00Z",
             "cpu": {"user": 12.5, "user_s": 3.25, "load_1m": 0.5},
             "memory": {"total_mb": 2, "huge_pages_total": 4},
-            "disk_io": [{"device": "a\"\\\n", "read_ops": 7, "read_ms": 1500, "read_mb_s": 0.5}],
+            "disk_io": [
+                {"device": "a\"\\\n\u{7}", "read_ops": 7, "read_ms": 1500, "read_mb_s": 0.5}
+            ],
             "pressure": {"cpu": {"some_us": 250_000}},
         });
         let text = exposition(&[document]);
@@ -124,11 +142,11 @@ mod tests {
             "# TYPE sysstat_cpu_user_seconds_total counter",
             "sysstat_cpu_user_seconds_total 3.25",
             "# TYPE sysstat_disk_io_read_bytes_per_second gauge",
-            "sysstat_disk_io_read_bytes_per_second{device=\"a\\\"\\\\\\n\"} 524288",
+            "sysstat_disk_io_read_bytes_per_second{device=\"a\\\"\\\\\\n\\\\u0007\"} 524288",
             "# TYPE sysstat_disk_io_read_ops_total counter",
-            "sysstat_disk_io_read_ops_total{device=\"a\\\"\\\\\\n\"} 7",
+            "sysstat_disk_io_read_ops_total{device=\"a\\\"\\\\\\n\\\\u0007\"} 7",
             "# TYPE sysstat_disk_io_read_seconds_total counter",
-            "sysstat_disk_io_read_seconds_total{device=\"a\\\"\\\\\\n\"} 1.5",
+            "sysstat_disk_io_read_seconds_total{device=\"a\\\"\\\\\\n\\\\u0007\"} 1.5",
             "# TYPE sysstat_memory_bytes gauge",
             "sysstat_memory_bytes 2097152",
             "# TYPE sysstat_memory_huge_pages gauge",

@@ -36,6 +36,7 @@ use super::{
         segment_folder,
     },
 };
+use crate::files::open_file;
 
 /// A directory that is being repaired; no agent can open it meanwhile.
 #[derive(Debug)]
@@ -366,14 +367,20 @@ impl Adopted {
 /// The lock of the queue, when it has one; fails when somebody holds it. Writes nothing.
 fn take_lock(dir: &Path) -> Result<Option<Arc<File>>, StoreError> {
     let path = dir.join("lock");
-    let file = match File::open(&path) {
+    let file = match open_file(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Nobody holds what is not a file; the queue moves it aside when it is opened.
+        Err(error) if is_misplaced(&error) => return Ok(None),
         Err(error) => return Err(StoreError::new("open", &path, error)),
     };
     rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| StoreError::new("lock", &path, error))?;
     Ok(Some(Arc::new(file)))
+}
+
+fn is_misplaced(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::IsADirectory | io::ErrorKind::InvalidData)
 }
 
 #[cfg(test)]

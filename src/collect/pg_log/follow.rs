@@ -60,6 +60,9 @@ pub(super) struct Position {
     /// The file that this one is a copy of: what they share is read there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) copy_of: Option<FileId>,
+    /// What was read of it last had no line of a log.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_foreign: bool,
 }
 
 /// A log on disk.
@@ -108,6 +111,17 @@ impl Place {
         found.retain(|candidate| seen.insert(candidate.id));
         found.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(found)
+    }
+
+    /// Whether `path` is named as a rotation names the earlier files of one log: `NAME.1`,
+    /// `NAME-20260731`.
+    pub(super) fn is_earlier(&self, path: &Path) -> bool {
+        let Self::File(own) = self else { return false };
+        let name = |path: &Path| path.file_name().map(|it| it.to_string_lossy().into_owned());
+        let (Some(own), Some(name)) = (name(own), name(path)) else { return false };
+        let Some(rest) = name.strip_prefix(&own) else { return false };
+        let marks = |c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | ':' | 'T' | 'Z');
+        rest.contains(|c: char| c.is_ascii_digit()) && rest.chars().all(marks)
     }
 
     /// Whether a file that is not known yet is one to read.
@@ -167,6 +181,7 @@ impl Position {
             modified,
             size,
             copy_of: None,
+            is_foreign: false,
         })
     }
 

@@ -48,6 +48,12 @@ pub(super) struct Read {
     pub(super) untimed: u64,
     /// The file that was written last, when it is not there any more.
     pub(super) gone: Option<PathBuf>,
+    /// What it was of is nowhere any more: it was emptied.
+    pub(super) emptied: Option<PathBuf>,
+    /// Files without a single line of a log, which were passed over to their ends.
+    pub(super) passed_over: Vec<PathBuf>,
+    /// How many files were written to and not looked at.
+    pub(super) left_out: usize,
     /// Why one of several files could not be read.
     pub(super) unreadable: Option<String>,
     /// It stopped at the limit.
@@ -70,6 +76,16 @@ struct Ended {
     /// Up to where it is done with.
     offset: u64,
     more: bool,
+    text: Text,
+}
+
+/// What the lines of a file are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    /// Those of a log, or too few to tell.
+    Log,
+    /// Many, and none begins as the log's lines do.
+    Foreign,
 }
 
 impl<'a> Pass<'a> {
@@ -98,6 +114,8 @@ impl<'a> Pass<'a> {
         }
         let lost = before.and_then(|before| before.lost(&sources));
         read.gone = lost.map(|position| position.path.clone());
+        read.emptied = sources.emptied.take();
+        read.left_out = sources.left_out;
         let positions = self.sources(&mut sources, &mut read)?;
         if let (None, true, Some(newest)) = (before, read.metrics.is_empty(), positions.last()) {
             // An empty metric carries the position into the queue, so that a restart goes on here.
@@ -136,13 +154,18 @@ impl<'a> Pass<'a> {
             };
             let ended = if budget == 0 {
                 let offset = source.offset;
-                Ended { offset, more: offset < source.candidate.size }
+                let text = if source.is_foreign { Text::Foreign } else { Text::Log };
+                Ended { offset, more: offset < source.candidate.size, text }
             } else {
                 self.source(&source, writing, budget, read)?
             };
-            budget = budget.saturating_sub(ended.offset.saturating_sub(source.offset));
+            // What is not of the log takes nothing away from what is.
+            if ended.text == Text::Log {
+                budget = budget.saturating_sub(ended.offset.saturating_sub(source.offset));
+            }
             read.more |= ended.more;
-            let position = source.position(ended.offset).map_err(|error| unreadable(&error))?;
+            let mut position = source.position(ended.offset).map_err(|error| unreadable(&error))?;
+            position.is_foreign = ended.text == Text::Foreign;
             if writing == Writing::GoesOn || ended.more {
                 positions.push(position);
                 kept.push(source);
@@ -189,13 +212,25 @@ impl<'a> Pass<'a> {
         if complete || stuck {
             stitcher.finish();
         }
-        let offset = stitcher.open_at().unwrap_or(at);
+        let is_many = stitcher.foreign >= FOREIGN_LINES_MAX;
+        let is_foreign = stitcher.matched == 0 && (is_many || source.is_foreign);
+        let text = if is_foreign { Text::Foreign } else { Text::Log };
+        let is_passed_over = is_foreign && more && (source.offset == 0 || source.is_foreign);
+        let offset = match stitcher.open_at() {
+            _ if is_passed_over => source.candidate.size,
+            open => open.unwrap_or(at),
+        };
+        if is_passed_over && !source.is_foreign {
+            read.passed_over.push(path.to_owned());
+        }
         read.untimed += stitcher.untimed;
         read.matched += stitcher.matched;
-        read.foreign += stitcher.foreign;
+        if !source.is_foreign {
+            read.foreign += stitcher.foreign; // what is known to be no log tells nothing of the log
+        }
         let span = Span { path, from: source.offset, to: offset };
         self.metrics(&span, std::mem::take(&mut stitcher.done), read)?;
-        Ok(Ended { offset, more })
+        Ok(Ended { offset, more: more && !is_passed_over, text })
     }
 
     /// Feeds lines up to the end or the budget; returns where it stopped and whether by budget.

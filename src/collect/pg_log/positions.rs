@@ -5,6 +5,7 @@
 //! that was there first; when that is truncated or removed, its copy is read on from where it was.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +15,8 @@ use super::StartAt;
 use super::follow::{self, Candidate, FileId, HEAD_BYTES, NANOSECONDS_PER_SECOND, Place, Position};
 use crate::files;
 
-/// The most files whose positions are kept; those that were written last.
+/// The most files that are looked at, and whose positions are kept: those that were written last.
+/// Each may be open during a pass.
 const FILES_MAX: usize = 128;
 /// Contents that are gone, of which a copy may turn up, and how long that is waited for.
 const PAST_MAX: usize = 32;
@@ -65,12 +67,22 @@ pub(super) struct Source {
     pub(super) offset: u64,
     /// It is a copy of this file up to `offset`; nothing is read.
     pub(super) copy_of: Option<FileId>,
+    /// What was read of it last had no line of a log.
+    pub(super) is_foreign: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NameState {
     Named,
     Removed,
+}
+
+/// The files of a log.
+struct Listed {
+    /// Those that were written last, and the one that is followed.
+    files: Vec<Candidate>,
+    /// The others.
+    older: Vec<Candidate>,
 }
 
 /// The files of this pass.
@@ -84,6 +96,12 @@ pub(super) struct Sources {
     pub(super) ended: Vec<Position>,
     /// Those of `read` that are not what was known under their name.
     fresh: Vec<FileId>,
+    /// The one file that is followed is another than it was, or begins anew.
+    rotated: Option<FileId>,
+    /// How many files were written since the last pass and are not looked at: others are newer.
+    pub(super) left_out: usize,
+    /// The file was emptied, and what it was is nowhere else.
+    pub(super) emptied: Option<PathBuf>,
     /// Why a file could not be opened.
     pub(super) unreadable: Option<io::Error>,
 }
@@ -115,7 +133,7 @@ impl Positions {
     ) -> io::Result<Sources> {
         let mut sources = Sources::default();
         let (mut fresh, mut settled) = (Vec::new(), Vec::new());
-        for candidate in place.candidates()? {
+        for candidate in self.listed(place, &mut sources)? {
             let known = self.files.iter().find(|position| position.id() == candidate.id);
             if let Some(position) = known.filter(|it| is_settled(it, &candidate, now)) {
                 settled.push((candidate.clone(), position));
@@ -135,7 +153,10 @@ impl Positions {
             if let Some(position) = positions.try_find_held(&source.file)? {
                 sources.read.push(source.from(position));
             } else {
-                sources.fresh.push(source.candidate.id);
+                let id = source.candidate.id;
+                sources.fresh.push(id);
+                let is_own = matches!(place, Place::File(own) if *own == candidate.path);
+                sources.rotated = sources.rotated.or(is_own.then_some(id));
                 fresh.push(source);
             }
         }
@@ -164,18 +185,29 @@ impl Positions {
         let gone: Vec<&Position> = gone.chain(self.past.iter().map(|it| &it.position)).collect();
         copies.append(&mut fresh);
         for source in copies {
-            if let Some(source) = self.begin(source, place, &sources.read, &gone)? {
+            if let Some(source) = self.begin(source, place, &sources, &gone)? {
                 sources.read.push(source);
             }
         }
+        sources.emptied = self.emptied(&sources)?;
         sources.read.sort_by_key(|source| source.candidate.modified);
         Ok(sources)
+    }
+
+    /// The files to look at; counts those that should be and are too many.
+    fn listed(&self, place: &Place, sources: &mut Sources) -> io::Result<Vec<Candidate>> {
+        let Listed { mut files, older } = Listed::of(place)?;
+        let is_new = |it: &&Candidate| place.takes(&it.path) && it.modified > self.newest;
+        sources.left_out = older.iter().filter(is_new).count();
+        let is_known = |it: &Candidate| self.files.iter().any(|known| known.id() == it.id);
+        files.retain(|it| is_known(it) || !self.was_left_out(it, place));
+        Ok(files)
     }
 
     /// The files of a log that was not read before.
     pub(super) fn first(place: &Place, start_at: StartAt) -> io::Result<Sources> {
         let mut sources = Sources::default();
-        for candidate in place.candidates()? {
+        for candidate in Listed::of(place)?.files {
             if place.takes(&candidate.path)
                 && let Some(mut source) = sources.open(&candidate)?
             {
@@ -250,13 +282,13 @@ impl Positions {
         &self,
         source: Source,
         place: &Place,
-        alive: &[Source],
+        sources: &Sources,
         gone: &[&Position],
     ) -> io::Result<Option<Source>> {
         let offset = source.offset;
         let mut best = Beginning { offset, copy_of: None, agreed: offset };
         // Only of what is read itself: two copies of a file that is gone are not each other's.
-        for twin in alive.iter().filter(|twin| twin.copy_of.is_none()) {
+        for twin in sources.read.iter().filter(|twin| twin.copy_of.is_none()) {
             let beginning = source.beside(twin, twin.offset.max(offset))?;
             let was_its = source.copy_of == Some(twin.candidate.id);
             if beginning.agreed > best.agreed || was_its {
@@ -280,7 +312,11 @@ impl Positions {
         }
         let is_known = self.files.iter().any(|it| it.id() == source.candidate.id);
         if best.agreed == 0 && !is_known {
-            if !place.takes(&source.candidate.path) {
+            // Rotated more than once since the last pass: what came in between is another file.
+            let is_between = sources.rotated.is_some()
+                && place.is_earlier(&source.candidate.path)
+                && source.candidate.modified > self.newest;
+            if !place.takes(&source.candidate.path) && !is_between {
                 return Ok(None);
             }
             if self.is_old(&source.candidate) && matches!(place, Place::Directory(_)) {
@@ -290,10 +326,41 @@ impl Positions {
         Ok(Some(Source { offset: best.offset, copy_of: best.copy_of, ..source }))
     }
 
+    /// Whether a file was there long before the last pass, and that did not look at it.
+    fn was_left_out(&self, candidate: &Candidate, place: &Place) -> bool {
+        let touched = candidate.modified.max(candidate.changed);
+        matches!(place, Place::Directory(_))
+            && self.read_until.is_none()
+            && touched < self.newest - OLD_NANOSECONDS
+    }
+
+    /// The one file that is followed, if it begins anew and no other file holds what it was.
+    fn emptied(&self, sources: &Sources) -> io::Result<Option<PathBuf>> {
+        let was_read = |it: &&Position| Some(it.id()) == sources.rotated && it.offset > 0;
+        let Some(position) = self.files.iter().find(was_read) else { return Ok(None) };
+        for source in &sources.read {
+            if source.candidate.id != position.id() && position.holds(&source.file)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(position.path.clone()))
+    }
+
     fn is_old(&self, candidate: &Candidate) -> bool {
         let is_brought = candidate.modified < candidate.changed - OLD_NANOSECONDS
             && candidate.modified < self.newest - OLD_NANOSECONDS;
         is_brought || self.read_until.is_some_and(|until| candidate.modified <= until)
+    }
+}
+
+impl Listed {
+    fn of(place: &Place) -> io::Result<Self> {
+        let mut all = place.candidates()?;
+        let newest = all.split_off(all.len().saturating_sub(FILES_MAX));
+        let is_own = |it: &Candidate| matches!(place, Place::File(own) if *own == it.path);
+        let (mut files, older): (Vec<_>, _) = all.into_iter().partition(is_own);
+        files.extend(newest);
+        Ok(Self { files, older })
     }
 }
 
@@ -316,18 +383,21 @@ impl Source {
     fn new(file: fs_err::File) -> io::Result<Self> {
         let candidate = Candidate::open(&file)?;
         let head = follow::read_at(&file, 0, HEAD_BYTES)?;
-        Ok(Self { file, candidate, head, name: NameState::Named, offset: 0, copy_of: None })
+        let name = NameState::Named;
+        Ok(Self { file, candidate, head, name, offset: 0, copy_of: None, is_foreign: false })
     }
 
     /// The position `offset` in it.
     pub(super) fn position(&self, offset: u64) -> io::Result<Position> {
         let mut position = Position::at(&self.file, &self.head, offset)?;
         position.copy_of = self.copy_of;
+        position.is_foreign = self.is_foreign;
         Ok(position)
     }
 
     fn from(self, position: &Position) -> Self {
-        Self { offset: position.offset, copy_of: position.copy_of, ..self }
+        let Position { offset, copy_of, is_foreign, .. } = *position;
+        Self { offset, copy_of, is_foreign, ..self }
     }
 
     /// What this file is beside `twin`, of which `done` is known to be the same if what lies right
@@ -402,3 +472,6 @@ fn line_start(file: &fs_err::File, offset: u64) -> io::Result<u64> {
     let newline = text.iter().rposition(|byte| *byte == b'\n');
     Ok(newline.map_or(if from == 0 { 0 } else { offset }, |at| from + at as u64 + 1))
 }
+
+#[cfg(test)]
+mod tests;

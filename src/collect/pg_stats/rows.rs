@@ -1,7 +1,9 @@
 //! Rows of the server as parts of the document.
 
+use std::error::Error;
+
 use tokio_postgres::Row;
-use tokio_postgres::types::FromSql;
+use tokio_postgres::types::{FromSql, Type};
 
 use super::sizes::{Answer, Oid, Shown};
 use crate::metric::Time;
@@ -31,7 +33,7 @@ impl Columns for Row {
     }
 
     fn text(&self, name: &str) -> Option<String> {
-        column(self, name)
+        column(self, name).map(|Lossy(text)| text)
     }
 
     fn time(&self, name: &str) -> Option<Time> {
@@ -40,6 +42,20 @@ impl Columns for Row {
 
     fn flag(&self, name: &str) -> Option<bool> {
         column(self, name)
+    }
+}
+
+/// Text of the server, in which bytes that are not UTF-8 are replaced: a database with the encoding
+/// `SQL_ASCII` keeps any.
+struct Lossy(String);
+
+impl<'a> FromSql<'a> for Lossy {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Self(String::from_utf8_lossy(raw).into_owned()))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        <String as FromSql>::accepts(kind)
     }
 }
 

@@ -133,6 +133,11 @@ impl Session {
             // Compiling a statement of the agent costs more than it saves.
             sql.push_str("SET jit = off;");
         }
+        if session.connection.parameter("server_encoding") == Some("SQL_ASCII") {
+            // Names there are bytes. The server would refuse a whole answer for one that is not
+            // UTF-8; as they are, they are shown as far as they can be.
+            sql.push_str("SET client_encoding = SQL_ASCII;");
+        }
         if !sql.is_empty() {
             session.batch(&sql).await?;
         }

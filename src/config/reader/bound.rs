@@ -127,7 +127,7 @@ impl<'t> Section<'_, 't> {
         let set = short(layer.source_of(found));
         let message = format!("{section}.{name} = {set}: the host allows {allowed}");
         let hint = "[remote] in the host's own file says how far a backend may go".to_owned();
-        let problem = Problem { file, line, message, hint };
+        let problem = Problem { file, line, message, hint, report: None };
         self.document.withheld.push(Withheld { kind: WithheldKind::Limited, problem });
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Config;
 
 fn read<T>(text: &str, take: impl FnOnce(&mut Section<'_, '_>) -> T) -> Result<T, String> {
     let mut document =
@@ -95,4 +96,41 @@ fn lists_are_arrays_or_comma_lists() {
     check(r#""[a, b]""#, &["a", "b"]);
     check(r#""""#, &[]);
     check("[]", &[]);
+}
+
+/// Of the host's own file the backend hears the key and the kind of a mistake; of what it has said
+/// itself, everything.
+#[test]
+fn no_value_of_the_hosts_file_is_in_the_report() {
+    let check = |text: &str, expected: &str| {
+        let error = Config::read(Path::new("agent.toml"), text).expect_err(text);
+        assert!(!error.report().contains("hunter2"), "{text}: {}", error.report());
+        assert_eq!(error.report(), format!("agent.toml:2: {expected}"), "{text}");
+    };
+    let userinfo = "needs a host and takes no user name or password";
+    let url = |key: &str| format!("backend.{key}: {userinfo}");
+    check("[backend]\nurl = \"https://admin:hunter2@b\"", &url("url"));
+    check("[backend]\nurls = [\"https://admin:hunter2@b\"]", &url("urls"));
+    check("[backend]\nurls = \"hunter2\"", "backend.urls: has no scheme or no host");
+    let twice = "[backend]\nurls = \"https://hunter2, https://hunter2\"";
+    check(twice, "backend.urls: is named twice");
+    check("[collector]\npush_interval = \"hunter2\"", "collector.push_interval: is not allowed");
+    check("[forward]\nproxy = \"ftp://hunter2\"", "forward.proxy: is not usable");
+    check("[intake]\nlisten = \"hunter2\"", "intake.listen: is no address");
+    let retain = "queue.retain_delivered: is neither a size nor a time";
+    check("[queue]\nretain_delivered = \"hunter2\"", retain);
+    check("[queue]\nhunter2 = 1", "queue: unknown key");
+    check("\n[hunter2]\n", "unknown section");
+    check("\nbackend = \"hunter2\"\n", "backend: a section was expected");
+    check("[queue]\nurl = \"a\" hunter2", "not valid TOML");
+    let shown = |text: &str| Config::read(Path::new("a"), text).expect_err(text).to_string();
+    for key in ["url", "urls", "request_timeout"] {
+        let error = shown(&format!("[backend]\n{key} = \"https://admin:hunter2@b\""));
+        assert!(!error.contains("hunter2") && error.contains("...@b"), "{error}");
+    }
+    let own = Text { file: Path::new("agent.toml"), text: "" };
+    let remote = Text { file: Path::new("remote"), text: "[sysstat]\nenabled = 7" };
+    let error = Config::read_layers(own, Some(remote)).expect_err("no boolean");
+    assert_eq!(error.report(), error.to_string());
+    assert!(error.report().contains("sysstat.enabled = 7: is not allowed"), "{error}");
 }

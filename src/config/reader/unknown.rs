@@ -69,7 +69,12 @@ pub(super) fn report_unknown(
             }
         };
         let hint = near_hint(nearest(name, near.iter().copied()), &near);
-        problems.push(layer.problem(at, message, hint));
+        // The name is not told: a value that has lost its quotes looks like one.
+        let what = match section {
+            None => ("", "unknown section"),
+            Some(section) => (*section, "unknown key"),
+        };
+        problems.push(layer.problem(at, what, message, hint));
     }
     unknown.len().saturating_sub(PROBLEMS_MAX)
 }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::files;
 use crate::link::LinkError;
 
 /// Reads a PEM file with one or more certificates; `key` is the configuration key that named it.
@@ -14,7 +15,7 @@ pub fn read_certificates(
     file: &Path,
     key: &str,
 ) -> Result<Vec<CertificateDer<'static>>, LinkError> {
-    let pem = fs_err::read(file).map_err(|error| {
+    let pem = files::read_file(file).map_err(|error| {
         let missing = error.kind() == std::io::ErrorKind::NotFound;
         let hint = if missing {
             format!("`agent register` makes it; or set {key} to a file that exists")

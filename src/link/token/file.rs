@@ -1,11 +1,13 @@
 //! A token that another program provides, in a file that it may replace at any time.
 
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::{Token, TokenError};
+use crate::files;
 
 /// A token that another program provides.
 #[derive(Debug)]
@@ -34,7 +36,12 @@ impl TokenFile {
     pub(in crate::link) async fn read(&mut self, now: Timestamp) -> Result<Token, TokenError> {
         // Asked before the text: a file that is replaced in between counts as replaced.
         self.read = FileState::of(&self.path).await;
-        match fs_err::tokio::read_to_string(&self.path).await {
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            String::from_utf8(files::read_file(&path)?)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+        });
+        match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(text) => self.token(&text, now),
             Err(error) => self.last(now).ok_or_else(|| TokenError::unreadable(&error)),
         }

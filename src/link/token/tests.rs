@@ -156,3 +156,20 @@ fn secrets_are_not_shown_by_debug() {
     assert!(!format!("{token:?} {:?}", minter()).contains(text));
     assert!(!format!("{:?}", minter()).contains(SECRET));
 }
+
+/// A pipe in the place of the file holds nobody: it is an error that names the file.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_token_file_holds_nobody() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("token");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+    let mut file = TokenFile::new(&path);
+    let read = tokio::time::timeout(std::time::Duration::from_secs(20), file.read(at(0))).await;
+    if read.is_err() {
+        // Whoever waits for a writer has one, and the test ends.
+        drop(std::fs::OpenOptions::new().read(true).write(true).open(&path));
+    }
+    let error = read.expect("it ends").expect_err("a pipe").what;
+    assert!(error.contains("token: it is not a file"), "{error}");
+}

@@ -396,3 +396,28 @@ fn what_a_rival_has_written_is_put_aside_and_stays() {
     times.sort_unstable();
     assert_eq!((seqs, times), ((0..110).collect(), (0..110).collect()));
 }
+
+/// A pipe in the place of the lock holds nobody, and the queue is repaired around it.
+#[test]
+fn a_pipe_in_the_place_of_the_lock_holds_nobody() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let dir = filled();
+    let path = dir.path().join("lock");
+    fs::remove_file(&path).unwrap();
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let (done, ended) = std::sync::mpsc::channel();
+    let at = dir.path().to_owned();
+    let planned = std::thread::spawn(move || {
+        let planned = Repair::plan(&at, LogLimits::default(), Requeue::No).map(drop);
+        done.send(()).unwrap();
+        planned
+    });
+    if ended.recv_timeout(std::time::Duration::from_secs(20)).is_err() {
+        // Whoever waits for a writer has one, and the test ends.
+        drop(fs::OpenOptions::new().read(true).write(true).open(&path));
+        panic!("it waits for a writer");
+    }
+    planned.join().unwrap().unwrap();
+    drop(open(dir.path()));
+    assert!(path.is_file(), "the queue has a lock again");
+}
