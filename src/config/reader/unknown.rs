@@ -26,7 +26,8 @@ impl Document<'_> {
                 let message = format!("[{name}]: this agent does not collect it");
                 let hint = "the section is passed over; leave it for other collectors, or take it \
                             out";
-                passed.push(layer.problem(&at, message, hint.to_owned()));
+                let subject = (name.as_str(), "not collected by this agent");
+                passed.push(layer.problem(&at, subject, message, hint.to_owned()));
             }
         }
         passed
