@@ -85,7 +85,8 @@ pub(super) struct Shared {
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
-    renewals: Attempts<Uuid>,
+    /// Certificates that collectors were given.
+    certificates: Attempts<Uuid>,
     refusals: Refusals,
     notices: Notices,
     refused: Refused,
@@ -115,7 +116,7 @@ impl Shared {
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
-            renewals: renewals::attempts(config.lifetimes.client_certificate),
+            certificates: renewals::attempts(config.lifetimes.client_certificate),
             refusals: Refusals::default(),
             notices: Notices::default(),
             refused: Refused::default(),
@@ -262,6 +263,14 @@ async fn note(request: Request, next: Next) -> Response {
     let took = clock::monotonic().saturating_duration_since(began);
     tracing::debug!(%method, path, status = response.status().as_u16(), ?took, "answered");
     response
+/// Counts an attempt; 429 with the time to wait when `key` has none left.
+fn counted<K>(attempts: &Attempts<K>, key: impl Into<K>) -> Result<(), ApiError>
+where
+    K: Clone + Eq + Hash,
+{
+    attempts.take(key, clock::monotonic()).map_err(ApiError::too_many)
+}
+
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that tower-http asks for")]
