@@ -11,6 +11,7 @@ mod shown;
 mod socket;
 mod standing;
 mod to_its_end;
+mod unread;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -47,8 +48,9 @@ use places::{Bounds, Place, Places};
 use progress::Patience;
 pub(super) use shown::Shown;
 use socket::Socket;
-pub(super) use to_its_end::to_its_end;
 use standing::{Shows, Standing};
+pub(super) use to_its_end::to_its_end;
+pub(super) use unread::until_read;
 
 /// After an accept failed, as it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -67,6 +69,8 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Longest head of a request, bytes. Tokens are the largest part, and have a few hundred.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
+/// HTTP/2: bytes of an answer that a stream holds beside the socket.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// How long it may take to look up whose a certificate is; then its peer is a stranger.
 const LOOKED_UP_WITHIN: Duration = Duration::from_secs(2);
@@ -164,11 +168,11 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let patience = self.patience;
         let socket = Socket::new(stream, Arc::clone(place.progress()));
+        let place = Arc::new(place);
         tokio::select! {
             () = self.talk(socket, address, &place, watcher) => {}
             overdue = place.progress().watch(&patience) => {
                 tracing::debug!(%address, reason = %overdue, "connection closed");
-        let place = Arc::new(place);
             }
             () = place.taken_away() => {
                 tracing::debug!(%address, reason = "others need its place", "connection closed");
@@ -219,17 +223,17 @@ impl Connection {
             async move {
                 // Who does not read its answers is given no more of them.
                 progress.writable().await;
-                let response = router.call(request).await?;
-                Ok::<_, std::convert::Infallible>(
-                    response.map(|body: Body| work.until_the_end_of(body)),
-                )
                 if let Some(standing) = &standing {
                     standing.before_request().await;
                 }
-            }
+                let response = router.call(request).await?;
                 if let Some(standing) = &standing {
                     standing.after_answer(response.status()).await;
                 }
+                Ok::<_, std::convert::Infallible>(
+                    response.map(|body: Body| work.until_the_end_of(body)),
+                )
+            }
         });
         let connection = builder.serve_connection(io, service);
         if let Err(err) = watcher.watch(connection).await {
@@ -283,6 +287,7 @@ fn http(terms: Terms, patience: &Patience) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(terms.streams_max)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_BYTES_MAX);
     match terms.protocol {
         Protocol::Http1 => builder.http1_only(),
@@ -290,11 +295,6 @@ fn http(terms: Terms, patience: &Patience) -> auto::Builder<TokioExecutor> {
     }
 }
 
-/// What is spoken on a connection, and how much of it at once.
-#[derive(Clone, Copy)]
-struct Terms {
-    protocol: Protocol,
-    streams_max: u32,
 /// Who asks on a connection.
 struct Asks {
     peer: Peer,
@@ -302,6 +302,11 @@ struct Asks {
     standing: Option<Arc<Standing>>,
 }
 
+/// What is spoken on a connection, and how much of it at once.
+#[derive(Clone, Copy)]
+struct Terms {
+    protocol: Protocol,
+    streams_max: u32,
 }
 
 #[derive(Clone, Copy)]
