@@ -10,6 +10,7 @@ use pganalytics::backend::{self, SecretRequest};
 use pganalytics::clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 
 use crate::support::backend::{Ask, Client, Host, Served};
 use crate::support::until_async;
@@ -112,6 +113,27 @@ async fn registration_needs_the_secret() {
     assert!((1..=60).contains(&wait), "{wait}");
 }
 
+/// Guesses that come at once are no more than those that come one by one, and a good secret costs
+/// nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_at_once_are_counted() {
+    let served = Served::start_with(|config| config.limits.attempts_per_minute = 3).await;
+    for n in 0..6 {
+        served.register(&format!("db{n}")).await;
+    }
+    let mut guesses = JoinSet::new();
+    for n in 0..40 {
+        let client = served.stranger();
+        let ask = Ask::post("/api/v1/collectors/register").json(&json!({"name": "n"}));
+        let ask = ask.header("x-registration-secret", &format!("wrong-{n}"));
+        guesses.spawn(async move { client.send(ask).await.status });
+    }
+    let mut statuses = guesses.join_all().await;
+    statuses.sort_unstable();
+    assert!(statuses.starts_with(&[401; 3]), "{statuses:?}");
+    assert!(statuses[3..].iter().all(|status| *status == 429), "{statuses:?}");
+}
+
 /// C47: the secret makes new hosts, and no old one: not by its name, however it is written, nor by
 /// its host, nor once it was removed. The old one notices nothing.
 #[tokio::test]
@@ -175,18 +197,40 @@ async fn names_and_hosts_are_what_they_look_like() {
     assert_eq!(register("y", "2001:db8::1").await.refused(409), "host_taken");
 }
 
-/// Renewals are few: each makes a certificate that connections can be made with.
+/// Certificates are few, however a collector comes to them: each can make connections. Only the
+/// secret that an admin has made for it is not held back.
 #[tokio::test]
-async fn renewals_have_a_limit() {
+async fn certificates_have_a_limit() {
     let served = Served::start().await;
-    let (host, other) = (served.register("db1").await, served.register("db2").await);
+    let (mut host, other) = (served.register("db1").await, served.register("db2").await);
     let renew = async |host: &Host| {
         let ask = Ask::post("/api/v1/collectors/renew-certificate").bearer(&host.token);
         host.client.send(ask.json(&json!({"csr": key_and_request().1}))).await
     };
-    for _ in 0..6 {
+    let register = || {
+        let body = json!({"name": "db1", "hostname": "db1.example.com"});
+        Ask::post("/api/v1/collectors/register").json(&body)
+    };
+    let again = |host: &Host, answer: &Value| {
+        let text = |key: &str| answer[key].as_str().expect(key);
+        let client = served.client(text("certificate"), text("private_key"));
+        Host { client, token: text("token").to_owned(), ..host.clone() }
+    };
+    for _ in 0..2 {
         assert_eq!(renew(&host).await.status, 200);
     }
+    for _ in 0..3 {
+        let reply = host.client.send(register()).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        host = again(&host, &reply.json());
+    }
+    assert_eq!(host.client.send(register()).await.refused(429), "too_many_requests");
+    assert_eq!(renew(&host).await.refused(429), "too_many_requests");
+    let released = backend::release_named(&served.config, "db1").await.expect("a secret");
+    let ask = register().header("x-registration-secret", &released.secret);
+    let reply = served.stranger().send(ask).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let host = again(&host, &reply.json());
     let reply = renew(&host).await;
     assert_eq!(reply.refused(429), "too_many_requests");
     let wait: u64 = reply.header("retry-after").parse().expect("seconds");

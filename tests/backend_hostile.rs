@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::FutureExt as _;
 use http::Method;
 use pganalytics::{backend, clock};
@@ -216,6 +218,56 @@ async fn a_registration_over_a_certificate_is_warned_of() {
     let reply = host.client.send(again.json(&json!({"name": "db1", "hostname": "db1"}))).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     until("it is said", PATIENCE, is_said);
+}
+
+/// A stranger can name any id: what is said of refused collectors is said of those that there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_collectors_that_there_are_not_are_not_spoken_of() {
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let host = backend.register("db1").await;
+    let id = host.envelope["collector_id"].as_str().expect("an id").to_owned();
+    let said = || {
+        let stderr = backend.process.stderr();
+        let said = stderr.lines().filter(|line| line.contains("a collector was refused"));
+        said.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let stranger = Client::new(backend.target.address, &backend.authority, None);
+    for n in 0..3 {
+        let head = json!({"alg": "HS256", "kid": uuid::Uuid::from_u128(n)}).to_string();
+        let token = format!("{}.e30.AAAA", URL_SAFE_NO_PAD.encode(head));
+        stranger.get("/api/v1/config/x", &token).await.refused(401);
+    }
+    let bad = format!("{}A", host.token);
+    stranger.get("/api/v1/config/x", &bad).await.refused(401);
+    until("it is said", PATIENCE, || !said().is_empty());
+    assert!(matches!(&said()[..], [line] if line.contains(&id)), "{:?}", said());
+}
+
+/// A collector that is removed has the places of a stranger from then on, also for connections that
+/// it has open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_collector_loses_its_open_places() {
+    let served = Served::start_with(|config| {
+        config.limits.connections_unverified_max = 4;
+        config.limits.connections_per_address_max = 2;
+    })
+    .await;
+    let host = served.register("db1").await;
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut connection = host.client.connect().await.expect("connect");
+        let reply = host.ask(json!([])).over(&mut connection).await.expect("an answer");
+        assert_eq!(reply.status, 200);
+        open.push(connection);
+    }
+    backend::remove(&served.config, "db1").await.expect("removed");
+    // The last one comes first to be told; it is as idle as the others.
+    let last = open.last_mut().expect("there are some");
+    assert_eq!(host.ask(json!([])).over(last).await.expect("an answer").status, 401);
+    until_async("two are left", PATIENCE, async || {
+        open.iter().filter(|connection| !connection.is_closed()).count() == 2
+    })
+    .await;
 }
 
 /// With as many strangers as there may be by default: hosts beside each attack are served in time,

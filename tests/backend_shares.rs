@@ -120,3 +120,53 @@ async fn slow_reads_leave_connections() {
     assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
     assert!(statuses.contains(&200), "{statuses:?}");
 }
+
+/// Viewers who do not read their answers, over either protocol, hold their part of the room for a
+/// time: another one reads beside one of them, and after the deadline beside many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_answers_lock_no_reader_out() {
+    const PATH: &str =
+        "/api/v1/servers/1/metrics?metric_type=custom.big&start_time=2026-01-01T00:00:00Z";
+    /// Texts of a document, and the characters of each.
+    const TEXTS: [usize; 2] = [63, 55_000];
+    let served = Served::start_with(|config| {
+        config.limits.write_timeout = Duration::from_secs(5);
+        config.limits.attempts_per_minute = 100;
+    })
+    .await;
+    let host = served.register("db1").await;
+    let texts = vec!["x".repeat(TEXTS[1]); TEXTS[0]];
+    let big = |second: u32| {
+        let at = format!("2026-01-01T00:00:0{second}Z");
+        json!({"type": "custom.big", "timestamp": at, "texts": texts})
+    };
+    let reply = host.push(json!([big(1), big(2), big(3)])).await;
+    assert_eq!(reply.json()["metrics_inserted"], 3, "{reply:?}");
+    let running = served.running();
+    let target = Target::new(running.address(), running.ca_certificate());
+    let token = served.user_token(Role::Viewer).await;
+    let read = async || {
+        let reply = served.stranger().get(PATH, &token).await;
+        assert_eq!(reply.status, 200, "{:?}", reply.headers);
+        assert!(reply.body.len() > 3 * TEXTS[0] * TEXTS[1], "{} bytes", reply.body.len());
+    };
+    let mut unread = Vec::new();
+    for n in 0..4 {
+        let name = format!("greedy-{n}");
+        served.add_user(&name, Role::Viewer).await;
+        let login = served.login(&name).await;
+        let greedy = login["token"].as_str().expect("a token");
+        if n % 2 == 0 {
+            unread.push(target.ask_without_window(PATH, greedy, 4).await.expect("it asks"));
+        } else {
+            for _ in 0..4 {
+                unread.push(target.ask_and_not_read(PATH, greedy).await.expect("it asks"));
+            }
+        }
+        if n == 0 {
+            read().await;
+        }
+    }
+    read().await;
+    drop(unread);
+}

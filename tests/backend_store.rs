@@ -759,7 +759,25 @@ async fn secrets_end(opened: Opened) {
     assert!(!file().await.is_good(now()));
     store.keep_file_secret(of_file(b"b")).await.expect("keep");
     assert!(file().await.is_good(now()));
-    assert!(store.secret_marked(b"a").await.expect("marked").is_none());
+    // One that was revoked stays so, also when the file of before is restored; one that was not
+    // ends with its file.
+    let first = store.secret_marked(b"a").await.expect("marked").expect("kept");
+    assert!(first.name.starts_with("file, until ") && !first.is_good(now()), "{first:?}");
+    for mark in [b"a", b"c", b"a"] {
+        store.keep_file_secret(of_file(mark)).await.expect("keep");
+        assert_eq!(file().await.is_good(now()), mark != b"a");
+        let first = store.secret_marked(b"a").await.expect("marked").expect("kept");
+        assert_eq!((first.name == "file", first.is_good(now())), (mark == b"a", false));
+        assert!(store.secret_marked(b"b").await.expect("marked").is_none());
+    }
+    assert!(store.secret_marked(b"c").await.expect("marked").is_none());
+    // A secret with a name of its own keeps it in the file, too.
+    store.keep_file_secret(of_file(b"other")).await.expect("keep");
+    secret(store, "own", None).await;
+    store.keep_file_secret(of_file(b"own")).await.expect("keep");
+    let kept =
+        store.secrets().await.expect("secrets").into_iter().filter(|kept| kept.is_good(now()));
+    assert_eq!(kept.map(|kept| kept.name).collect::<Vec<_>>(), ["own"]);
 }
 
 /// A host that is brought is a server of its own, also under the collector's name, and there are

@@ -5,6 +5,7 @@
 
 mod access;
 mod alerts;
+mod answers;
 mod bodies;
 mod body;
 mod collectors;
@@ -26,7 +27,7 @@ use std::any::Any;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
@@ -35,7 +36,6 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
@@ -47,6 +47,7 @@ use super::store::{RefusalReason, Store, StoreError};
 use crate::clock;
 
 use access::Refusals;
+use answers::Answers;
 use bodies::Room;
 use divided::Divided;
 use health::Health;
@@ -54,16 +55,13 @@ use notices::Notices;
 use refused::Refused;
 
 pub(super) use access::{Channel, Peer};
+pub(super) use answers::Asker;
 pub(super) use collectors::{Status, status_of};
 pub(super) use error::{ApiError, ok};
 pub(super) use request::{Id, Params};
 
 /// The version of the contract.
 const API_VERSION: &str = "1.0.0";
-/// Answers with documents that are made at a time: each takes a few times its bytes.
-const READS_AT_ONCE_MAX: usize = 2;
-/// How long a request waits for its turn to read.
-const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// What a browser is told with every answer: nothing of it runs, is framed, or is guessed at.
 const SHIELDS: [(HeaderName, &str); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -85,7 +83,8 @@ pub(super) struct Shared {
     accounts: Attempts<String>,
     familiar: Familiar,
     registrations: Attempts<Network>,
-    renewals: Attempts<Uuid>,
+    /// Certificates that collectors were given.
+    certificates: Attempts<Uuid>,
     refusals: Refusals,
     notices: Notices,
     refused: Refused,
@@ -95,8 +94,8 @@ pub(super) struct Shared {
     pushes: Divided,
     /// The turn of large pushes: one at a time.
     large_pushes: Divided,
-    /// The turn of reading documents.
-    reads: Arc<Semaphore>,
+    /// The room of answers.
+    pub(super) answers: Answers,
     store_failed: AtomicBool,
     started: Instant,
 }
@@ -115,7 +114,7 @@ impl Shared {
             accounts: Attempts::new(config.limits.attempts_per_minute),
             familiar: Familiar::default(),
             registrations: Attempts::new(config.limits.attempts_per_minute),
-            renewals: renewals::attempts(config.lifetimes.client_certificate),
+            certificates: renewals::attempts(config.lifetimes.client_certificate),
             refusals: Refusals::default(),
             notices: Notices::default(),
             refused: Refused::default(),
@@ -123,22 +122,13 @@ impl Shared {
             room: Room::new(&config.limits),
             pushes: Divided::new(pushes, (pushes / 2).max(1)),
             large_pushes: Divided::new(1, 1),
-            reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
+            answers: Answers::new(&config.limits),
             store_failed: AtomicBool::new(false),
             started: clock::monotonic(),
             config,
             keys,
             store,
         })
-    }
-
-    /// The turn of an answer with documents; 503 when it does not come in time.
-    pub(super) async fn turn_to_read(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let turn = Arc::clone(&self.reads).acquire_owned();
-        match tokio::time::timeout(READ_PATIENCE, turn).await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(ApiError::busy()),
-        }
     }
 
     /// Counts a refusal of all that a request has brought.
@@ -225,6 +215,7 @@ pub(super) fn finish(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Route
             let message = "the path does not know this method";
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
+        .layer(from_fn_with_state(Arc::clone(shared), answers::bound))
         .layer(from_fn_with_state(Arc::clone(shared), in_time))
         .layer(from_fn_with_state(Arc::clone(shared), drain::drain))
         .layer(middleware::from_fn(note))
@@ -270,6 +261,14 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
     tracing::error!(panic = text, "a request handler panicked; hint: please report this");
     ApiError::internal().into_response()
+}
+
+/// Counts an attempt; 429 with the time to wait when `key` has none left.
+fn counted<K>(attempts: &Attempts<K>, key: impl Into<K>) -> Result<(), ApiError>
+where
+    K: Clone + Eq + Hash,
+{
+    attempts.take(key, clock::monotonic()).map_err(ApiError::too_many)
 }
 
 /// 429 with the time to wait when `key` has no attempts left.

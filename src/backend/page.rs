@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::api::{self, ApiError, Id, Params, Shared, Status, status_of};
+use super::api::{self, ApiError, Asker, Id, Params, Peer, Shared, Status, status_of};
 use super::serve::to_its_end;
 use super::store::{Collector, MetricQuery, Page, RefusalReason, Server};
 use crate::{clock, units};
@@ -182,6 +182,7 @@ async fn overview(State(shared): State<Arc<Shared>>) -> Result<Response, ApiErro
 
 async fn host(
     State(shared): State<Arc<Shared>>,
+    peer: Peer,
     id: Id,
     params: Params,
 ) -> Result<Response, ApiError> {
@@ -194,9 +195,8 @@ async fn host(
     let step = std::time::Duration::from_millis(
         u64::try_from(range.as_millis()).unwrap_or(0).max(u64::from(POINTS)) / u64::from(POINTS),
     );
-    let turn = shared.turn_to_read().await?;
+    let turn = shared.answers.turn(Asker::from(&peer)).await?;
     to_its_end(async move {
-        let _turn = turn;
         let (mut metrics, mut cut) = (Vec::new(), false);
         for kind in ["sysstat", "disk_usage", "pg_stats"] {
             let query = MetricQuery {
@@ -228,7 +228,7 @@ async fn host(
             records: lost.records,
             reason: lost.reason,
         };
-        Ok(api::ok(&Host {
+        Ok(turn.answered(api::ok(&Host {
             server,
             start: start.as_millisecond(),
             end: end.as_millisecond(),
@@ -237,7 +237,7 @@ async fn host(
             cut,
             lost: lost.into_iter().map(hole).collect(),
             refusals,
-        }))
+        })))
     })
     .await
 }

@@ -9,7 +9,9 @@ mod places;
 mod progress;
 mod shown;
 mod socket;
+mod standing;
 mod to_its_end;
+mod unread;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +35,6 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
-use uuid::Uuid;
 
 use super::BackendError;
 use super::api::{Channel, Peer, Shared};
@@ -47,7 +48,9 @@ use places::{Bounds, Place, Places};
 use progress::Patience;
 pub(super) use shown::Shown;
 use socket::Socket;
+use standing::{Shows, Standing};
 pub(super) use to_its_end::to_its_end;
+pub(super) use unread::until_read;
 
 /// After an accept failed, as it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -66,6 +69,8 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Longest head of a request, bytes. Tokens are the largest part, and have a few hundred.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
+/// HTTP/2: bytes of an answer that a stream holds beside the socket.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// How long it may take to look up whose a certificate is; then its peer is a stranger.
 const LOOKED_UP_WITHIN: Duration = Duration::from_secs(2);
@@ -163,6 +168,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let patience = self.patience;
         let socket = Socket::new(stream, Arc::clone(place.progress()));
+        let place = Arc::new(place);
         tokio::select! {
             () = self.talk(socket, address, &place, watcher) => {}
             overdue = place.progress().watch(&patience) => {
@@ -174,12 +180,13 @@ impl Connection {
         }
     }
 
-    async fn talk(self, socket: Socket, address: IpAddr, place: &Place, watcher: Watcher) {
+    async fn talk(self, socket: Socket, address: IpAddr, place: &Arc<Place>, watcher: Watcher) {
         let Some(tls) = &self.tls else {
             let peer = Peer { address, channel: Channel::Plain, certificate_ends: None };
             place.progress().greeted();
             let terms = Terms { protocol: Protocol::Http1, streams_max: STREAMS_UNVERIFIED_MAX };
-            return self.answer(TokioIo::new(socket), terms, peer, place, watcher).await;
+            let asks = Asks { peer, standing: None };
+            return self.answer(TokioIo::new(socket), terms, asks, place, watcher).await;
         };
         match tls.acceptor.accept(socket).await {
             Ok(stream) => {
@@ -190,35 +197,39 @@ impl Connection {
                     _ => Protocol::Http1,
                 };
                 let (peer, certificate) = peer_of(address, shown);
-                let collector = tls.collector(certificate).await;
-                if let Some(collector) = collector {
-                    place.verified(collector);
-                }
+                let standing = tls.standing(certificate, place).await;
                 place.progress().greeted();
                 let streams_max =
-                    if collector.is_some() { STREAMS_MAX } else { STREAMS_UNVERIFIED_MAX };
+                    if standing.is_some() { STREAMS_MAX } else { STREAMS_UNVERIFIED_MAX };
                 let terms = Terms { protocol, streams_max };
-                self.answer(TokioIo::new(stream), terms, peer, place, watcher).await;
+                let asks = Asks { peer, standing: standing.map(Arc::new) };
+                self.answer(TokioIo::new(stream), terms, asks, place, watcher).await;
             }
             Err(err) => tracing::debug!(%address, %err, "TLS handshake failed"),
         }
     }
 
-    async fn answer<I>(self, io: I, terms: Terms, peer: Peer, place: &Place, watcher: Watcher)
+    async fn answer<I>(self, io: I, terms: Terms, asks: Asks, place: &Place, watcher: Watcher)
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let builder = http(terms, &self.patience);
-        let (router, from) = (self.router, peer.clone());
+        let (router, address) = (self.router, asks.peer.address);
         let progress = Arc::clone(place.progress());
         let service = service_fn(move |mut request: Request<Incoming>| {
             let (work, progress) = (progress.begin(), Arc::clone(&progress));
-            request.extensions_mut().insert(from.clone());
-            let mut router = router.clone();
+            request.extensions_mut().insert(asks.peer.clone());
+            let (mut router, standing) = (router.clone(), asks.standing.clone());
             async move {
                 // Who does not read its answers is given no more of them.
                 progress.writable().await;
+                if let Some(standing) = &standing {
+                    standing.before_request().await;
+                }
                 let response = router.call(request).await?;
+                if let Some(standing) = &standing {
+                    standing.after_answer(response.status()).await;
+                }
                 Ok::<_, std::convert::Infallible>(
                     response.map(|body: Body| work.until_the_end_of(body)),
                 )
@@ -226,21 +237,39 @@ impl Connection {
         });
         let connection = builder.serve_connection(io, service);
         if let Err(err) = watcher.watch(connection).await {
-            tracing::debug!(address = %peer.address, %err, "connection ended");
+            tracing::debug!(%address, %err, "connection ended");
         }
     }
 }
 
 impl Tls {
-    /// The collector that has shown its present certificate, or the one that is to replace it, is
-    /// not removed, and whose certificate has not ended. Nobody else has the places of a host.
-    async fn collector(&self, certificate: Option<ClientCertificate>) -> Option<Uuid> {
-        let ClientCertificate { thumbprint, ends, collector } = certificate?;
-        let id = collector.filter(|_| clock::now() < ends)?;
+    /// Gives the place to the collector that has shown its present certificate, or the one that is
+    /// to replace it, is not removed, and whose certificate has not ended. Nobody else has the
+    /// places of a host.
+    async fn standing(
+        &self,
+        certificate: Option<ClientCertificate>,
+        place: &Arc<Place>,
+    ) -> Option<Standing> {
+        let certificate = certificate?;
+        let Shows::Collector(id) = self.shows(&certificate).await else { return None };
+        place.verified(id);
+        Some(Standing::new(self.clone(), certificate, Arc::downgrade(place)))
+    }
+
+    /// Whose present certificate this is.
+    async fn shows(&self, certificate: &ClientCertificate) -> Shows {
+        let ClientCertificate { thumbprint, ends, collector } = certificate;
+        let Some(id) = *collector else { return Shows::Nobody };
+        if *ends <= clock::now() {
+            return Shows::Another;
+        }
         let known = tokio::time::timeout(LOOKED_UP_WITHIN, self.store.credentials(id)).await;
-        let known = known.ok()?.ok()??;
+        let Ok(Ok(known)) = known else { return Shows::Unknown };
+        let Some(known) = known else { return Shows::Nobody };
         let present = [known.thumbprint, known.next_thumbprint];
-        present.iter().flatten().any(|present| *present == thumbprint).then_some(id)
+        let is_present = present.iter().flatten().any(|present| present == thumbprint);
+        if is_present { Shows::Collector(id) } else { Shows::Another }
     }
 }
 
@@ -258,11 +287,19 @@ fn http(terms: Terms, patience: &Patience) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(terms.streams_max)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_BYTES_MAX);
     match terms.protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_only(),
     }
+}
+
+/// Who asks on a connection.
+struct Asks {
+    peer: Peer,
+    /// Of a collector.
+    standing: Option<Arc<Standing>>,
 }
 
 /// What is spoken on a connection, and how much of it at once.

@@ -120,8 +120,9 @@ pub trait Store: Send + Sync + 'static {
     /// Keeps a registration secret, and its audit row; [`StoreError::Conflict`] when there is one
     /// of that name.
     async fn add_secret(&self, secret: NewSecret) -> Result<(), StoreError>;
-    /// Keeps the secret that stands in the backend's file: in place of the one before, and revoked
-    /// when it is the same and was revoked.
+    /// Keeps the secret that stands in the backend's file, in place of the one before. One that was
+    /// revoked stays so, under a name with the time until which it stood there, and has its name
+    /// again when it is back in the file.
     async fn keep_file_secret(&self, secret: NewSecret) -> Result<(), StoreError>;
     /// All secrets, by name.
     async fn secrets(&self) -> Result<Vec<KeptSecret>, StoreError>;

@@ -108,6 +108,47 @@ impl Target {
         Ok(stream)
     }
 
+    /// Asks for `path` and reads nothing of the answer.
+    pub async fn ask_and_not_read(
+        &self,
+        path: &str,
+        token: &str,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let stream = connect(Ipv4Addr::LOCALHOST, self.address).await?;
+        let mut stream = self.http1.connect(ServerName::from(self.address.ip()), stream).await?;
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.flush().await?;
+        Ok(stream)
+    }
+
+    /// The same over HTTP/2, `streams` times on one connection, without room for the answers.
+    pub async fn ask_without_window(
+        &self,
+        path: &str,
+        token: &str,
+        streams: u32,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let mut stream = self.http2.connect(ServerName::from(self.address.ip()), stream).await?;
+        stream.write_all(PREFACE).await?;
+        // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+        stream.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await?;
+        // GET, https, and literals: `:path`, `:authority`, `authorization`.
+        let mut head = b"\x82\x87\x04".to_vec();
+        head.extend(literal(path));
+        head.extend(b"\x01\x09localhost\x0f\x08");
+        head.extend(literal(&format!("Bearer {token}")));
+        for n in 0..streams {
+            // END_STREAM and END_HEADERS.
+            stream.write_all(&frame(1, 5, 2 * n + 1, &head)).await?;
+        }
+        stream.flush().await?;
+        Ok(stream)
+    }
+
     /// Holds one connection until the backend ends it.
     pub async fn attack(&self, attack: Attack, from: Ipv4Addr) -> io::Result<()> {
         let mut stream = connect(from, self.address).await?;
@@ -191,6 +232,25 @@ async fn pipelined(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
         stream.flush().await?;
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// A text as HPACK has it, without Huffman's code.
+fn literal(text: &str) -> Vec<u8> {
+    let mut rest = text.len();
+    let mut bytes = Vec::new();
+    if rest < 127 {
+        bytes.push(u8::try_from(rest).expect("small"));
+    } else {
+        bytes.push(127);
+        rest -= 127;
+        while rest >= 128 {
+            bytes.push(u8::try_from(rest % 128).expect("small") | 128);
+            rest /= 128;
+        }
+        bytes.push(u8::try_from(rest).expect("small"));
+    }
+    bytes.extend(text.as_bytes());
+    bytes
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

@@ -257,13 +257,20 @@ async fn refused_collector(
         Denial::Other(_) => return refused(shared, headers, peer, denial),
     };
     let error = refused(shared, headers, peer, denial);
-    // Who is held back by 429 makes no reads of the store, either.
-    if error.is_unauthorized()
-        && let Some(id) = match signer {
-            Some(id) => Some(id),
-            None => shown_by(shared, peer).await,
-        }
+    // Who is held back by 429 makes no reads of the store, either, and is not talked about.
+    if !error.is_unauthorized() {
+        return error;
+    }
+    if let Some(id) = bearer(headers).and_then(claimed_collector)
+        && !shared.notices.was_said(id, why)
+        && is_known(shared, id).await
     {
+        note_refusal(shared, id, peer, why);
+    }
+    if let Some(id) = match signer {
+        Some(id) => Some(id),
+        None => shown_by(shared, peer).await,
+    } {
         shared.count_refusal(id, RefusalReason::Unauthorized, why);
     }
     error
@@ -281,15 +288,10 @@ async fn shown_by(shared: &Shared, peer: &Peer) -> Option<Uuid> {
 
 /// 401; 429 to a peer that goes on all the same, as a client does that tries again at once.
 fn refused(shared: &Shared, headers: &HeaderMap, peer: &Peer, denial: Denial) -> ApiError {
-    let why = match denial {
-        Denial::Other(error) => return error,
-        Denial::Unauthorized(why) => why,
-        Denial::Signed(refusal) => refusal.name(),
-    };
-    let claimed = bearer(headers).and_then(claimed_collector);
-    if let Some(id) = claimed {
-        note_refusal(shared, id, peer, why);
+    if let Denial::Other(error) = denial {
+        return error;
     }
+    let claimed = bearer(headers).and_then(claimed_collector);
     let (refusals, now) = (&shared.refusals, clock::monotonic());
     let network = Network::from(peer.address);
     let key = (network, claimed);
@@ -300,6 +302,11 @@ fn refused(shared: &Shared, headers: &HeaderMap, peer: &Peer, denial: Denial) ->
     refusals.peers.note(key, now);
     refusals.addresses.note(network, now);
     ApiError::unauthorized()
+}
+
+/// Whether there is, or was, such a collector: a stranger can name any id.
+async fn is_known(shared: &Shared, id: Uuid) -> bool {
+    matches!(shared.store.collector(id, clock::now()).await, Ok(Some(_)))
 }
 
 /// Once for a collector and a reason: a refused host comes again and again.

@@ -1,23 +1,24 @@
-//! What all requests share, and no collector has more of than its part.
+//! What all requests share, and no collector, or other owner, has more of than its part.
 //!
-//! A collector takes from its own part first, and only with that stands in the line of all. So it
+//! An owner takes from its own part first, and only with that stands in the line of all. So it
 //! never has more in that line than its part, over however many connections it comes: the others
 //! wait behind that much of it at most, and it waits for itself.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use uuid::Uuid;
 
-/// Something countable, for all and for each collector.
+/// Something countable, for all and for each owner: a collector, unless it is said.
 #[derive(Debug)]
-pub(super) struct Divided {
+pub(super) struct Divided<K = Uuid> {
     all: Arc<Semaphore>,
-    /// Of one collector.
+    /// Of one owner.
     part: usize,
-    /// The parts of collectors that hold or wait for something. Each lives as long as its permits.
-    parts: Mutex<HashMap<Uuid, Weak<Semaphore>>>,
+    /// The parts of owners that hold or wait for something. Each lives as long as its permits.
+    parts: Mutex<HashMap<K, Weak<Semaphore>>>,
 }
 
 /// What somebody has of it, given back when it is dropped.
@@ -27,31 +28,48 @@ pub(in crate::backend) struct Taken {
     of_part: Option<OwnedSemaphorePermit>,
 }
 
-impl Divided {
-    /// As many as `all`, of which one collector has at most `part`.
+impl<K: Eq + Hash> Divided<K> {
+    /// As many as `all`, of which one owner has at most `part`.
     pub(super) fn new(all: usize, part: usize) -> Self {
         Self { all: Arc::new(Semaphore::new(all)), part, parts: Mutex::default() }
     }
 
-    /// Takes `count` for a collector, or for somebody who is not one. Waits for its turn, in the
+    /// Takes `count` for an owner, or for somebody who has no part. Waits for its turn, in the
     /// order of those that ask.
-    pub(super) async fn take(&self, of: Option<Uuid>, count: u32) -> Result<Taken, AcquireError> {
+    pub(super) async fn take(&self, of: Option<K>, count: u32) -> Result<Taken, AcquireError> {
         let of_part = match of {
-            Some(collector) => Some(self.part(collector).acquire_many_owned(count).await?),
+            Some(owner) => Some(self.part(owner).acquire_many_owned(count).await?),
             None => None,
         };
         let of_all = Arc::clone(&self.all).acquire_many_owned(count).await?;
         Ok(Taken { of_all, of_part })
     }
 
-    fn part(&self, collector: Uuid) -> Arc<Semaphore> {
+    /// The same, if nobody has to be waited for.
+    pub(super) fn try_take(&self, of: Option<K>, count: u32) -> Result<Taken, TryAcquireError> {
+        let of_part = of.map(|owner| self.part(owner).try_acquire_many_owned(count)).transpose()?;
+        let of_all = Arc::clone(&self.all).try_acquire_many_owned(count)?;
+        Ok(Taken { of_all, of_part })
+    }
+
+    /// The most that one owner can take.
+    pub(super) fn part_max(&self) -> usize {
+        self.part
+    }
+
+    #[cfg(test)]
+    pub(super) fn available(&self) -> usize {
+        self.all.available_permits()
+    }
+
+    fn part(&self, owner: K) -> Arc<Semaphore> {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = parts.get(&collector).and_then(Weak::upgrade) {
+        if let Some(part) = parts.get(&owner).and_then(Weak::upgrade) {
             return part;
         }
         parts.retain(|_, part| part.strong_count() > 0);
         let part = Arc::new(Semaphore::new(self.part));
-        parts.insert(collector, Arc::downgrade(&part));
+        parts.insert(owner, Arc::downgrade(&part));
         part
     }
 }
@@ -72,6 +90,15 @@ impl Taken {
             held.merge(more);
         }
         Ok(())
+    }
+
+    /// Gives back what is more than `count`.
+    pub(super) fn shrink_to(&mut self, count: usize) {
+        let more = self.count().saturating_sub(count);
+        drop(self.of_all.split(more));
+        if let Some(held) = &mut self.of_part {
+            drop(held.split(more));
+        }
     }
 }
 
@@ -123,6 +150,21 @@ mod tests {
         drop(held);
         user.grow(4).expect("room");
         assert_eq!(user.count(), 8);
+    }
+
+    /// What is given back early is there for the others, and for its owner.
+    #[tokio::test]
+    async fn less_is_held_than_was_taken() {
+        let divided = Divided::new(8, 4);
+        let mut held = divided.try_take(Some(GREEDY), 4).expect("room");
+        divided.try_take(Some(GREEDY), 1).expect_err("its part is taken");
+        held.shrink_to(5);
+        held.shrink_to(1);
+        assert_eq!((held.count(), divided.available()), (1, 7));
+        drop(divided.try_take(Some(GREEDY), 3).expect("room"));
+        divided.try_take(Some(GREEDY), 4).expect_err("over its part");
+        drop(held);
+        assert_eq!(divided.available(), 8);
     }
 
     /// The table has the collectors that hold something, and not those that came once.

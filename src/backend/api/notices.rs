@@ -10,7 +10,8 @@ use crate::clock;
 
 /// The same is said again after so long.
 const AGAIN: Duration = Duration::from_secs(3600);
-/// So many things are remembered; what comes beyond them is not said.
+/// So many things are remembered; beyond them the one that was said first is forgotten, and said
+/// again when it comes.
 const KEPT_MAX: usize = 4_096;
 
 /// When each thing was said last.
@@ -25,6 +26,13 @@ impl Notices {
         self.is_first_at(collector, what, clock::monotonic())
     }
 
+    /// Whether [`Notices::is_first`] would say no: for who must look first whether it may be said.
+    pub(super) fn was_said(&self, collector: Uuid, what: &'static str) -> bool {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = said.get(&(collector, what));
+        at.is_some_and(|at| clock::monotonic().saturating_duration_since(*at) < AGAIN)
+    }
+
     fn is_first_at(&self, collector: Uuid, what: &'static str, now: Instant) -> bool {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < AGAIN;
@@ -34,8 +42,10 @@ impl Notices {
         if said.len() >= KEPT_MAX {
             said.retain(|_, at| is_recent(at));
         }
-        if said.len() >= KEPT_MAX {
-            return false;
+        if said.len() >= KEPT_MAX
+            && let Some(oldest) = said.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
+        {
+            said.remove(&oldest);
         }
         said.insert((collector, what), now);
         true
@@ -60,10 +70,20 @@ mod tests {
         check(one, "signature", 59, true);
         check(other, "expired", 59, true);
         check(one, "expired", 60, true);
-        for n in 0..5_000 {
-            check(Uuid::from_u128(n + 10), "many", 61, n + 3 < KEPT_MAX as u128);
-        }
-        check(one, "late", 61, false);
-        check(one, "late", 200, true);
+    }
+
+    /// However many things were said, the next one is said, too: the oldest are forgotten.
+    #[test]
+    fn nobody_uses_up_what_can_be_said() {
+        let notices = Notices::default();
+        let start = clock::monotonic();
+        let (count, id) = (KEPT_MAX as u64, |n: u64| Uuid::from_u128(n.into()));
+        let first = |n: u64, ms: u64| {
+            notices.is_first_at(id(n), "refused", start + Duration::from_millis(ms))
+        };
+        assert!((0..count + 100).all(|n| first(n, n)));
+        assert_eq!(notices.said.lock().expect("sound").len(), KEPT_MAX);
+        assert!(!first(count + 99, count + 100) && !first(100, count + 100));
+        assert!(first(99, count + 100), "it was forgotten");
     }
 }

@@ -104,7 +104,7 @@ pub(super) async fn push(
     let began = clock::monotonic();
     let caller = access::collector(&shared, &headers, &peer).await?;
     let id = caller.id;
-    let answer = take(&shared, caller, &headers, body, began).await;
+    let answer = take(&shared, caller, &peer, &headers, body, began).await;
     if let Some((reason, message)) = answer.as_ref().err().and_then(ApiError::refusal) {
         shared.count_refusal(id, reason, message);
         if reason != RefusalReason::Store && shared.notices.is_first(id, reason.as_str()) {
@@ -118,6 +118,7 @@ pub(super) async fn push(
 async fn take(
     shared: &Arc<Shared>,
     caller: Caller,
+    peer: &Peer,
     headers: &HeaderMap,
     body: Body,
     began: Instant,
@@ -129,14 +130,14 @@ async fn take(
     let (received, share) = body::read(&shared.room, Some(id), headers, body, limit).await?;
     let bytes_received = received.len() as u64;
     let (body, held) = inflated(shared, id, label, received, share).await?;
-    let shared = Arc::clone(shared);
+    let stores = Arc::clone(shared);
     let work = async move {
-        let _held = held;
-        store(&shared, caller, batch_id, body).await
+        let Held { turn, share: _share } = held;
+        store(&stores, caller, batch_id, body).await.map(|stored| (stored, turn))
     };
-    let Stored { outcome, rejected, rejected_total } = to_its_end(work).await?;
+    let (Stored { outcome, rejected, rejected_total }, turn) = to_its_end(work).await?;
     let took = clock::monotonic().saturating_duration_since(began);
-    Ok(ok(&PushResponse {
+    let answer = ok(&PushResponse {
         status: "success".to_owned(),
         collector_id: id.to_string(),
         metrics_inserted: outcome.inserted,
@@ -147,7 +148,8 @@ async fn take(
         duplicate: outcome.duplicate.then_some(true),
         rejected,
         rejected_total,
-    }))
+    });
+    Ok(shared.answers.of_push(answer, turn, peer))
 }
 
 /// Checks a push whose body is here, and stores it.

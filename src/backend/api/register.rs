@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::access::{Channel, Peer};
 use super::error::{ApiError, ok};
-use super::{Shared, admitted, body, collectors};
+use super::{Shared, body, collectors, counted};
 use crate::backend::auth::{encode, random};
 use crate::backend::names;
 use crate::backend::store::{Audit, Enrolled, Enrolment, KeptSecret, Known, Right};
@@ -154,18 +154,25 @@ async fn pass(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Pass,
     {
         return Ok(Pass::Certificate(known));
     }
-    admitted(&shared.registrations, peer.address)?;
+    // Counted before it is looked up: of many that come at once each would find the limit free.
+    counted(&shared.registrations, peer.address)?;
     let presented = headers.get("x-registration-secret").and_then(|value| value.to_str().ok());
     let mark = shared.keys.sealer.mark(presented.unwrap_or_default().trim());
-    let found = shared.store.secret_marked(&mark).await?;
-    if let Some(secret) = found.filter(|secret| secret.is_good(clock::now())) {
+    let found = shared.store.secret_marked(&mark).await;
+    let is_wrong = found
+        .as_ref()
+        .is_ok_and(|found| !found.as_ref().is_some_and(|secret| secret.is_good(clock::now())));
+    if !is_wrong {
+        shared.registrations.forgive(peer.address);
+    }
+    if let Some(secret) = found?.filter(|_| !is_wrong) {
         return Ok(Pass::Secret(secret));
     }
-    shared.registrations.note(peer.address, clock::monotonic());
     tracing::warn!(from = %peer.address, "a registration came without a good secret");
     Err(bad_secret())
 }
 
+/// Counts the certificate that it is to be given, too.
 async fn standing(
     shared: &Shared,
     pass: Pass,
@@ -174,6 +181,7 @@ async fn standing(
     let secret = match pass {
         Pass::Certificate(known) => {
             let Known { id, name, .. } = known;
+            counted(&shared.certificates, id)?;
             return Ok(Standing { id, name, right: Right::Certificate });
         }
         Pass::Secret(secret) => secret,
@@ -181,6 +189,9 @@ async fn standing(
     let known = shared.store.collector_named(&request.name).await?;
     match (known, secret.collector_id) {
         (Some(Known { id, name, .. }), Some(bound)) if id == bound => {
+            // An admin has made the secret for this one use: who has copied the host's key and took
+            // all its certificates does not keep the host from coming back.
+            shared.certificates.note(id, clock::monotonic());
             Ok(Standing { id, name, right: Right::Back(secret.id) })
         }
         (_, Some(_)) => Err(ApiError::new(
@@ -189,14 +200,15 @@ async fn standing(
             "this secret brings back a collector of another name",
         )),
         (Some(Known { id, name, .. }), None) if secret.reclaims => {
+            counted(&shared.certificates, id)?;
             Ok(Standing { id, name, right: Right::Back(secret.id) })
         }
         (Some(_), None) => Err(name_taken(&request.name)),
-        (None, None) => Ok(Standing {
-            id: Uuid::new_v4(),
-            name: request.name.clone(),
-            right: Right::New(secret.id),
-        }),
+        (None, None) => {
+            let (id, name) = (Uuid::new_v4(), request.name.clone());
+            counted(&shared.certificates, id)?;
+            Ok(Standing { id, name, right: Right::New(secret.id) })
+        }
     }
 }
 

@@ -12,13 +12,14 @@ use uuid::Uuid;
 
 use super::access::{self, Channel, Peer};
 use super::error::{ApiError, ok};
-use super::{Shared, admitted, body, collectors};
+use super::{Shared, body, collectors, counted};
 use crate::backend::auth::Attempts;
 use crate::backend::store::{Audit, Renewal};
 use crate::clock;
 
-/// Renewals of one collector in [`WINDOW_MAX`], or in a certificate's life where that is shorter.
-const RENEWALS_MAX: u32 = 6;
+/// Certificates of one collector in [`WINDOW_MAX`], or in a certificate's life where that is
+/// shorter.
+const CERTIFICATES_MAX: u32 = 6;
 const WINDOW_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Deserialize)]
@@ -33,10 +34,11 @@ struct RenewResponse {
     certificate_expires_at: String,
 }
 
-/// The renewals of each collector, by its id. An agent renews once in a certificate's life, and
-/// again when the answer was lost; each one that is made can open connections until its end.
+/// The certificates that each collector was given, by its id, whether it registered or renewed. An
+/// agent renews once in a certificate's life, and again when the answer was lost; each one that is
+/// made can open connections until its end.
 pub(super) fn attempts(certificate_life: Duration) -> Attempts<Uuid> {
-    Attempts::within(certificate_life.min(WINDOW_MAX), RENEWALS_MAX)
+    Attempts::within(certificate_life.min(WINDOW_MAX), CERTIFICATES_MAX)
 }
 
 /// The handler. The key of the request may be a new one: who asks is proven by the token and by the
@@ -53,8 +55,7 @@ pub(super) async fn renew_certificate(
         return Err(ApiError::forbidden("certificate_required", message));
     }
     let request: RenewRequest = body::json(&shared.room, Some(caller.id), &headers, body).await?;
-    admitted(&shared.renewals, caller.id)?;
-    shared.renewals.note(caller.id, clock::monotonic());
+    counted(&shared.certificates, caller.id)?;
     let now = clock::now();
     let issued = collectors::certify(&shared, Some(&request.csr), caller.id, now)?;
     let renewal = Renewal {

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::Shared;
 use super::access::{self, Peer};
+use super::answers::{Asker, DOCUMENTS_BYTES_MAX};
 use super::error::{ApiError, ok};
 use super::request::{Id, Params, paginated};
 use crate::backend::serve::to_its_end;
@@ -21,8 +22,6 @@ use crate::{clock, units};
 /// Metrics of an answer unless the request says otherwise.
 const METRICS: u32 = 1000;
 const METRICS_MAX: u32 = 10_000;
-/// Documents of an answer, bytes.
-const METRICS_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Serialize)]
 struct Found {
@@ -71,7 +70,7 @@ pub(super) async fn metrics(
     id: Id,
     params: Params,
 ) -> Result<Response, ApiError> {
-    access::user(&shared, &headers, &peer, Role::Viewer).await?;
+    let user = access::user(&shared, &headers, &peer, Role::Viewer).await?;
     let server = known(&shared, &id).await?;
     let server_id = server.id;
     let end = params.time("end_time")?.unwrap_or_else(clock::now);
@@ -83,11 +82,10 @@ pub(super) async fn metrics(
         return Err(ApiError::bad_request(format!("limit is 1 to {METRICS_MAX}")));
     }
     let step = params.get("step").map(step).transpose()?;
-    let bytes_max = METRICS_BYTES_MAX;
+    let bytes_max = DOCUMENTS_BYTES_MAX;
     let query = MetricQuery { server_id, kind: kind.clone(), start, end, step, limit, bytes_max };
-    let turn = shared.turn_to_read().await?;
+    let turn = shared.answers.turn(Asker::User(user.id)).await?;
     to_its_end(async move {
-        let _turn = turn;
         let found = shared.store.metrics(query).await?;
         let metrics = found
             .metrics
@@ -99,7 +97,7 @@ pub(super) async fn metrics(
             Some(id) => shared.store.holes(id, start, end).await?,
             None => Vec::new(),
         };
-        Ok(ok(&Found {
+        Ok(turn.answered(ok(&Found {
             server_id,
             metric_type: kind.unwrap_or_else(|| "all".to_owned()),
             start_time: clock::rfc3339(start),
@@ -107,7 +105,7 @@ pub(super) async fn metrics(
             metrics,
             cut: found.is_cut,
             lost,
-        }))
+        })))
     })
     .await
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::access::{self, Peer};
 use super::error::{ApiError, ok};
-use super::{Shared, admitted, body};
+use super::{Shared, admitted, body, counted};
 use crate::backend::auth::{Expiry, Subject, UserToken};
 use crate::backend::network::Network;
 use crate::backend::store::{Audit, Rotate, Rotation, Session, User};
@@ -42,8 +42,7 @@ pub(super) async fn login(
     body: Body,
 ) -> Result<Response, ApiError> {
     let network = Network::from(peer.address);
-    admitted(&shared.logins, network)?;
-    shared.logins.note(network, clock::monotonic());
+    counted(&shared.logins, network)?;
     let LoginRequest { username, password } = body::tiny_json(&headers, body).await?;
     let name: String = username.chars().take(USERNAME_MAX).collect();
     // Where the owner was before is not closed by those who guess from elsewhere.
@@ -80,8 +79,7 @@ pub(super) async fn refresh(
     body: Body,
 ) -> Result<Response, ApiError> {
     let network = Network::from(peer.address);
-    admitted(&shared.refreshes, network)?;
-    shared.refreshes.note(network, clock::monotonic());
+    counted(&shared.refreshes, network)?;
     let RefreshRequest { refresh_token } = body::tiny_json(&headers, body).await?;
     let now = clock::now();
     let Ok(Subject::UserRefresh { session, id }) =

@@ -35,15 +35,31 @@ impl<K: Clone + Eq + Hash> Attempts<K> {
 
     /// How long `key` must wait for its next attempt; `None` when it need not.
     pub(in crate::backend) fn blocked(&self, key: impl Into<K>, now: Instant) -> Option<Duration> {
-        let by_key = self.lock();
-        let window = by_key.get(&key.into())?;
-        if window.attempts < self.per_window { None } else { window.left(self.window, now) }
+        self.blocked_in(&self.lock(), &key.into(), now)
+    }
+
+    /// Counts an attempt, unless `key` must wait for it: how long then. Of those that come at once,
+    /// no more are let through than of those that come one after the other.
+    pub(in crate::backend) fn take(&self, key: impl Into<K>, now: Instant) -> Result<(), Duration> {
+        let (key, mut by_key) = (key.into(), self.lock());
+        if let Some(wait) = self.blocked_in(&by_key, &key, now) {
+            return Err(wait);
+        }
+        self.note_in(&mut by_key, key, now);
+        Ok(())
     }
 
     /// Counts an attempt.
     pub(in crate::backend) fn note(&self, key: impl Into<K>, now: Instant) {
-        let key = key.into();
-        let mut by_key = self.lock();
+        self.note_in(&mut self.lock(), key.into(), now);
+    }
+
+    fn blocked_in(&self, by_key: &HashMap<K, Window>, key: &K, now: Instant) -> Option<Duration> {
+        let window = by_key.get(key)?;
+        if window.attempts < self.per_window { None } else { window.left(self.window, now) }
+    }
+
+    fn note_in(&self, by_key: &mut HashMap<K, Window>, key: K, now: Instant) {
         if by_key.len() >= KEPT_MAX && !by_key.contains_key(&key) {
             by_key.retain(|_, window| window.left(self.window, now).is_some());
         }
@@ -104,8 +120,10 @@ mod tests {
         attempts.note(1, after(11));
         check(1, 12, Some(48));
         check(1, 60, None);
-        attempts.note(1, after(60));
+        attempts.take(1, after(60)).expect("the first");
         check(1, 61, None);
+        attempts.take(1, after(61)).expect("the second");
+        assert_eq!(attempts.take(1, after(62)), Err(Duration::from_secs(58)));
     }
 
     /// However many come, the table has its bound, and who is blocked stays blocked.

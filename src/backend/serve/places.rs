@@ -7,6 +7,7 @@
 //! that any number of hosts may stand behind one address, and a collector that was given many
 //! certificates has the places of one.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +69,8 @@ struct Ended {
 
 struct Holder {
     owner: Owner,
+    /// Where it comes from, whoever it is.
+    network: Network,
     progress: Arc<Progress>,
     taken_away: Arc<Notify>,
 }
@@ -123,6 +126,7 @@ impl Places {
         table.next += 1;
         let holder = Holder {
             owner: Owner::Address(network),
+            network,
             progress: Arc::clone(&progress),
             taken_away: Arc::clone(&taken_away),
         };
@@ -155,6 +159,20 @@ impl Place {
         }
     }
 
+    /// The peer is a stranger after all: its collector's certificate was replaced.
+    pub(super) fn forsaken(&self) {
+        self.places.lock().forsake(&self.places.bounds, |number, _| number == self.number);
+    }
+
+    /// The peer's collector is removed: all places that it has are strangers' now.
+    pub(super) fn collector_removed(&self) {
+        let mut table = self.places.lock();
+        let Some(owner) = table.holders.get(&self.number).map(|holder| holder.owner) else {
+            return;
+        };
+        table.forsake(&self.places.bounds, |_, holder| holder.owner == owner);
+    }
+
     /// Ends when another connection needs the place.
     pub(super) async fn taken_away(&self) {
         self.taken_away.notified().await;
@@ -175,13 +193,13 @@ impl Table {
         if self.count(&own) >= bounds.per_address {
             return self.take_away(now, |holder| holder.owner == own);
         }
-        let unverified = self.holders.values().filter(|holder| !holder.is_verified()).count();
+        let unverified = self.unverified();
         let is_full = self.holders.len() >= bounds.total;
         if unverified < bounds.unverified && !is_full {
             return true;
         }
-        if let Some((most, _)) = self.largest(|holder| !holder.is_verified()) {
-            return self.take_away(now, |holder| holder.owner == most);
+        if unverified > 0 {
+            return self.take_from_strangers(now);
         }
         // All places are held by hosts: one that asks for nothing can come again.
         if self.take_away(now, |holder| holder.progress.worth(now) < Worth::Busy) {
@@ -192,6 +210,48 @@ impl Table {
             Some((most, 2..)) => self.take_away(now, |holder| holder.owner == most),
             _ => false,
         }
+    }
+
+    /// Ends a stranger's connection: a silent one before an idle one, and that before a busy one;
+    /// of the same worth one of the address that has the most.
+    fn take_from_strangers(&mut self, now: Instant) -> bool {
+        let strangers = || self.holders.values().filter(|holder| !holder.is_verified());
+        let Some(least) = strangers().map(|holder| holder.progress.worth(now)).min() else {
+            return false;
+        };
+        let is_least =
+            |holder: &Holder| !holder.is_verified() && holder.progress.worth(now) == least;
+        let mut counts: HashMap<Owner, usize> = HashMap::new();
+        strangers().for_each(|holder| *counts.entry(holder.owner).or_default() += 1);
+        let candidates = self.holders.iter().filter(|(_, holder)| is_least(holder));
+        let most = candidates
+            .min_by_key(|(number, holder)| (Reverse(counts.get(&holder.owner).copied()), **number));
+        let Some(most) = most.map(|(_, holder)| holder.owner) else { return false };
+        self.take_away(now, |holder| holder.owner == most)
+    }
+
+    /// Makes strangers of these holders, and ends the connections that strangers have too many.
+    fn forsake(&mut self, bounds: &Bounds, of: impl Fn(u64, &Holder) -> bool) {
+        let mut addresses = Vec::new();
+        for (number, holder) in &mut self.holders {
+            if holder.is_verified() && of(*number, holder) {
+                holder.owner = Owner::Address(holder.network);
+                addresses.push(holder.owner);
+            }
+        }
+        let now = clock::monotonic();
+        for own in addresses {
+            while self.count(&own) > bounds.per_address {
+                self.take_away(now, |holder| holder.owner == own);
+            }
+        }
+        while self.unverified() > bounds.unverified {
+            self.take_from_strangers(now);
+        }
+    }
+
+    fn unverified(&self) -> usize {
+        self.holders.values().filter(|holder| !holder.is_verified()).count()
     }
 
     fn count(&self, owner: &Owner) -> usize {
@@ -298,6 +358,49 @@ mod tests {
         let fifth = take(4);
         assert!(is_away(&many[0]) && !is_away(&many[1]));
         assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
+    }
+
+    /// What is silent goes before what has spoken, and that before what is busy, wherever it comes
+    /// from: one silent connection each of many addresses pushes no stranger out.
+    #[test]
+    fn silent_strangers_make_room_first() {
+        let places = Places::new(BOUNDS);
+        let take = |last| later(&places, last).expect("a place");
+        let (busy, idle) = (take(1), take(1));
+        busy.progress().note_read();
+        idle.progress().note_read();
+        let work = busy.progress().begin();
+        let silent = [take(2), take(3)];
+        let one = take(4);
+        assert!(is_away(&silent[0]) && !is_away(&silent[1]) && !is_away(&idle));
+        let two = take(5);
+        assert!(is_away(&silent[1]) && !is_away(&one) && !is_away(&idle));
+        one.progress().note_read();
+        two.progress().note_read();
+        let three = take(6);
+        assert!(is_away(&idle) && !is_away(&busy), "of the idle ones the largest address's");
+        assert!([&one, &two, &three].iter().all(|place| !is_away(place)));
+        drop(work);
+    }
+
+    /// Who is a collector no more has the places of a stranger, and no more of them.
+    #[test]
+    fn a_removed_collector_is_a_stranger() {
+        let places = Places::new(Bounds { per_collector: 4, ..BOUNDS });
+        let stranger = later(&places, 1).expect("a place");
+        stranger.progress().note_read();
+        let held: Vec<_> = (0..4).map(|_| verified(&places, 1, 1)).collect();
+        let other = verified(&places, 1, 2);
+        held[3].collector_removed();
+        let kept: Vec<_> = held.iter().map(|place| !is_away(place)).collect();
+        assert_eq!((is_away(&stranger), kept), (true, vec![false, false, true, true]));
+        assert_eq!(places.lock().unverified(), 2);
+        // Of another collector one connection alone shows the certificate of before.
+        let same = verified(&places, 9, 2);
+        same.forsaken();
+        assert_eq!(places.lock().unverified(), 3);
+        assert!(!is_away(&other) && !is_away(&same));
+        assert!(places.lock().count(&Owner::Collector(Uuid::from_u128(2))) == 1);
     }
 
     /// Hosts have the other places to themselves, however many come from one address.

@@ -110,6 +110,19 @@ pub struct NewSecret {
     pub audit: Audit,
 }
 
+impl NewSecret {
+    /// The name of the revoked secret that had this one's before: it stays, because it must stay
+    /// revoked.
+    pub(super) fn name_until(&self) -> String {
+        format!("{}, until {}", self.name, self.audit.at)
+    }
+
+    /// Whether `name` is one that [`NewSecret::name_until`] has made.
+    pub(super) fn was_named(&self, name: &str) -> bool {
+        name.strip_prefix(self.name.as_str()).is_some_and(|rest| rest.starts_with(", until "))
+    }
+}
+
 /// A registration secret, without itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptSecret {

@@ -58,11 +58,24 @@ pub(super) async fn keep_of_file(db: &mut Client, new: &NewSecret) -> Result<(),
     // Several backends of one store start at once.
     let lock = "LOCK TABLE registration_secrets IN SHARE ROW EXCLUSIVE MODE";
     transaction.batch_execute(lock).await?;
-    let same = "SELECT count(*) AS n FROM registration_secrets WHERE mark = $1";
-    if counted(&transaction.query_one(same, &[&new.mark]).await?, "n")? == 0 {
-        let before = "DELETE FROM registration_secrets WHERE name = $1";
-        transaction.execute(before, &[&new.name]).await?;
-        insert(&transaction, new).await?;
+    let same = "SELECT * FROM registration_secrets WHERE mark = $1";
+    let same = transaction.query_opt(same, &[&new.mark]).await?;
+    let same = same.as_ref().map(secret).transpose()?;
+    if same.as_ref().is_some_and(|same| same.name == new.name) {
+        return Ok(());
+    }
+    let revoked =
+        "UPDATE registration_secrets SET name = $2 WHERE name = $1 AND revoked_at IS NOT NULL";
+    transaction.execute(revoked, &[&new.name, &new.name_until()]).await?;
+    let before = "DELETE FROM registration_secrets WHERE name = $1";
+    transaction.execute(before, &[&new.name]).await?;
+    match same {
+        None => insert(&transaction, new).await?,
+        Some(same) if new.was_named(&same.name) => {
+            let rename = "UPDATE registration_secrets SET name = $2 WHERE id = $1";
+            transaction.execute(rename, &[&same.id, &new.name]).await?;
+        }
+        Some(_) => {}
     }
     Ok(transaction.commit().await?)
 }

@@ -45,11 +45,25 @@ pub(super) fn end_releases(
 }
 
 pub(super) fn keep_of_file(db: &Transaction<'_>, new: &NewSecret) -> Result<(), StoreError> {
-    if marked(db, &new.mark)?.is_some() {
+    let same = marked(db, &new.mark)?;
+    if same.as_ref().is_some_and(|same| same.name == new.name) {
         return Ok(());
     }
+    db.execute(
+        "UPDATE registration_secrets SET name = ?2 WHERE name = ?1 AND revoked_at IS NOT NULL",
+        [&new.name, &new.name_until()],
+    )?;
     db.execute("DELETE FROM registration_secrets WHERE name = ?1", [&new.name])?;
-    add(db, new)
+    match same {
+        None => add(db, new),
+        Some(same) => {
+            if new.was_named(&same.name) {
+                let rename = "UPDATE registration_secrets SET name = ?2 WHERE id = ?1";
+                db.execute(rename, params![same.id, new.name])?;
+            }
+            Ok(())
+        }
+    }
 }
 
 pub(super) fn all(db: &Transaction<'_>) -> Result<Vec<KeptSecret>, StoreError> {
