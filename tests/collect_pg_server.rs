@@ -195,11 +195,13 @@ const CHECKS: &[Check] = &[
     ),
     all(
         "activity.longest_query_s",
-        "SELECT extract(epoch FROM clock_timestamp() - min(query_start)) FROM others WHERE state = 'active'",
+        "SELECT extract(epoch FROM clock_timestamp() - min(query_start)) FROM others
+          WHERE state = 'active'",
     ),
     all(
         "activity.longest_idle_in_transaction_s",
-        "SELECT extract(epoch FROM clock_timestamp() - min(state_change)) FROM others WHERE state = 'idle in transaction'",
+        "SELECT extract(epoch FROM clock_timestamp() - min(state_change)) FROM others
+          WHERE state = 'idle in transaction'",
     ),
     all("activity.groups[].backend_type", "SELECT 'client backend'"),
     all("activity.groups[].database", "SELECT current_database()"),

@@ -1,6 +1,6 @@
 //! Faults of a disk under a running process, switched on and off by the test: calls of the C
-//! library fail, or hang, on chosen files; and a wall clock that is wrong. `tests/shim/faults.c` makes
-//! them.
+//! library fail, or hang, on chosen files; and a wall clock that is wrong. `tests/shim/faults.c`
+//! makes them.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

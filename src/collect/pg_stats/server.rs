@@ -185,8 +185,8 @@ const SLOTS: Query = Query {
     rows_max: 200,
 };
 
-/// The totals stand in every row, and in one without a group when there is none. Of others' sessions a
-/// role without rights sees no more than who they are and where.
+/// The totals stand in every row, and in one without a group when there is none. Of others'
+/// sessions a role without rights sees no more than who they are and where.
 const ACTIVITY: Query = Query {
     name: "activity",
     sql: "WITH a AS (
