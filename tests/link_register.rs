@@ -1,6 +1,7 @@
 //! Registration: what is sent and kept, and that a failure leaves an earlier identity whole.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::link_tls::{SECRET, push};
 use crate::support::backend::Served;
 use crate::support::backend_stub::{Authority, Clients, Flaw, Recorded, Reply, Stub, set_mode};
 use crate::support::directory;
+use crate::support::disk::Disk;
 
 const COLLECTOR: &str = "0b0e8f4c-0000-4000-8000-000000000001";
 
@@ -392,6 +394,29 @@ async fn unwritable_places_are_found_before_contact() {
     assert!(error.to_string().contains("file"), "{error}");
     assert!(world.stub.requests().is_empty());
     assert!(!world.path("tls/collector.key.new").exists());
+}
+
+/// So does a disk that has no room for the answer, and the files are gone again.
+#[tokio::test]
+async fn a_full_disk_is_found_before_contact() {
+    let Some(disk) = Disk::new(16) else { return };
+    let world = World::new().await;
+    let mut registration = world.registration();
+    registration.state_dir = disk.root().join("state");
+    fs_err::create_dir(&registration.state_dir).expect("a folder");
+    let filling = disk.root().join("filling");
+    let mut file = fs_err::File::create(&filling).expect("a file");
+    while file.write_all(&[0; 4096]).and_then(|()| file.sync_all()).is_ok() {}
+    // Room for an empty file, or a small one.
+    let length = file.metadata().expect("its length").len();
+    file.set_len(length - (8 << 10)).expect("a little room");
+    file.sync_all().expect("synced");
+    let error = register(&registration).await.expect_err("no room");
+    assert!(matches!(error, RegisterError::Setup(_)), "{error}");
+    assert!(world.stub.requests().is_empty());
+    let left = fs_err::read_dir(&registration.state_dir).expect("listed").flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
 /// Cut short before its point of no return a registration changes nothing, after it nothing is

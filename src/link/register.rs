@@ -31,6 +31,8 @@ use crate::clock;
 pub use journal::finish;
 
 const REGISTER_PATH: &str = "/api/v1/collectors/register";
+/// Disk that is held for each file of an answer before it is asked for; certificates are a few KiB.
+const ANSWER_ROOM_BYTES: usize = 32 << 10;
 
 /// What to register, where, and whom to trust.
 #[derive(Debug)]
@@ -121,10 +123,11 @@ async fn enrol(
     places: &Places,
     former: Option<(String, Option<Timestamp>)>,
 ) -> Result<Registered, RegisterError> {
-    // A folder that cannot be written must show before the backend has enrolled this host.
+    // A folder that cannot be written, or a disk that is full, must show before the backend has
+    // enrolled this host: what it answers then is good, and the old pair is not.
     files::prepare(&files::next_to(&places.key), key.pem().as_bytes(), Readers::Owner)?;
     for path in [&places.cert, &places.ca, &places.identity] {
-        files::prepare(&files::next_to(path), b"", Readers::Owner)?;
+        files::prepare(&files::next_to(path), &[b' '; ANSWER_ROOM_BYTES], Readers::Owner)?;
     }
     let base = endpoints.first().map(|first| first.base().to_owned()).unwrap_or_default();
     let witness = Witness::of(trust.as_ref());

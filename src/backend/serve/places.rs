@@ -212,22 +212,23 @@ impl Table {
         }
     }
 
-    /// Ends a stranger's connection: a silent one before an idle one, and that before a busy one;
-    /// of the same worth one of the address that has the most.
+    /// Ends a stranger's connection: a silent one of whatever address, else one of the address
+    /// that has the most. Idle ones of others come no earlier: a host is one until its handshake is
+    /// done.
     fn take_from_strangers(&mut self, now: Instant) -> bool {
-        let strangers = || self.holders.values().filter(|holder| !holder.is_verified());
-        let Some(least) = strangers().map(|holder| holder.progress.worth(now)).min() else {
-            return false;
-        };
-        let is_least =
-            |holder: &Holder| !holder.is_verified() && holder.progress.worth(now) == least;
+        let is_silent =
+            |holder: &Holder| !holder.is_verified() && holder.progress.worth(now) == Worth::Silent;
         let mut counts: HashMap<Owner, usize> = HashMap::new();
-        strangers().for_each(|holder| *counts.entry(holder.owner).or_default() += 1);
-        let candidates = self.holders.iter().filter(|(_, holder)| is_least(holder));
-        let most = candidates
-            .min_by_key(|(number, holder)| (Reverse(counts.get(&holder.owner).copied()), **number));
-        let Some(most) = most.map(|(_, holder)| holder.owner) else { return false };
-        self.take_away(now, |holder| holder.owner == most)
+        for holder in self.holders.values().filter(|holder| is_silent(holder)) {
+            *counts.entry(holder.owner).or_default() += 1;
+        }
+        let silent = self.holders.iter().filter(|(_, holder)| is_silent(holder));
+        let first = silent
+            .min_by_key(|(number, holder)| (Reverse(counts.get(&holder.owner)), **number))
+            .map(|(_, holder)| holder.owner);
+        let most = || self.largest(|holder| !holder.is_verified()).map(|(most, _)| most);
+        let owner = first.or_else(most);
+        owner.is_some_and(|owner| self.take_away(now, |holder| holder.owner == owner))
     }
 
     /// Makes strangers of these holders, and ends the connections that strangers have too many.
@@ -360,8 +361,25 @@ mod tests {
         assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
     }
 
-    /// What is silent goes before what has spoken, and that before what is busy, wherever it comes
-    /// from: one silent connection each of many addresses pushes no stranger out.
+    /// A host whose handshake is not done yet does not make room for a crowd that keeps itself busy.
+    #[test]
+    fn a_busy_address_makes_room_before_others_that_are_idle() {
+        let places = Places::new(BOUNDS);
+        let take = |last| later(&places, last).expect("a place");
+        let many = [take(3), take(3)];
+        let work = [many[0].progress().begin(), many[1].progress().begin()];
+        let (one, other) = (take(1), take(2));
+        for host in [&one, &other] {
+            host.progress().note_read();
+        }
+        let fifth = take(4);
+        assert!(is_away(&many[0]) && !is_away(&many[1]));
+        assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
+        drop(work);
+    }
+
+    /// What is silent goes before what has spoken, wherever it comes from: one silent connection each
+    /// of many addresses pushes no stranger out.
     #[test]
     fn silent_strangers_make_room_first() {
         let places = Places::new(BOUNDS);
