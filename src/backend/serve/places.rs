@@ -361,7 +361,7 @@ mod tests {
         assert!(!is_away(&one) && !is_away(&other) && !is_away(&fifth));
     }
 
-    /// A host whose handshake is not done yet does not make room for a crowd that keeps itself busy.
+    /// A host whose handshake is not done makes no room for a crowd that keeps itself busy.
     #[test]
     fn a_busy_address_makes_room_before_others_that_are_idle() {
         let places = Places::new(BOUNDS);
@@ -378,8 +378,8 @@ mod tests {
         drop(work);
     }
 
-    /// What is silent goes before what has spoken, wherever it comes from: one silent connection each
-    /// of many addresses pushes no stranger out.
+    /// What is silent goes before what has spoken, wherever it comes from: one silent connection
+    /// each of many addresses pushes no stranger out.
     #[test]
     fn silent_strangers_make_room_first() {
         let places = Places::new(BOUNDS);
