@@ -126,8 +126,9 @@ async fn enrol(
     // A folder that cannot be written, or a disk that is full, must show before the backend has
     // enrolled this host: what it answers then is good, and the old pair is not.
     files::prepare(&files::next_to(&places.key), key.pem().as_bytes(), Readers::Owner)?;
+    let room = vec![b' '; ANSWER_ROOM_BYTES];
     for path in [&places.cert, &places.ca, &places.identity] {
-        files::prepare(&files::next_to(path), &[b' '; ANSWER_ROOM_BYTES], Readers::Owner)?;
+        files::prepare(&files::next_to(path), &room, Readers::Owner)?;
     }
     let base = endpoints.first().map(|first| first.base().to_owned()).unwrap_or_default();
     let witness = Witness::of(trust.as_ref());

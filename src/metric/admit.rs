@@ -266,7 +266,7 @@ impl<'a> Walk<'a> {
     fn members(&mut self, own: &[Field], common: &[Field], other: Kind, depth: usize) -> Found {
         self.objects += 1;
         let mut ended = self.open(b'{', b'}', depth)?;
-        let mut others = Others { outer: self.keys.len(), many: HashSet::new() };
+        let mut others = Others { outer: self.keys.len(), many: None };
         let mut present = 0_u128;
         while !ended {
             let key = self.key()?;
@@ -285,7 +285,7 @@ impl<'a> Walk<'a> {
                 None => return self.refuse_twice(),
             };
             found.map_err(|refused| self.under(refused, &key))?;
-            if self.keys.len() + others.many.len() - others.outer > ELEMENTS_MAX {
+            if others.are_too_many() {
                 return self.refuse(format!("more than {ELEMENTS_MAX} members"));
             }
             ended = self.ends(b'}')?;
@@ -493,6 +493,9 @@ impl<'a> Walk<'a> {
             let message = format!("the numbers up to here are more than {GROWTH_MAX} digits");
             return self.refuse(message);
         }
+        if number.is_clear(kind) {
+            return Ok(());
+        }
         match number.refused_as(kind) {
             None => Ok(()),
             Some(message) => self.refuse(message),
@@ -505,7 +508,7 @@ struct Others<'a> {
     /// Where they begin among the keys of all open objects.
     outer: usize,
     /// Those beyond the first few.
-    many: HashSet<Cow<'a, str>>,
+    many: Option<HashSet<Cow<'a, str>>>,
 }
 
 impl<'a> Others<'a> {
@@ -519,7 +522,11 @@ impl<'a> Others<'a> {
             keys.push(key);
             return true;
         }
-        self.many.insert(key)
+        self.many.get_or_insert_default().insert(key)
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.many.as_ref().is_some_and(|many| KEYS_COMPARED_MAX + many.len() > ELEMENTS_MAX)
     }
 }
 

@@ -60,12 +60,12 @@ impl<'a> Number<'a> {
         fits.then_some(exponent.unsigned_abs().into())
     }
 
-    /// Why a field of this kind may not be it.
-    pub(super) fn refused_as(&self, kind: Kind) -> Option<String> {
+    /// Whether a field of this kind may be it, as its text shows.
+    pub(super) fn is_clear(&self, kind: Kind) -> bool {
         let Self { text, point, exponent } = *self;
         let is_simple = exponent.is_none() && text.len() <= SHORT_BYTES_MAX;
         let is_negative = text.starts_with('-');
-        let is_clear = is_simple
+        is_simple
             && match kind {
                 Kind::Any | Kind::Number => true,
                 Kind::Amount => !is_negative,
@@ -73,10 +73,12 @@ impl<'a> Number<'a> {
                 // Two digits are below 100.
                 Kind::Percent => !is_negative && point.unwrap_or(text.len()) <= 2,
                 _ => false,
-            };
-        if is_clear {
-            return None;
-        }
+            }
+    }
+
+    /// Why a field of this kind may not be it.
+    pub(super) fn refused_as(&self, kind: Kind) -> Option<String> {
+        let text = self.text;
         let shown = || text.chars().take(SHOWN_MAX).collect::<String>();
         match (kind, text.parse().unwrap_or(f64::NAN)) {
             (_, value) if !value.is_finite() => Some("not a finite number".to_owned()),
