@@ -496,6 +496,6 @@ mod tests {
         check("[pg_stats]\nenabled = \"yes\"", "true or false");
         check("[intake]\nlisten = \"0.0.0.0:1\"", "agent.toml:2: intake.listen = \"0.0.0.0:1\"");
         check("[intake]\nlisten = \"unix:x.sock\"", "begins with /");
-        check("[intake]\nlisten = \"here\"", "is no address\n  hint: `unix:");
+        check("[intake]\nlisten = \"here\"", "is not an address\n  hint: `unix:");
     }
 }

@@ -156,7 +156,7 @@ impl Listen {
         match text.parse::<SocketAddr>() {
             Ok(address) if is_loopback(address.ip()) => Ok(Self::Tcp(address)),
             Ok(_) => fail("is not a loopback address: the intake asks nobody who they are", HINT),
-            Err(_) => fail("is no address", HINT),
+            Err(_) => fail("is not an address", HINT),
         }
     }
 }

@@ -113,8 +113,8 @@ async fn registration_needs_the_secret() {
     assert!((1..=60).contains(&wait), "{wait}");
 }
 
-/// Guesses that come at once are no more than those that come one by one, and a good secret costs
-/// nothing.
+/// Guesses that come at once count like those that come one by one, and a good secret
+/// does not count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guesses_at_once_are_counted() {
     let served = Served::start_with(|config| config.limits.attempts_per_minute = 3).await;

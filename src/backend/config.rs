@@ -203,7 +203,7 @@ fn loopback(section: &mut Section<'_, '_>, key: &'static str, default: &str) -> 
         ),
         Err(_) => section.reject(
             key,
-            "is no address",
+            "is not an address",
             "an address and a port such as \"127.0.0.1:8081\", or \"off\"",
         ),
     }
@@ -260,7 +260,7 @@ mod tests {
         };
         check("[backend]\npage_listen = \"0.0.0.0:1\"", "backend.toml:2: backend.page_listen");
         check("[backend]\npage_listen = \"10.0.0.1:1\"", "is not a loopback address");
-        check("[backend]\npage_listen = \"here\"", "is no address");
+        check("[backend]\npage_listen = \"here\"", "is not an address");
         check("[backend]\nplaintext_listen = \"127.0.0.1:1\"", "needs allow_plaintext");
         check(
             "[backend]\nallow_plaintext = true\nplaintext_listen = \"[::]:1\"",

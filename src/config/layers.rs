@@ -242,7 +242,11 @@ mod tests {
             assert!(kept == count || (told.contains(&allowed) && told.len() < 400), "{told}");
             assert!(!loaded.show().contains(&format!("\"d{kept}\"")));
             let again = layers(own, Some(&text(count + 1))).read().unwrap();
-            assert_eq!(again.changed_since(&loaded), [""; 0], "what is cut is no change");
+            assert_eq!(
+                again.changed_since(&loaded),
+                [""; 0],
+                "a list that is cut in the same way has not changed"
+            );
         };
         check("", 1_000, 1_000);
         check("", 60_000, 1_000);

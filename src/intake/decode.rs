@@ -164,7 +164,7 @@ fn envelope(body: &[u8]) -> Result<Vec<&RawValue>, Invalid> {
         ("timestamp", members.timestamp),
         ("version", members.version),
     ] {
-        said.map(|said| envelope::text(name, said)).transpose()?;
+        said.map_or(Ok(()), |said| envelope::check_string(name, said))?;
     }
     members.metrics().map_err(|no_push| match no_push {
         NoPush::Invalid(invalid) => invalid,
@@ -237,6 +237,14 @@ mod tests {
     #[test]
     fn no_metrics_are_fine() {
         assert_eq!(read(Format::Any, r#" {"metrics":[]} "#), Ok(Decoded::default()));
+    }
+
+    /// The agent needs none of what stands beside the metrics: it may be empty.
+    #[test]
+    fn what_stands_beside_the_metrics_may_be_empty() {
+        let body =
+            format!(r#"{{"hostname":"","version":"","collector_id":"","metrics":[{GOOD}]}}"#);
+        assert_eq!(payloads(&read(Format::Any, body).unwrap()), [GOOD]);
     }
 
     #[test]

@@ -185,7 +185,6 @@ impl<'a> Walk<'a> {
         let metric_type: MetricType = match self.believed.parse() {
             Ok(metric_type) => metric_type,
             Err(message) => {
-                // A wrong guess is none of the metric's words.
                 return self.refuse(message).map_err(|refused| self.under(refused, "type"));
             }
         };
@@ -441,7 +440,7 @@ impl<'a> Walk<'a> {
                 let quoted = self.text.get(start..self.at).ok_or(Refused)?;
                 let raw = Raw { quoted, is_plain };
                 if has_surrogates {
-                    // Half a pair is no text.
+                    // One half of a pair alone does not stand for a character.
                     self.decoded(raw)?;
                 }
                 return Ok(raw);
@@ -460,7 +459,7 @@ impl<'a> Walk<'a> {
         }
         match serde_json::from_str::<String>(raw.quoted) {
             Ok(text) => Ok(text.into()),
-            Err(_) => self.refuse("no JSON: an escape that is no character"),
+            Err(_) => self.refuse("no JSON: an escape does not stand for a character"),
         }
     }
 

@@ -13,7 +13,7 @@ use super::bounds::parse_time;
 use super::{Invalid, compat, sequences::Sequences};
 use crate::clock;
 
-pub(crate) use members::{Members, text};
+pub(crate) use members::{Members, check_string};
 use members::{Metrics, check_count, needed};
 pub(super) use members::{kind_of, words};
 

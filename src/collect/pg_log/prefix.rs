@@ -249,7 +249,7 @@ fn time_length(line: &str) -> Option<usize> {
 }
 
 /// What a text often has in it and a name hardly ever: a quote, a comma, an equals sign, a control
-/// character, or what stands for bytes that are no character.
+/// character, or the character that replaces bytes which are not valid UTF-8.
 fn is_of_text(c: char) -> bool {
     is_quote(c) || c == ',' || c == '=' || c.is_control() || c == char::REPLACEMENT_CHARACTER
 }

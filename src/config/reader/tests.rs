@@ -116,7 +116,7 @@ fn no_value_of_the_hosts_file_is_in_the_report() {
     check(twice, "backend.urls: is named twice");
     check("[collector]\npush_interval = \"hunter2\"", "collector.push_interval: is not allowed");
     check("[forward]\nproxy = \"ftp://hunter2\"", "forward.proxy: is not usable");
-    check("[intake]\nlisten = \"hunter2\"", "intake.listen: is no address");
+    check("[intake]\nlisten = \"hunter2\"", "intake.listen: is not an address");
     let retain = "queue.retain_delivered: is neither a size nor a time";
     check("[queue]\nretain_delivered = \"hunter2\"", retain);
     check("[queue]\nhunter2 = 1", "queue: unknown key");

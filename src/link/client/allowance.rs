@@ -73,7 +73,7 @@ impl std::error::Error for Exceeded {}
 mod tests {
     use super::*;
 
-    /// A request brings its part; what is left of many is no more than that of a few.
+    /// A request adds its allowance, up to the allowance of a few: many requests do not pile it up.
     #[test]
     fn requests_bring_what_may_be_sent() {
         let allowance = Allowance::new(100, 2);

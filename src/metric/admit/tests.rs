@@ -82,7 +82,7 @@ fn what_is_not_sound_is_refused() {
     check(&growing, "a[64]: the numbers up to here are more than 1048576 digits");
     check(&of("sysstat", r#","disk_io":[{}]"#), "disk_io[0].device: missing");
     check(&of("sysstat", r#","disk_io":[null]"#), "disk_io[0]: expected an object, found null");
-    let half = "no JSON: an escape that is no character";
+    let half = "no JSON: an escape does not stand for a character";
     check(&of("sysstat", r#","x":"\ud800""#), &format!("x: {half}"));
     let twice = "a key stands twice in one object";
     check(&of("sysstat", r#","type":"pg_log""#), twice);

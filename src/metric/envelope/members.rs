@@ -111,11 +111,13 @@ pub(super) fn needed(name: &str, value: Option<&RawValue>) -> Result<String, Inv
     text(name, value.ok_or_else(|| Invalid::new(name, "missing"))?)
 }
 
-/// A text of an envelope.
-pub(crate) fn text(name: &str, value: &RawValue) -> Result<String, Invalid> {
-    if kind_of(value) != "a string" {
-        return Err(wrong_kind(name, "a string", value));
-    }
+/// Refuses what is not a string.
+pub(crate) fn check_string(name: &str, value: &RawValue) -> Result<(), Invalid> {
+    if kind_of(value) == "a string" { Ok(()) } else { Err(wrong_kind(name, "a string", value)) }
+}
+
+fn text(name: &str, value: &RawValue) -> Result<String, Invalid> {
+    check_string(name, value)?;
     let text: String =
         serde_json::from_str(value.get()).map_err(|error| Invalid::new(name, words(&error)))?;
     match text.len() {
