@@ -25,6 +25,7 @@ pub mod pg_stats;
 pub mod points;
 pub mod sequences;
 pub mod sysstat;
+mod scan;
 mod value;
 
 use std::borrow::Cow;

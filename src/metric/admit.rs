@@ -14,7 +14,7 @@ use super::bounds::{
 use super::declare::{self, Field, Kind, Role};
 use super::members::{each_member, text as text_of};
 use super::number::{GROWTH_MAX, Number, PLACES_MAX};
-use super::{Invalid, MetricType};
+use super::{Invalid, MetricType, scan};
 
 /// Keys of one object that are compared one by one; of more, a set is made.
 const KEYS_COMPARED_MAX: usize = 32;
@@ -428,13 +428,14 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// A string; its first quote is the next byte.
     fn string(&mut self) -> Found<Raw<'a>> {
         let start = self.at;
         self.eat(b'"')?;
         let (mut is_plain, mut has_surrogates) = (true, false);
         loop {
             let rest = self.text.as_bytes().get(self.at..).ok_or(Refused)?;
-            self.at += memchr::memchr2(b'"', b'\\', rest).ok_or(Refused)?;
+            self.at += scan::quote_or_escape(rest).ok_or(Refused)?;
             if self.byte(self.at)? == b'"' {
                 self.at += 1;
                 let quoted = self.text.get(start..self.at).ok_or(Refused)?;
@@ -453,10 +454,13 @@ impl<'a> Walk<'a> {
     }
 
     /// A string without its escapes.
+    #[inline]
     fn decoded(&mut self, raw: Raw<'a>) -> Found<Cow<'a, str>> {
-        if raw.is_plain {
-            return Ok(raw.text().into());
-        }
+        if raw.is_plain { Ok(raw.text().into()) } else { self.unescaped(raw) }
+    }
+
+    #[cold]
+    fn unescaped(&mut self, raw: Raw<'a>) -> Found<Cow<'a, str>> {
         match serde_json::from_str::<String>(raw.quoted) {
             Ok(text) => Ok(text.into()),
             Err(_) => self.refuse("no JSON: an escape does not stand for a character"),
@@ -483,6 +487,9 @@ impl<'a> Walk<'a> {
     fn number(&mut self, kind: Kind) -> Found {
         let number = Number::at(self.text, self.at).ok_or(Refused)?;
         self.at += number.text.len();
+        if number.is_clear(kind) {
+            return Ok(());
+        }
         let Some(growth) = number.grows_by() else {
             return self
                 .refuse(format!("a number has at most {PLACES_MAX} digits after the point"));
@@ -491,9 +498,6 @@ impl<'a> Walk<'a> {
         if self.growth > GROWTH_MAX {
             let message = format!("the numbers up to here are more than {GROWTH_MAX} digits");
             return self.refuse(message);
-        }
-        if number.is_clear(kind) {
-            return Ok(());
         }
         match number.refused_as(kind) {
             None => Ok(()),

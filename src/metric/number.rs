@@ -1,6 +1,7 @@
 //! Numbers as they stand in a JSON text: what a store can hold, and what a field may be.
 
 use super::declare::Kind;
+use super::scan;
 
 /// The most digits after the point, those of the exponent counted, that a store can hold: the limit
 /// of PostgreSQL's `numeric`, which `jsonb` keeps numbers in.
@@ -31,12 +32,14 @@ pub(super) struct Number<'a> {
 impl<'a> Number<'a> {
     /// The number that begins at byte `at`.
     pub(super) fn at(text: &'a str, at: usize) -> Option<Self> {
+        let rest = text.as_bytes().get(at..)?;
         let (mut length, mut point, mut exponent) = (0, None, None);
-        for byte in text.as_bytes().get(at..)? {
-            match byte {
-                b'0'..=b'9' | b'+' | b'-' => {}
-                b'.' => point = point.or(Some(length)),
-                b'e' | b'E' => exponent = exponent.or(Some(length)),
+        loop {
+            length += scan::digits(rest.get(length..)?);
+            match rest.get(length) {
+                Some(b'+' | b'-') => {}
+                Some(b'.') => point = point.or(Some(length)),
+                Some(b'e' | b'E') => exponent = exponent.or(Some(length)),
                 _ => break,
             }
             length += 1;
