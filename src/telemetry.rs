@@ -2,7 +2,7 @@
 
 mod console; // lines that hold nobody up
 
-use std::{io::IsTerminal, path::Path, sync::Mutex};
+use std::{io::IsTerminal, path::Path};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing::Level;
@@ -28,7 +28,7 @@ impl LogLevel {
 /// reads are left out and counted. A second call changes nothing.
 pub fn start_log(level: Level) -> LogLevel {
     let colour = std::io::stderr().is_terminal();
-    let console = Console::new(std::io::stderr());
+    let console = Console::new(std::io::stderr(), colour);
     let lines = fmt::layer().with_target(false).with_ansi(colour).with_writer(console);
     let (filter, handle) = reload::Layer::new(shown(level));
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().ok();
@@ -37,8 +37,9 @@ pub fn start_log(level: Level) -> LogLevel {
 
 /// Starts the log in a file, for a command that uses the terminal for something else.
 pub fn start_log_file(path: &Path, level: Level) -> std::io::Result<()> {
-    let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-    let lines = fmt::layer().with_target(false).with_ansi(false).with_writer(Mutex::new(file));
+    let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?.into_file();
+    let console = Console::new(file, false);
+    let lines = fmt::layer().with_target(false).with_ansi(false).with_writer(console);
     tracing_subscriber::registry().with(lines.with_filter(shown(level))).try_init().ok();
     Ok(())
 }

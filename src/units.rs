@@ -88,6 +88,15 @@ pub fn is_obeyed(c: char) -> bool {
         )
 }
 
+/// Writes a character as JSON escapes it.
+pub fn escape(c: char, out: &mut String) {
+    use std::fmt::Write as _;
+    for unit in c.encode_utf16(&mut [0; 2]) {
+        // A string takes whatever is written.
+        let _ = write!(out, "\\u{unit:04x}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

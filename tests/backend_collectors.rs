@@ -239,7 +239,8 @@ async fn certificates_have_a_limit() {
 }
 
 /// C47: the certificate decides whose registration it is, whatever the request says; the collector
-/// keeps its name, its id and its server, and its old certificate and secret are dead.
+/// keeps its name, its id and its server, and its old certificate and secret are dead once it uses
+/// the new ones.
 #[tokio::test]
 async fn a_host_comes_back_with_its_certificate() {
     let served = Served::start().await;
@@ -259,6 +260,10 @@ async fn a_host_comes_back_with_its_certificate() {
     assert_eq!((text("collector_id"), text("name")), (first.id.as_str(), "db1"));
     let client = served.client(text("certificate"), &key.serialize_pem());
     let again = Host { client, token: text("token").to_owned(), ..first.clone() };
+    // What it had is good until it uses what it was given.
+    let old = minted(&first, &claims(&first.id));
+    assert_eq!(push_with(&first.client, &first, &old).await.status, 200);
+    push_with(&again.client, &again, &old).await.refused(401);
     assert_eq!(again.push(json!([metric])).await.status, 200);
     let old = push_with(&first.client, &first, &first.token).await;
     assert_eq!(old.refused(403), "certificate_mismatch");
@@ -268,7 +273,38 @@ async fn a_host_comes_back_with_its_certificate() {
     let hosts: Vec<_> = servers.iter().map(|server| server.hostname.as_str()).collect();
     assert_eq!(hosts, ["new.example.com"]);
     let audits = served.running().store().audits(Page::first(9)).await.expect("audits").rows;
-    assert!(audits[0].actor.ends_with("with its certificate"), "{audits:?}");
+    let actions: Vec<_> = audits.iter().map(|row| row.action.as_str()).take(2).collect();
+    assert_eq!(actions, ["collector.replace_certificate", "collector.register"]);
+    assert!(audits[1].actor.ends_with("with its certificate"), "{audits:?}");
+}
+
+/// An answer that does not arrive locks no host out: what it has shown is good until it shows what
+/// it was given, however often it asks.
+#[tokio::test]
+async fn a_registration_whose_answer_is_lost_changes_nothing() {
+    let served = Served::start().await;
+    let first = served.register("db1").await;
+    let registered = async |host: &Host| {
+        let (key, csr) = key_and_request();
+        let body = json!({"name": "db1", "hostname": "db1.example.com", "csr": csr});
+        let ask = Ask::post("/api/v1/collectors/register").json(&body);
+        let answer = host.client.send(ask).await.json();
+        let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{key}: {answer}"));
+        let client = served.client(text("certificate"), &key.serialize_pem());
+        Host { client, token: text("token").to_owned(), answer: answer.clone(), ..host.clone() }
+    };
+    let works = async |host: &Host| {
+        let own = minted(host, &claims(&host.id));
+        push_with(&host.client, host, &own).await.status
+    };
+    let lost = registered(&first).await;
+    assert_eq!(works(&first).await, 200);
+    let second = registered(&first).await;
+    assert_eq!((works(&first).await, works(&lost).await), (200, 401));
+    // It registers at once with what it has not used yet, and that answer is lost as well.
+    let lost = registered(&second).await;
+    assert_eq!((works(&second).await, works(&first).await), (200, 401));
+    assert_eq!((works(&lost).await, works(&second).await), (200, 401));
 }
 
 /// A certificate whose end has passed opens nothing but the registration, which it still decides.

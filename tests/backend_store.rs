@@ -65,6 +65,7 @@ for_each_store!(
     brought_hosts_are_bounded,
     a_deregistered_collector_has_no_credentials,
     a_renewed_certificate_replaces_the_old_one_when_it_is_used,
+    a_registration_replaces_the_old_pair_when_it_is_used,
     configurations_are_numbered,
     a_session_lives_until_it_ends,
     a_used_refresh_token_ends_the_session,
@@ -680,7 +681,8 @@ async fn a_name_is_its_first_collectors(opened: Opened) {
     let again = Enrolment { thumbprint: "cd".repeat(32), ..enrolment(1, "x", "db9") };
     assert_eq!(store.enrol(again).await.expect("enrol"), Enrolled::Done);
     let held = store.credentials(id).await.expect("credentials").expect("there");
-    assert_eq!((held.thumbprint, held.hostname.as_str()), (Some("cd".repeat(32)), "db9"));
+    let pending = held.pending.map(|pending| pending.thumbprint);
+    assert_eq!((pending, held.hostname.as_str()), (Some("cd".repeat(32)), "db9"));
     let servers = store.servers(Page::first(9)).await.expect("servers").rows;
     assert_eq!(servers.iter().map(|row| row.hostname.as_str()).collect::<Vec<_>>(), ["db9"]);
     let shown = store.collector_shown(&"cd".repeat(32)).await.expect("shown");
@@ -889,13 +891,73 @@ async fn a_renewed_certificate_replaces_the_old_one_when_it_is_used(opened: Open
     let audits = store.audits(Page::first(10)).await.expect("audits").rows;
     let actions: Vec<_> = audits.iter().map(|row| row.action.as_str()).collect();
     assert_eq!(actions, ["replace", "renew", "renew", "collector.register", "secret.add"]);
-    // Registering again ends what waits; a collector that was removed gets none.
+    // Coming back by a secret ends what waits; a collector that was removed gets none.
     assert!(store.renew_certificate(renewal("cd")).await.expect("renew"));
-    let again = store.enrol(enrolment(1, "collector-1", "db1")).await;
+    let right = Right::Back(secret(store, "back", None).await.id);
+    let again = store.enrol(Enrolment { right, ..enrolment(1, "collector-1", "db1") }).await;
     assert_eq!(again.expect("enrol"), Enrolled::Done);
     assert_eq!(held().await.1, None);
     assert!(store.deregister(id, audit("out")).await.expect("deregister"));
     assert!(!store.renew_certificate(renewal("cd")).await.expect("renew"));
+}
+
+/// S6: a registration over a certificate waits, too, with its secret and beside a renewal.
+async fn a_registration_replaces_the_old_pair_when_it_is_used(opened: Opened) {
+    let store = &opened.store;
+    let id = enrolled(store, 1).await;
+    let print = |letters: &str| letters.repeat(32);
+    let register = async |letters: &str, secret: u8| {
+        let again = Enrolment {
+            sealed_secret: vec![secret],
+            thumbprint: print(letters),
+            certificate_expires_at: after(3000),
+            ..enrolment(1, "collector-1", "db1")
+        };
+        assert_eq!(store.enrol(again).await.expect("enrol"), Enrolled::Done);
+    };
+    let held = async || store.credentials(id).await.expect("credentials").expect("there");
+    let with = async |letters: &str| {
+        let held = held().await;
+        let shown = print(letters);
+        (held.has(&shown), held.waits(&shown), held.sealed_secret_with(Some(&shown)).to_vec())
+    };
+    let replace = async |letters: &str| {
+        store.replace_certificate(id, &print(letters), audit("replace")).await.expect("replace")
+    };
+    let first = vec![0, 1, 2, 255];
+    // The answer to the first one was lost.
+    register("cd", 1).await;
+    register("ef", 2).await;
+    assert_eq!(with("ab").await, (true, false, first.clone()));
+    assert_eq!(with("cd").await, (false, false, first.clone()));
+    assert_eq!(with("ef").await, (true, true, vec![2]));
+    assert_eq!(held().await.sealed_secret_with(None), first);
+    let renewal = Renewal {
+        id,
+        thumbprint: print("01"),
+        certificate_expires_at: after(2000),
+        audit: audit("renew"),
+    };
+    assert!(store.renew_certificate(renewal.clone()).await.expect("renew"));
+    assert!(replace("01").await);
+    assert_eq!(with("01").await, (true, false, first));
+    assert_eq!(with("ef").await, (true, true, vec![2]));
+    let shown = store.collector_shown(&print("ef")).await.expect("shown");
+    assert_eq!(shown.map(|known| known.id), Some(id));
+    assert!(store.renew_certificate(renewal).await.expect("renew"));
+    assert!(replace("ef").await);
+    assert!(!replace("ef").await, "it is done");
+    assert_eq!(with("ef").await, (true, false, vec![2]));
+    assert_eq!(with("01").await, (false, false, vec![2]));
+    let collector = store.collector(id, now()).await.expect("collector").expect("there");
+    assert_eq!(collector.certificate_expires_at, Some(after(3000)));
+    // Coming back by a secret ends what waits.
+    register("cd", 3).await;
+    let right = Right::Back(secret(store, "back", None).await.id);
+    let again = Enrolment { right, ..enrolment(1, "collector-1", "db1") };
+    assert_eq!(store.enrol(again).await.expect("enrol"), Enrolled::Done);
+    assert_eq!(with("cd").await.0, false);
+    assert_eq!(with("ab").await, (true, false, vec![0, 1, 2, 255]));
 }
 
 /// C50: versions.

@@ -70,6 +70,10 @@ async fn revoked_certificate_and_deleted_collector_are_told_apart() {
     let again = ["register", "--force", "--secret-file", secret, "--ca", ca];
     let registered = site.command(&again);
     assert_eq!(registered.code, Some(0), "{registered:?}");
+    // From its first use on the new pair is the registered one.
+    let agent = site.run();
+    site.until_stored(1).await;
+    agent.stop();
     for (old, path) in &pair {
         fs_err::write(path, old).expect("put the old one back");
     }

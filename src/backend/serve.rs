@@ -267,9 +267,7 @@ impl Tls {
         let known = tokio::time::timeout(LOOKED_UP_WITHIN, self.store.credentials(id)).await;
         let Ok(Ok(known)) = known else { return Shows::Unknown };
         let Some(known) = known else { return Shows::Nobody };
-        let present = [known.thumbprint, known.next_thumbprint];
-        let is_present = present.iter().flatten().any(|present| present == thumbprint);
-        if is_present { Shows::Collector(id) } else { Shows::Another }
+        if known.has(thumbprint) { Shows::Collector(id) } else { Shows::Another }
     }
 }
 

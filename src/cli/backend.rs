@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::backend::store::Role;
 use crate::backend::{self, Backend, BackendConfig, BackendError, Running, UserRequest};
 use crate::cli::{owner, terminal};
-use crate::config::reader::ConfigError;
+use crate::config::{reader::ConfigError, secrets};
 
 mod enrolment; // secrets and collectors
 
@@ -139,6 +139,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 async fn serve(config: Option<PathBuf>, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    if let Some(warning) = config.as_deref().and_then(secrets::exposed) {
+        tracing::warn!("{warning}");
+    }
     let running = Backend::start(load(config)?).await?;
     terminal::note(&greeting(&running));
     shutdown.await;

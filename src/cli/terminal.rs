@@ -2,7 +2,6 @@
 //! logs are escaped, and a closed pipe ends the output without an error.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
@@ -64,9 +63,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
             continue;
         }
         if units::is_obeyed(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(shown, "\\u{unit:04x}");
-            }
+            units::escape(c, &mut shown);
         } else {
             shown.push(c);
         }

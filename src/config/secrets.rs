@@ -4,7 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// Keys whose values are, or may hold, passwords.
-const KEYS: [(&str, &str); 2] = [("postgres", "password"), ("forward", "proxy")];
+const KEYS: [(&str, &str); 3] =
+    [("postgres", "password"), ("forward", "proxy"), ("backend", "store")];
 
 /// What to say of the file at `path` when every user of the host can read a password in it.
 pub fn exposed(path: &Path) -> Option<String> {
@@ -36,11 +37,17 @@ fn password_in(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;
     let is_password = |(section, key): &(&str, &str)| {
         let value = document.get(*section)?.get(*key)?.as_str()?;
-        let is_url = *key == "proxy";
-        (!value.is_empty() && !value.contains("${") && (!is_url || value.contains('@')))
+        let is_secret = *key == "password" || has_password(value);
+        (!value.is_empty() && !value.contains("${") && is_secret)
             .then(|| format!("{section}.{key}"))
     };
     KEYS.iter().find_map(is_password)
+}
+
+/// Whether a URL has a password, before its host or among its parameters.
+fn has_password(url: &str) -> bool {
+    let user = url.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
+    user.is_some_and(|(user, _)| user.contains(':')) || url.contains("password=")
 }
 
 #[cfg(test)]
@@ -65,6 +72,11 @@ mod tests {
         assert_eq!(said("[postgres]\npassword = \"${PGPASSWORD}\"\n", 0o644), None);
         assert_eq!(said("[postgres]\npassword = \"\"\n", 0o644), None);
         assert_eq!(said("[forward]\nproxy = \"http://proxy:3128\"\n", 0o644), None);
+        let store = |url: &str| said(&format!("[backend]\nstore = \"{url}\"\n"), 0o644);
+        assert_eq!(store("sqlite:/var/lib/backend/store.db"), None);
+        assert_eq!(store("postgres://u@db/metrics"), None);
+        assert!(store("postgres://u:hush@db/metrics").is_some());
+        assert!(store("postgres://db/metrics?user=u&password=hush").is_some());
         assert!(said("[forward]\nproxy = \"http://u:p@proxy:3128\"\n", 0o604).is_some());
         let token = exposed_file("backend.token_file", &path).unwrap();
         assert!(token.contains("backend.token_file") && token.contains("0604"), "{token}");

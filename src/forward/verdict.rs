@@ -47,12 +47,13 @@ impl Verdict {
             ),
             Meaning::NotHere => Self::Pause("check backend.url"),
             Meaning::Unauthorized => Self::Pause(
-                "is this still its backend, and was the collector deleted there? register again: \
-                 `agent register --force`",
+                "is this still its backend, and was the collector deleted there? `agent backend \
+                 collector release NAME` at the backend brings it back, with `agent register --force`",
             ),
             Meaning::CertificateMismatch => Self::Pause(
                 "the certificate in tls.cert_file was replaced at the backend by a newer one, or \
-                 is another host's: put the registered one back, or `agent register --force`",
+                 is another host's: put the registered one back, or `agent backend collector \
+                 release NAME` at the backend, and `agent register --force`",
             ),
             Meaning::CertificateRequired => Self::Pause(
                 "something on the way ends TLS and drops the client certificate: let it pass TLS \

@@ -95,6 +95,18 @@ fn cannot_write(error: &std::io::Error) -> LinkError {
 
 /// Reads a secret file; refuses one that its group or others can read. `key` names it in errors.
 pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
+    let (content, mode) = read(path, key)?;
+    if mode & 0o077 != 0 {
+        return Err(LinkError::new(
+            format!("{key} {} can be read by others (mode {mode:04o})", path.display()),
+            format!("chmod 600 {}", path.display()),
+        ));
+    }
+    Ok(content)
+}
+
+/// Reads a file of the agent's user, and its mode; `key` is the setting that names it.
+pub fn read(path: &Path, key: &str) -> Result<(Vec<u8>, u32), LinkError> {
     use std::io::Read;
     let unreadable = |error: std::io::Error| {
         LinkError::new(format!("{key}: {error}"), "let the agent's user own and read it")
@@ -104,13 +116,7 @@ pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
     };
     let mut file = open_file(path).map_err(|error| unreadable(named(error)))?;
     let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(LinkError::new(
-            format!("{key} {} can be read by others (mode {mode:04o})", path.display()),
-            format!("chmod 600 {}", path.display()),
-        ));
-    }
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(unreadable)?;
-    Ok(content)
+    Ok((content, mode))
 }

@@ -115,7 +115,8 @@ impl Identity {
             .map_err(|why| {
                 LinkError::new(
                     format!("{} is damaged: {why}", file.display()),
-                    "restore it from a backup, or register again with `agent register --force`",
+                    "restore it from a backup, or register again with `agent register --force`, \
+                     which shows the certificate",
                 )
             })
     }

@@ -268,7 +268,7 @@ fn present(registration: &Registration) -> Option<Arc<OwnCertificate>> {
     if !tls.key_file.exists() {
         return None;
     }
-    let read = ClientCertificate::read(&tls.cert_file, &tls.key_file);
+    let read = ClientCertificate::read_to_replace(&tls.cert_file, &tls.key_file);
     match read.and_then(OwnCertificate::new) {
         Ok(own) => Some(Arc::new(own)),
         Err(error) => {

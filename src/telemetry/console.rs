@@ -4,6 +4,9 @@
 //! Lines are written where they are said, so none is lost to a kill, and only while the other end
 //! takes them. When it does not, the first line waits a moment; from then on lines are left out,
 //! and counted, until it takes one again.
+//!
+//! What others have said is in the lines, too: one event is one line, and a terminal obeys none of
+//! it.
 
 use std::{
     io::{self, Write},
@@ -15,14 +18,26 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::units::{escape, is_obeyed};
+
 /// How long the first line waits for its reader.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// What a pipe that can be written to takes without waiting (`PIPE_BUF`, `pipe(7)`).
 const CHUNK_BYTES: usize = 4096;
 
+/// The colours of the formatter, and their end.
+const COLOURS: [&str; 9] = [
+    "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[34m",
+    "\x1b[35m",
+];
+
 /// Where lines go.
 #[derive(Debug)]
-pub(super) struct Console<W>(Mutex<Lines<W>>);
+pub(super) struct Console<W> {
+    lines: Mutex<Lines<W>>,
+    /// Lines come with the formatter's colours.
+    is_coloured: bool,
+}
 
 #[derive(Debug)]
 struct Lines<W> {
@@ -34,25 +49,30 @@ struct Lines<W> {
 }
 
 impl<W: Write + AsFd> Console<W> {
-    pub(super) fn new(out: W) -> Self {
-        Self(Mutex::new(Lines { out, left_out: 0, is_cut: false }))
+    pub(super) fn new(out: W, is_coloured: bool) -> Self {
+        let lines = Mutex::new(Lines { out, left_out: 0, is_cut: false });
+        Self { lines, is_coloured }
     }
 }
 
 /// One line, which is written whole.
-pub(super) struct Line<'a, W>(MutexGuard<'a, Lines<W>>);
+pub(super) struct Line<'a, W> {
+    lines: MutexGuard<'a, Lines<W>>,
+    is_coloured: bool,
+}
 
 impl<'a, W: Write + AsFd + 'a> MakeWriter<'a> for Console<W> {
     type Writer = Line<'a, W>;
 
     fn make_writer(&'a self) -> Line<'a, W> {
-        Line(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        Line { lines, is_coloured: self.is_coloured }
     }
 }
 
 impl<W: Write + AsFd> Write for Line<'_, W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.put(line);
+        self.lines.put(obeyed_by_nobody(line, self.is_coloured).as_bytes());
         Ok(line.len())
     }
 
@@ -101,6 +121,27 @@ impl<W: Write + AsFd> Lines<W> {
     }
 }
 
+/// A line with what a terminal would obey, and with breaks within it, as JSON escapes them. The
+/// formatter's colours stay where it uses them: it hands on what it is told as it is.
+fn obeyed_by_nobody(line: &[u8], is_coloured: bool) -> String {
+    let colours: &[&str] = if is_coloured { &COLOURS } else { &[] };
+    let text = String::from_utf8_lossy(line);
+    let (mut rest, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
+    let mut shown = String::with_capacity(line.len());
+    while let Some(c) = rest.chars().next() {
+        let colour = colours.iter().find(|colour| rest.starts_with(**colour));
+        match c {
+            _ if colour.is_some() => shown.push_str(colour.copied().unwrap_or_default()),
+            '\n' => shown.push_str("\\n"),
+            c if is_obeyed(c) => escape(c, &mut shown),
+            c => shown.push(c),
+        }
+        rest = &rest[colour.map_or(c.len_utf8(), |colour| colour.len())..];
+    }
+    shown.push_str(end);
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -117,7 +158,7 @@ mod tests {
 
     fn console() -> (io::PipeReader, Console<File>) {
         let (reader, writer) = pipe().expect("a pipe");
-        (reader, Console::new(File::from(OwnedFd::from(writer))))
+        (reader, Console::new(File::from(OwnedFd::from(writer)), false))
     }
 
     /// More than a pipe holds, and nobody reads: who speaks goes on, and what was left out is said.
@@ -172,6 +213,32 @@ mod tests {
         }
         drop(console);
         assert!(reading.join().expect("no panic") == lines.concat());
+    }
+
+    /// What a backend or a server has said is one line, and steers no terminal.
+    #[test]
+    fn a_terminal_obeys_nothing_of_a_line() {
+        let check = |line: &str, expected: &str| {
+            assert_eq!(obeyed_by_nobody(line.as_bytes(), false), expected, "{line:?}");
+        };
+        check("K\u{f6}ln\tx\n", "K\u{f6}ln\tx\n");
+        check("it said: a\n2026 ERROR forged\n", "it said: a\\n2026 ERROR forged\n");
+        check("\u{202e}exe.txt\u{9b}2J\r\n", "\\u202eexe.txt\\u009b2J\\u000d\n");
+        check("\x1b[2Jx\n", "\\u001b[2Jx\n");
+        let colours = "\x1b[32m INFO\x1b[0m x\n";
+        assert_eq!(obeyed_by_nobody(colours.as_bytes(), true), colours);
+        // What the formatter is told, it hands on.
+        let (mut reader, console) = console();
+        let console = Console { is_coloured: true, ..console };
+        let lines = tracing_subscriber::fmt().with_ansi(true).with_writer(console).finish();
+        tracing::subscriber::with_default(lines, || {
+            let error = std::io::Error::other("\x1b[2J\u{202e}\n");
+            tracing::warn!(%error, ?error, "it said {error}");
+        });
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("text");
+        assert!(!text.contains("\x1b[2J") && !text.contains('\u{202e}'), "{text:?}");
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
     }
 
     /// A reader that has gone is no error either.

@@ -71,10 +71,10 @@ pub(in crate::backend) struct Caller {
 
 /// Which of a collector's certificates a connection shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shown {
+enum Shown<'a> {
     Registered,
-    /// A renewed one, for the first time.
-    Next,
+    /// This one, of a renewal or of a registration over the old one, for the first time.
+    New(&'a str),
 }
 
 impl Default for Refusals {
@@ -194,7 +194,7 @@ async fn collector_with(
     peer: &Peer,
     expiry: Expiry,
 ) -> Result<Caller, ApiError> {
-    let (id, credentials) = match find_collector(shared, headers, expiry).await {
+    let (id, credentials) = match find_collector(shared, headers, peer, expiry).await {
         Ok(found) => found,
         Err(denial) => return Err(refused_collector(shared, headers, peer, denial).await),
     };
@@ -203,8 +203,8 @@ async fn collector_with(
         shared.count_refusal(id, RefusalReason::Certificate, message);
         ApiError::forbidden(slug, message)
     })?;
-    if shown == Shown::Next {
-        replace_certificate(shared, id, peer, &credentials).await?;
+    if let Shown::New(thumbprint) = shown {
+        replace_certificate(shared, id, peer, thumbprint).await?;
     }
     Ok(Caller { id, hostname: credentials.hostname })
 }
@@ -212,6 +212,7 @@ async fn collector_with(
 async fn find_collector(
     shared: &Shared,
     headers: &HeaderMap,
+    peer: &Peer,
     expiry: Expiry,
 ) -> Result<(Uuid, Credentials), Denial> {
     let token = bearer(headers).ok_or(NO_TOKEN)?;
@@ -224,7 +225,12 @@ async fn find_collector(
     };
     let id: Uuid = key_id.parse().map_err(|_| Refusal::Forged)?;
     let credentials = credentials(shared, id).await?;
-    let Some(secret) = shared.keys.sealer.open(id, &credentials.sealed_secret) else {
+    let shown = match &peer.channel {
+        Channel::Mutual(shown) => Some(&**shown),
+        Channel::Plain | Channel::Tls => None,
+    };
+    let sealed = credentials.sealed_secret_with(shown);
+    let Some(secret) = shared.keys.sealer.open(id, sealed) else {
         tracing::error!(collector = %id, "the collector's secret cannot be unsealed");
         return Err(ApiError::internal().into());
     };
@@ -317,40 +323,40 @@ fn note_refusal(shared: &Shared, id: Uuid, peer: &Peer, why: &'static str) {
 }
 
 /// The slug and the message of a 403 where the certificate is not the collector's.
-fn check_certificate(
-    peer: &Peer,
+fn check_certificate<'a>(
+    peer: &'a Peer,
     registered: &Credentials,
-) -> Result<Shown, (&'static str, &'static str)> {
+) -> Result<Shown<'a>, (&'static str, &'static str)> {
     let shown = match &peer.channel {
         Channel::Plain => return Ok(Shown::Registered),
         Channel::Tls => {
             let message = "this endpoint needs the client certificate of the collector";
             return Err(("certificate_required", message));
         }
-        Channel::Mutual(shown) => Some(&**shown),
+        Channel::Mutual(shown) => &**shown,
     };
     // The handshake has looked at its end, but that may be long ago.
     if peer.certificate_ends.is_some_and(|end| end <= clock::now()) {
         return Err(("certificate_expired", "the client certificate has expired"));
     }
-    if registered.thumbprint.as_deref() == shown {
-        return Ok(Shown::Registered);
+    if registered.waits(shown) {
+        return Ok(Shown::New(shown));
     }
-    if registered.next_thumbprint.as_deref() == shown {
-        return Ok(Shown::Next);
+    if registered.has(shown) {
+        return Ok(Shown::Registered);
     }
     let message = "the client certificate is not the one this collector registered";
     Err(("certificate_mismatch", message))
 }
 
-/// The host has its renewed certificate and uses it: the old one is dead.
-async fn replace_certificate(
+/// The host has its new certificate and uses it: the old one is dead. Nothing happens when this one
+/// does not wait for its first use.
+pub(super) async fn replace_certificate(
     shared: &Shared,
     id: Uuid,
     peer: &Peer,
-    registered: &Credentials,
+    thumbprint: &str,
 ) -> Result<(), ApiError> {
-    let thumbprint = registered.next_thumbprint.as_deref().unwrap_or_default();
     let audit = Audit {
         at: clock::now(),
         actor: peer.address.to_string(),
@@ -359,7 +365,7 @@ async fn replace_certificate(
     };
     // Of two requests at once the second finds it done.
     if shared.store.replace_certificate(id, thumbprint, audit).await? {
-        tracing::info!(collector = %id, "uses its renewed certificate");
+        tracing::info!(collector = %id, "uses its new certificate");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::access::{Channel, Peer};
+use super::access::{self, Channel, Peer};
 use super::error::{ApiError, ok};
 use super::{Shared, body, collectors, counted};
 use crate::backend::auth::{encode, random};
@@ -18,8 +18,8 @@ use crate::backend::store::{Audit, Enrolled, Enrolment, KeptSecret, Known, Right
 use crate::clock;
 
 /// Who has copied a host's certificate and key can register over them, and then is the host.
-const IF_NOT_ASKED: &str = "what it had before is worth nothing now: if nobody ran `agent register \
-    --force` on the host, its key was stolen: release it";
+const IF_NOT_ASKED: &str = "what it had before ends with the first use of what it was given: if nobody ran \
+    `agent register --force` on the host, its key was stolen: release it";
 
 #[derive(Deserialize)]
 struct RegisterRequest {
@@ -152,6 +152,8 @@ async fn pass(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Pass,
         && let Some(known) = shared.store.collector_shown(thumbprint).await?
         && known.is_live
     {
+        // The next registration takes the place of what waits: this one has arrived.
+        access::replace_certificate(shared, known.id, peer, thumbprint).await?;
         return Ok(Pass::Certificate(known));
     }
     // Counted before it is looked up: of many that come at once each would find the limit free.

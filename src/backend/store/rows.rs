@@ -114,6 +114,38 @@ pub struct Credentials {
     pub next_thumbprint: Option<String>,
     /// The collector's own token secret, sealed.
     pub sealed_secret: Vec<u8>,
+    /// What it was given when it registered over its certificate, until it uses that.
+    pub pending: Option<PendingPair>,
+}
+
+/// The identity of a registration whose answer may not have arrived.
+#[derive(Debug, Clone)]
+pub struct PendingPair {
+    /// SHA-256 of its client certificate, lower-case hex.
+    pub thumbprint: String,
+    /// Its token secret, sealed.
+    pub sealed_secret: Vec<u8>,
+}
+
+impl Credentials {
+    /// The sealed secret of tokens that come with this certificate.
+    pub fn sealed_secret_with(&self, thumbprint: Option<&str>) -> &[u8] {
+        match &self.pending {
+            Some(pending) if thumbprint == Some(&*pending.thumbprint) => &pending.sealed_secret,
+            _ => &self.sealed_secret,
+        }
+    }
+
+    /// Whether this certificate is one that waits for its first use.
+    pub fn waits(&self, thumbprint: &str) -> bool {
+        self.next_thumbprint.as_deref() == Some(thumbprint)
+            || self.pending.as_ref().is_some_and(|pending| pending.thumbprint == thumbprint)
+    }
+
+    /// Whether this certificate is the collector's, used or not.
+    pub fn has(&self, thumbprint: &str) -> bool {
+        self.thumbprint.as_deref() == Some(thumbprint) || self.waits(thumbprint)
+    }
 }
 
 /// A certificate that a collector has been given in place of its present one.

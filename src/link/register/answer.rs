@@ -117,7 +117,8 @@ fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
         | Meaning::CertificateRequired
         | Meaning::CollectorMismatch => LinkError::new(
             format!("{url} does not accept the registration secret ({status}): {message}"),
-            "ask the backend's operator for a good one: `agent backend secret add NAME` makes it",
+            "ask the backend's operator for a good one: for a new host `agent backend secret add \
+             NAME` makes it, for one that comes back `agent backend collector release NAME`",
         ),
         Meaning::NotHere => {
             LinkError::new(format!("{url} has no registration ({status})"), check_url)

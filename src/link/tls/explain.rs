@@ -131,7 +131,8 @@ fn explain_alert(alert: AlertDescription, authority: &str) -> SendError {
         let what = format!("client certificate refused by {authority}: {why}");
         SendError::new(kind, &what, hint)
     };
-    let again = "register again with `agent register --force`";
+    let again = "register again with `agent register --force`; if the backend refuses that, with \
+                 the secret of `agent backend collector release NAME`";
     match alert {
         A::CertificateRequired | A::NoCertificate => {
             let hint = "set tls.cert_file and tls.key_file";

@@ -39,9 +39,29 @@ pub struct OwnCertificate {
 impl ClientCertificate {
     /// Reads both files. The key's file must be readable by its owner only.
     pub fn read(cert_file: &Path, key_file: &Path) -> Result<Self, LinkError> {
+        Self::read_with(cert_file, key_file, |path| files::read_private(path, "tls.key_file"))
+    }
+
+    /// The same of a pair that is about to be replaced, such as that of an original collector: its
+    /// key counts although others can read it.
+    pub fn read_to_replace(cert_file: &Path, key_file: &Path) -> Result<Self, LinkError> {
+        Self::read_with(cert_file, key_file, |path| {
+            let (key, mode) = files::read(path, "tls.key_file")?;
+            if mode & 0o077 != 0 {
+                let path = path.display();
+                tracing::warn!("others can read {path} (mode {mode:04o}): a new key replaces it");
+            }
+            Ok(key)
+        })
+    }
+
+    fn read_with(
+        cert_file: &Path,
+        key_file: &Path,
+        read_key: impl FnOnce(&Path) -> Result<Vec<u8>, LinkError>,
+    ) -> Result<Self, LinkError> {
         let chain = read_certificates(cert_file, "tls.cert_file")?;
-        let key = files::read_private(key_file, "tls.key_file")
-            .map_err(|error| registered_first(error, key_file))?;
+        let key = read_key(key_file).map_err(|error| registered_first(error, key_file))?;
         let key = private_key_from_pem(&key, &format!("tls.key_file {}", key_file.display()))?;
         let files = format!("tls.cert_file {} and tls.key_file", cert_file.display());
         Ok(Self { chain, key, files: format!("{files} {}", key_file.display()) })

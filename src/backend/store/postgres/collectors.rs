@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::super::StoreError;
 use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
 use super::super::rows::{
-    Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
+    Audit, Collector, Credentials, Labels, Listing, Page, PendingPair, Renewal, labels_of,
+    labels_text,
 };
 use super::{counted, refusals, secrets, users};
 
@@ -156,14 +157,27 @@ async fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, Store
         &[&new.id, &new.hostname, &new.audit.at],
     )
     .await?;
-    let revives = new.right != Right::Certificate;
-    let written = db
-        .execute(
+    let update = match new.right {
+        // The answer may be lost: what the host has shown is good until it shows the new pair.
+        Right::Certificate => {
+            "UPDATE collectors SET
+                 hostname = $2, address = $3, version = $4, pending_sealed_secret = $5,
+                 pending_thumbprint = $6, pending_certificate_expires_at = $7, updated_at = $8
+              WHERE id = $1 AND deregistered_at IS NULL"
+        }
+        Right::New(_) | Right::Back(_) => {
             "UPDATE collectors SET
                  hostname = $2, address = $3, version = $4, sealed_secret = $5, thumbprint = $6,
                  certificate_expires_at = $7, next_thumbprint = NULL,
-                 next_certificate_expires_at = NULL, updated_at = $8, deregistered_at = NULL
-              WHERE id = $1 AND (deregistered_at IS NULL OR $9)",
+                 next_certificate_expires_at = NULL, pending_sealed_secret = NULL,
+                 pending_thumbprint = NULL, pending_certificate_expires_at = NULL,
+                 updated_at = $8, deregistered_at = NULL
+              WHERE id = $1"
+        }
+    };
+    let written = db
+        .execute(
+            update,
             &[
                 &new.id,
                 &new.hostname,
@@ -173,7 +187,6 @@ async fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, Store
                 &new.thumbprint,
                 &new.certificate_expires_at,
                 &new.audit.at,
-                &revives,
             ],
         )
         .await?;
@@ -262,7 +275,7 @@ pub(super) async fn named(db: &Client, name: &str) -> Result<Option<Known>, Stor
 
 pub(super) async fn shown(db: &Client, thumbprint: &str) -> Result<Option<Known>, StoreError> {
     let select = "SELECT id, name, hostname, deregistered_at FROM collectors
-                   WHERE thumbprint = $1 OR next_thumbprint = $1
+                   WHERE $1 IN (thumbprint, next_thumbprint, pending_thumbprint)
                    ORDER BY deregistered_at IS NOT NULL LIMIT 1";
     let statement = db.prepare_cached(select).await?;
     db.query_opt(&statement, &[&thumbprint]).await?.as_ref().map(known).transpose()
@@ -281,16 +294,21 @@ fn known(row: &Row) -> Result<Known, StoreError> {
 pub(super) async fn credentials(db: &Client, id: Uuid) -> Result<Option<Credentials>, StoreError> {
     let statement = db
         .prepare_cached(
-            "SELECT hostname, thumbprint, next_thumbprint, sealed_secret FROM collectors
-              WHERE id = $1 AND deregistered_at IS NULL",
+            "SELECT hostname, thumbprint, next_thumbprint, sealed_secret, pending_thumbprint,
+                    pending_sealed_secret
+               FROM collectors WHERE id = $1 AND deregistered_at IS NULL",
         )
         .await?;
     let Some(row) = db.query_opt(&statement, &[&id]).await? else { return Ok(None) };
+    let pending: Option<String> = row.try_get("pending_thumbprint")?;
+    let pending = pending.zip(row.try_get("pending_sealed_secret")?);
     Ok(Some(Credentials {
         hostname: row.try_get("hostname")?,
         thumbprint: row.try_get("thumbprint")?,
         next_thumbprint: row.try_get("next_thumbprint")?,
         sealed_secret: row.try_get("sealed_secret")?,
+        pending: pending
+            .map(|(thumbprint, sealed_secret)| PendingPair { thumbprint, sealed_secret }),
     }))
 }
 
@@ -320,22 +338,26 @@ pub(super) async fn replace_certificate(
     thumbprint: &str,
     audit: &Audit,
 ) -> Result<bool, StoreError> {
+    let registered = "UPDATE collectors SET
+             thumbprint = pending_thumbprint, sealed_secret = pending_sealed_secret,
+             certificate_expires_at = pending_certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL,
+             pending_thumbprint = NULL, pending_certificate_expires_at = NULL,
+             pending_sealed_secret = NULL, updated_at = $3
+          WHERE id = $1 AND pending_thumbprint = $2";
+    let renewed = "UPDATE collectors SET
+             thumbprint = next_thumbprint, certificate_expires_at = next_certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL, updated_at = $3
+          WHERE id = $1 AND next_thumbprint = $2";
     let transaction = db.transaction().await?;
-    let changed = transaction
-        .execute(
-            "UPDATE collectors SET thumbprint = next_thumbprint,
-                                   certificate_expires_at = next_certificate_expires_at,
-                                   next_thumbprint = NULL, next_certificate_expires_at = NULL,
-                                   updated_at = $3
-              WHERE id = $1 AND next_thumbprint = $2",
-            &[&id, &thumbprint, &audit.at],
-        )
-        .await?;
-    if changed > 0 {
-        users::audit(&transaction, audit).await?;
+    for update in [registered, renewed] {
+        if transaction.execute(update, &[&id, &thumbprint, &audit.at]).await? > 0 {
+            users::audit(&transaction, audit).await?;
+            transaction.commit().await?;
+            return Ok(true);
+        }
     }
-    transaction.commit().await?;
-    Ok(changed > 0)
+    Ok(false)
 }
 
 pub(super) async fn deregister(

@@ -7,7 +7,8 @@ use uuid::Uuid;
 use super::super::StoreError;
 use super::super::registration::{Enrolled, Enrolment, Known, Renamed, Right, name_key};
 use super::super::rows::{
-    Audit, Collector, Credentials, Labels, Listing, Page, Renewal, labels_of, labels_text,
+    Audit, Collector, Credentials, Labels, Listing, Page, PendingPair, Renewal, labels_of,
+    labels_text,
 };
 use super::{counted, micros, refusals, secrets, time, time_option, users, uuid};
 
@@ -141,20 +142,35 @@ fn update(db: &Transaction<'_>, new: &Enrolment) -> Result<Enrolled, StoreError>
             AND hostname = (SELECT hostname FROM collectors WHERE id = ?1)",
         params![id, new.hostname, micros(new.audit.at)],
     )?;
+    let update = match new.right {
+        // The answer may be lost: what the host has shown is good until it shows the new pair.
+        Right::Certificate => {
+            "UPDATE collectors SET
+                 hostname = :hostname, address = :address, version = :version,
+                 pending_sealed_secret = :sealed_secret, pending_thumbprint = :thumbprint,
+                 pending_certificate_expires_at = :certificate_expires_at, updated_at = :at
+              WHERE id = :id AND deregistered_at IS NULL"
+        }
+        Right::New(_) | Right::Back(_) => {
+            "UPDATE collectors SET
+                 hostname = :hostname, address = :address, version = :version,
+                 sealed_secret = :sealed_secret, thumbprint = :thumbprint,
+                 certificate_expires_at = :certificate_expires_at,
+                 next_thumbprint = NULL, next_certificate_expires_at = NULL,
+                 pending_sealed_secret = NULL, pending_thumbprint = NULL,
+                 pending_certificate_expires_at = NULL,
+                 updated_at = :at, deregistered_at = NULL
+              WHERE id = :id"
+        }
+    };
     let written = db.execute(
-        "UPDATE collectors SET
-             hostname = :hostname, address = :address, version = :version,
-             sealed_secret = :sealed_secret, thumbprint = :thumbprint,
-             certificate_expires_at = :certificate_expires_at,
-             next_thumbprint = NULL, next_certificate_expires_at = NULL,
-             updated_at = :at, deregistered_at = NULL
-          WHERE id = :id AND (deregistered_at IS NULL OR :revives)",
+        update,
         named_params! {
             ":id": id, ":hostname": new.hostname,
             ":address": new.address, ":version": new.version,
             ":sealed_secret": new.sealed_secret, ":thumbprint": new.thumbprint,
             ":certificate_expires_at": micros(new.certificate_expires_at),
-            ":at": micros(new.audit.at), ":revives": new.right != Right::Certificate,
+            ":at": micros(new.audit.at),
         },
     )?;
     Ok(if written == 0 { Enrolled::Deregistered } else { Enrolled::Done })
@@ -240,7 +256,7 @@ pub(super) fn named(db: &Transaction<'_>, name: &str) -> Result<Option<Known>, S
 
 pub(super) fn shown(db: &Transaction<'_>, thumbprint: &str) -> Result<Option<Known>, StoreError> {
     let select = "SELECT id, name, hostname, deregistered_at FROM collectors
-                   WHERE thumbprint = ?1 OR next_thumbprint = ?1
+                   WHERE ?1 IN (thumbprint, next_thumbprint, pending_thumbprint)
                    ORDER BY deregistered_at IS NOT NULL LIMIT 1";
     Ok(db.prepare_cached(select)?.query_row([thumbprint], known).optional()?)
 }
@@ -259,16 +275,21 @@ pub(super) fn credentials(
     id: Uuid,
 ) -> Result<Option<Credentials>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT hostname, thumbprint, next_thumbprint, sealed_secret FROM collectors
-          WHERE id = ?1 AND deregistered_at IS NULL",
+        "SELECT hostname, thumbprint, next_thumbprint, sealed_secret, pending_thumbprint,
+                pending_sealed_secret
+           FROM collectors WHERE id = ?1 AND deregistered_at IS NULL",
     )?;
     let found = statement
         .query_row([id.to_string()], |row| {
+            let pending = row.get::<_, Option<_>>("pending_thumbprint")?;
+            let pending = pending.zip(row.get("pending_sealed_secret")?);
             Ok(Credentials {
                 hostname: row.get("hostname")?,
                 thumbprint: row.get("thumbprint")?,
                 next_thumbprint: row.get("next_thumbprint")?,
                 sealed_secret: row.get("sealed_secret")?,
+                pending: pending
+                    .map(|(thumbprint, sealed_secret)| PendingPair { thumbprint, sealed_secret }),
             })
         })
         .optional()?;
@@ -302,18 +323,24 @@ pub(super) fn replace_certificate(
     thumbprint: &str,
     audit: &Audit,
 ) -> Result<bool, StoreError> {
-    let changed = db.execute(
-        "UPDATE collectors SET thumbprint = next_thumbprint,
-                               certificate_expires_at = next_certificate_expires_at,
-                               next_thumbprint = NULL, next_certificate_expires_at = NULL,
-                               updated_at = ?3
-          WHERE id = ?1 AND next_thumbprint = ?2",
-        params![id.to_string(), thumbprint, micros(audit.at)],
-    )?;
-    if changed > 0 {
-        users::audit(db, audit)?;
+    let registered = "UPDATE collectors SET
+             thumbprint = pending_thumbprint, sealed_secret = pending_sealed_secret,
+             certificate_expires_at = pending_certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL,
+             pending_thumbprint = NULL, pending_certificate_expires_at = NULL,
+             pending_sealed_secret = NULL, updated_at = ?3
+          WHERE id = ?1 AND pending_thumbprint = ?2";
+    let renewed = "UPDATE collectors SET
+             thumbprint = next_thumbprint, certificate_expires_at = next_certificate_expires_at,
+             next_thumbprint = NULL, next_certificate_expires_at = NULL, updated_at = ?3
+          WHERE id = ?1 AND next_thumbprint = ?2";
+    for update in [registered, renewed] {
+        if db.execute(update, params![id.to_string(), thumbprint, micros(audit.at)])? > 0 {
+            users::audit(db, audit)?;
+            return Ok(true);
+        }
     }
-    Ok(changed > 0)
+    Ok(false)
 }
 
 pub(super) fn deregister(
