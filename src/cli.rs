@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands talk to people")]
 
 pub mod backend; // the server, and its users
+pub mod check; // what works and what does not
 pub mod collect; // one collection
 pub mod config; // config init, config check
 pub mod control; // the control socket of `agent run`
@@ -95,6 +96,19 @@ pub enum Command {
     /// Write or check a configuration file.
     #[command(subcommand)]
     Config(config::Command),
+    /// Try each part of the agent, and say what does not work and what mends it.
+    ///
+    /// Collects once, looks at the directories, and asks the backend for this host's configuration;
+    /// nothing is queued or sent. For PostgreSQL it prints the GRANTs that are missing, to paste.
+    /// Exit codes: 0 all works, 1 something does not, 2 all works and some of it is missing.
+    Check {
+        /// The agent's configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to try.
+        #[command(flatten)]
+        args: check::Args,
+    },
     /// Collect once, now, and show what came of it; nothing is queued or sent.
     Collect {
         /// The agent's configuration.
@@ -149,6 +163,9 @@ pub fn execute(command: Command) -> ExitCode {
         }),
         Command::Queue(command) => queue::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Check { config, args } => {
+            file_and(&config, |_, config| block_on(check::run(args, &config)))
+        }
         Command::Collect { config, args } => match collect::collectors(&config) {
             Ok(collectors) => block_on(collect::run(args, collectors)),
             Err(code) => code,

@@ -7,6 +7,7 @@
 mod blocking; // calls that may hang, away from the runtime
 pub mod disk_usage;
 mod notices;
+pub mod pg_check; // what a server allows the agent's role
 pub mod pg_log;
 pub mod pg_stats;
 pub mod postgres;

@@ -18,6 +18,7 @@ pub mod forward; // stage 3: batches -> pushes
 pub mod link; // the wire to the backend: TLS, tokens, the client, registration
 pub mod control; // the local socket: status, inspect, replay, metrics
 pub mod agent; // joins the stages
+pub mod check; // whether each of them would work, and what mends it
 pub mod backend; // the server that agents report to
 
 pub mod answer; // what an answer of the backend means: the one table

@@ -23,6 +23,7 @@ mod backend_shares; // one collector with many connections, beside others
 mod backend_start; // keys: made once, kept, and refused when half is missing
 mod backend_store; // what both stores promise, held against SQLite and PostgreSQL
 mod backend_users; // login, refresh, logout, roles
+mod check; // `agent check`
 mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_hostile; // somebody else on PostgreSQL's port

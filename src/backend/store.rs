@@ -106,9 +106,9 @@ pub trait Store: Send + Sync + 'static {
     async fn credentials(&self, id: Uuid) -> Result<Option<Credentials>, StoreError>;
     /// Keeps a renewed certificate and its audit row (S6); `false` when there is no such collector.
     async fn renew_certificate(&self, renewal: Renewal) -> Result<bool, StoreError>;
-    /// Notes the first use of the certificate `thumbprint`, of a renewal or of a registration, which
-    /// replaces the old one, and with a registration the old secret (S6); `false`, and no audit row,
-    /// when it is not one that waits.
+    /// Notes the first use of the certificate `thumbprint`, of a renewal or of a registration. It
+    /// replaces the old one, and with a registration the old secret (S6); `false`, and no audit
+    /// row, when it is not one that waits.
     async fn replace_certificate(
         &self,
         id: Uuid,

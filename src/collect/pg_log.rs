@@ -230,6 +230,14 @@ impl PgLogCollector {
         };
     }
 
+    /// Where the log is, when that is configured or the server has said it.
+    pub fn place(&self) -> Option<String> {
+        self.whereabouts().map(|whereabouts| match whereabouts {
+            Whereabouts::Path(path) => path.display().to_string(),
+            Whereabouts::Place(place) => place.path().display().to_string(),
+        })
+    }
+
     fn whereabouts(&self) -> Option<Whereabouts> {
         let known = self.known.as_ref().and_then(|server| server.place.clone());
         let named = self.config.path.clone().map(Whereabouts::Path);

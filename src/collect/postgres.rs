@@ -5,7 +5,7 @@ mod dial; // the way there
 mod guard; // what a server may say, in bytes
 mod session;
 
-pub use connection::PgConnection;
+pub use connection::{PgConnection, quoted};
 pub use session::Timeouts;
 
 pub(super) use session::{Failure, Query, Recovery, Session};

@@ -48,7 +48,8 @@ impl Verdict {
             Meaning::NotHere => Self::Pause("check backend.url"),
             Meaning::Unauthorized => Self::Pause(
                 "is this still its backend, and was the collector deleted there? `agent backend \
-                 collector release NAME` at the backend brings it back, with `agent register --force`",
+                 collector release NAME` at the backend brings it back, with `agent register \
+                 --force`",
             ),
             Meaning::CertificateMismatch => Self::Pause(
                 "the certificate in tls.cert_file was replaced at the backend by a newer one, or \

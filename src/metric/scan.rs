@@ -23,8 +23,8 @@ pub(super) fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
     position(bytes, either, |byte| matches!(byte, b'"' | b'\\'))
 }
 
-/// The first byte for which `is_sought`. `marked` sets the high bit of the first such byte of eight,
-/// whatever it does to those after it, and of none before it.
+/// The first byte for which `is_sought`. `marked` sets the high bit of the first such byte of
+/// eight, whatever it does to those after it, and of none before it.
 fn position(
     bytes: &[u8],
     marked: impl Fn(u64) -> u64,

@@ -18,8 +18,8 @@ use crate::backend::store::{Audit, Enrolled, Enrolment, KeptSecret, Known, Right
 use crate::clock;
 
 /// Who has copied a host's certificate and key can register over them, and then is the host.
-const IF_NOT_ASKED: &str = "what it had before ends with the first use of what it was given: if nobody ran \
-    `agent register --force` on the host, its key was stolen: release it";
+const IF_NOT_ASKED: &str = "what it had before ends with the first use of what it was given: if \
+     nobody ran `agent register --force` on the host, its key was stolen: release it";
 
 #[derive(Deserialize)]
 struct RegisterRequest {

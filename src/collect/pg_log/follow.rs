@@ -94,6 +94,13 @@ impl Place {
         if path.is_dir() { Self::Directory(path) } else { Self::File(path) }
     }
 
+    /// The file or the directory.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Directory(path) => path,
+        }
+    }
+
     /// The logs there, each once, the last written one at the end. Beside one file, those whose
     /// names begin with its name: it may have been renamed or copied there.
     pub(super) fn candidates(&self) -> io::Result<Vec<Candidate>> {

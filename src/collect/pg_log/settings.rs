@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tokio_postgres::Row;
 
 use super::follow::Place;
-use crate::collect::postgres::{PgConnection, Query, Session, Timeouts};
+use crate::collect::postgres::{PgConnection, Query, Session, Timeouts, quoted};
 use crate::metric::Status;
 use crate::metric::pg_stats::Cost;
 
@@ -16,10 +16,13 @@ const SETTINGS: Query = Query {
        current_setting('log_timezone') AS timezone,
        current_setting('logging_collector') AS logging_collector,
        current_setting('log_destination') AS log_destination,
+       has_function_privilege('pg_catalog.pg_current_logfile(text)', 'EXECUTE') AS asks_for_log,
+       session_user::text AS role,
        (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory",
 };
 
-/// Not part of the first: without the right to call it the whole statement would fail.
+/// Only with the right to call it, which `pg_monitor` has from 17 on: without it the server would
+/// write an error into its log, each time.
 const CURRENT_FILE: Query =
     Query { name: "log_file", rows_max: 1, sql: "SELECT pg_current_logfile('stderr') AS file" };
 
@@ -40,18 +43,22 @@ pub(super) async fn ask(connection: &PgConnection) -> Result<Asked, String> {
         .map_err(|failure| failure.to_connect(connection))?;
     let rows = session.rows(SETTINGS, &[], &mut cost).await.map_err(|failure| failure.message)?;
     let row = rows.first().ok_or("the server gave no settings")?;
-    let file = match session.rows(CURRENT_FILE, &[], &mut cost).await {
-        Ok(rows) => Ok(rows.first().and_then(|row| text(row, "file"))),
-        Err(failure) => Err(failure.status),
+    let may_ask = row.try_get("asks_for_log").unwrap_or(true);
+    let file = if may_ask {
+        let rows = session.rows(CURRENT_FILE, &[], &mut cost).await;
+        let rows = rows.map_err(|failure| failure.message)?;
+        Ok(rows.first().and_then(|row| text(row, "file")))
+    } else {
+        Err(Status::Permission)
     };
     Ok(Asked {
         prefix: text(row, "prefix").unwrap_or_default(),
         timezone: text(row, "timezone").unwrap_or_default(),
-        place: place(row, file),
+        place: place(row, file, &connection.database),
     })
 }
 
-fn place(row: &Row, file: Result<Option<String>, Status>) -> Result<Place, String> {
+fn place(row: &Row, file: Result<Option<String>, Status>, database: &str) -> Result<Place, String> {
     let setting = |name: &str| text(row, name).unwrap_or_default();
     let log_destination = setting("log_destination");
     if !log_destination.split(',').any(|destination| destination.trim() == "stderr") {
@@ -64,16 +71,27 @@ fn place(row: &Row, file: Result<Option<String>, Status>) -> Result<Place, Strin
                     hint: name it in pg_log.path"
             .to_owned());
     }
-    let grant = "hint: GRANT pg_monitor to the agent's role, or name the log in pg_log.path";
+    let role = quoted(&setting("role"));
     let file = match file {
         Ok(Some(file)) => PathBuf::from(file),
         Ok(None) => return Err("the server has no log file yet".to_owned()),
-        Err(_) => return Err(format!("may not ask for the current log file; {grant}")),
+        Err(_) => {
+            return Err(format!(
+                "may not ask for the current log file; hint: in the database {database:?} GRANT \
+                 EXECUTE ON FUNCTION pg_current_logfile(text) TO {role}, or name the log in \
+                 pg_log.path"
+            ));
+        }
     };
     let file = match text(row, "data_directory") {
         Some(data) => Path::new(&data).join(file),
         None if file.is_absolute() => file,
-        None => return Err(format!("may not ask for data_directory; {grant}")),
+        None => {
+            return Err(format!(
+                "may not ask for data_directory; hint: GRANT pg_monitor TO {role}, or name the log \
+                 in pg_log.path"
+            ));
+        }
     };
     let directory = file.parent().unwrap_or(Path::new("/"));
     Ok(Place::Directory(directory.to_owned()))

@@ -117,6 +117,11 @@ impl PgConnection {
     }
 }
 
+/// A name as SQL writes it, whatever is in it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
