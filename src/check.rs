@@ -21,7 +21,7 @@ use crate::units::show_duration;
 /// One thing that was looked at, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The section of the configuration: `postgres`, `pg_log`, `backend` and so on
+    /// The section of the configuration: `postgres`, `pg_log`, `backend` and so on.
     pub part: &'static str,
     /// What of it, such as `database "app"`.
     pub of: String,
