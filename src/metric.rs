@@ -19,6 +19,7 @@ pub mod exposition;
 pub mod members;
 mod number;
 pub mod object;
+pub mod pg_activity;
 pub mod pg_log;
 pub mod pg_server;
 pub mod pg_stats;

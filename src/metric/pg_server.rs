@@ -241,8 +241,9 @@ declare! {
     pub struct Horizon, from "pg_stat_activity" {
         /// `backend`, `prepared`, `slot`, `slot_catalog` or `standby`.
         kind: String = key;
-        /// The process, the transaction's name, the slot or the standby's name.
-        id: String = key from "pid, gid, slot_name, application_name";
+        /// The process, the prepared transaction's number, the slot or the standby's name; of a
+        /// standby without one its process here.
+        id: String = key from "pid, transaction, slot_name, application_name";
         /// How many transactions ago the rows were current.
         age: Option<u64> = gauge("transactions") from "age(backend_xmin)";
         /// Since when, where that is known.
@@ -251,8 +252,8 @@ declare! {
 
     /// A standby or another receiver of the log.
     pub struct Sender, from "pg_stat_replication" {
-        /// The name it gives itself.
-        application: String = key from "pg_stat_replication.application_name";
+        /// The name it gives itself, which may be empty.
+        application: Option<String> = key from "pg_stat_replication.application_name";
         /// The sending process.
         pid: Option<u64> = key;
         /// Its address; absent on a Unix socket.
@@ -332,66 +333,5 @@ declare! {
         inactive_since: Option<Time> = time(server) on 17..=18;
         /// Why it is of no use any more.
         invalidation_reason: Option<String> = text on 17..=18;
-    }
-
-    /// The server's processes but the agent's own.
-    pub struct Activity, from "pg_stat_activity" {
-        /// Connections of clients.
-        clients: Option<u64> = gauge("connections");
-        /// Of these, working.
-        active: Option<u64> = gauge("connections");
-        /// Of these, between transactions.
-        idle: Option<u64> = gauge("connections");
-        /// Of these, waiting for their client within a transaction.
-        idle_in_transaction: Option<u64> = gauge("connections");
-        /// Of these, working and waiting for a lock.
-        waiting_for_lock: Option<u64> = gauge("connections");
-        /// Of these, those whose state the agent's role may not see: the counts and times beside
-        /// this are without them.
-        hidden: Option<u64> = gauge("connections");
-        /// What clients may use: `max_connections` less what is reserved.
-        connections_max: Option<u64> = gauge("connections")
-            from "current_setting('max_connections')";
-        /// How long the oldest transaction has run.
-        longest_transaction_s: Option<f64> = gauge("s") from "pg_stat_activity.xact_start";
-        /// How long the oldest statement has run.
-        longest_query_s: Option<f64> = gauge("s") from "pg_stat_activity.query_start";
-        /// How long the oldest idle transaction has been idle.
-        longest_idle_in_transaction_s: Option<f64> = gauge("s")
-            from "pg_stat_activity.state_change";
-        /// Processes alike, the most numerous first.
-        groups: Vec<ActivityGroup> = part;
-        /// Processes in groups that are not listed.
-        others: Option<u64> = gauge("connections");
-    }
-
-    /// Processes of one kind, user, database and state.
-    pub struct ActivityGroup, from "pg_stat_activity" {
-        /// Such as `client backend` or `autovacuum worker`.
-        backend_type: Option<String> = key;
-        /// Their database.
-        database: Option<String> = key from "pg_stat_activity.datname";
-        /// Their role.
-        user: Option<String> = key from "pg_stat_activity.usename";
-        /// `active`, `idle`, `idle in transaction` and so on.
-        state: Option<String> = key;
-        /// Such as `Lock` or `IO`.
-        wait_event_type: Option<String> = key;
-        /// What they wait for.
-        wait_event: Option<String> = key;
-        /// How many they are.
-        processes: u64 = gauge("connections");
-    }
-
-    /// Locks of one mode in one database, but the agent's own.
-    pub struct LockGroup, from "pg_locks" {
-        /// The database; absent for shared objects and transactions.
-        database: Option<String> = key from "pg_database.datname";
-        /// Such as `AccessShareLock`.
-        mode: String = key;
-        /// Those that are held.
-        granted: Option<u64> = gauge("locks");
-        /// Those that are waited for.
-        waiting: Option<u64> = gauge("locks");
     }
 }

@@ -1,9 +1,9 @@
 //! `pg_stats`: one PostgreSQL database; the cluster rides on the maintenance database's metric.
 
 use super::declare::{declare, words};
+use super::pg_activity::{Activity, Blocking, LockGroup, Progress};
 use super::pg_server::{
-    Activity, Archiver, BgWriter, Checkpointer, Io, LockGroup, RecoveryPrefetch, Sender, Slot,
-    Slru, Standby, Wal, Xid,
+    Archiver, BgWriter, Checkpointer, Io, RecoveryPrefetch, Sender, Slot, Slru, Standby, Wal, Xid,
 };
 use super::{Status, Time};
 
@@ -60,6 +60,10 @@ declare! {
         activity: Option<Activity> = part;
         /// Locks by database and mode.
         locks: Option<Vec<LockGroup>> = part;
+        /// Who waits for whom.
+        blocking: Option<Blocking> = part;
+        /// Long commands that are running.
+        progress: Option<Vec<Progress>> = part;
         /// What this collection asked of the server, on the maintenance database's metric.
         cost: Option<Cost> = part;
         // The database's own row; nothing of it is known when it could not be read.
