@@ -22,6 +22,7 @@ pub mod object;
 pub mod pg_activity;
 pub mod pg_log;
 pub mod pg_server;
+pub mod pg_settings;
 pub mod pg_stats;
 pub mod points;
 pub mod sequences;

@@ -36,6 +36,11 @@ const PARTS: &[&str] = &[
     "locks",
     "blocking",
     "progress",
+    "prepared",
+    "subscriptions",
+    "settings",
+    "files",
+    "control",
 ];
 
 /// How a field is held against the server's own word.
@@ -299,6 +304,41 @@ const CHECKS: &[Check] = &[
     all("blocking.sessions[].lock_type", "SELECT locktype FROM pg_locks WHERE NOT granted"),
     all("blocking.sessions[].lock_mode", "SELECT mode FROM pg_locks WHERE NOT granted"),
     all("blocking.sessions[].relation", "SELECT 'pg_catalog.pg_description'"),
+    all("prepared.transactions", "SELECT count(*) FROM pg_prepared_xacts"),
+    all(
+        "prepared.oldest_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(prepared)) FROM pg_prepared_xacts",
+    ),
+    all("prepared.oldest_age", "SELECT max(age(transaction)) FROM pg_prepared_xacts"),
+    all("settings.loaded_at", "SELECT pg_conf_load_time()"),
+    all("settings.pending_restart", "SELECT count(*) FROM pg_settings WHERE pending_restart"),
+    all("settings.hidden", "SELECT false"),
+    all("settings.file_errors", "SELECT count(*) FROM pg_file_settings WHERE error <> ''"),
+    all("settings.file_errors_status", "SELECT NULL::text"),
+    all("settings.list[].name", "SELECT 'shared_buffers'"),
+    all("settings.list[].value", "SELECT setting FROM setting"),
+    all("settings.list[].unit", "SELECT unit FROM setting"),
+    all("settings.list[].source", "SELECT source FROM setting"),
+    all("settings.list[].pending_restart", "SELECT pending_restart FROM setting"),
+    all("files.wal_bytes", "SELECT sum(size) FROM pg_ls_waldir()"),
+    all("files.wal_files", "SELECT count(*) FROM pg_ls_waldir()"),
+    all("files.wal_status", "SELECT NULL::text"),
+    on(
+        "files.archive_ready",
+        "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'",
+        12,
+        18,
+    ),
+    on("files.archive_status", "SELECT 'unsupported_version'", 10, 11),
+    on("files.archive_status", "SELECT NULL::text", 12, 18),
+    on("files.temp_bytes", "SELECT coalesce(sum(size), 0) FROM pg_ls_tmpdir()", 12, 18),
+    on("files.temp_files", "SELECT count(*) FROM pg_ls_tmpdir()", 12, 18),
+    on("files.temp_status", "SELECT 'unsupported_version'", 10, 11),
+    on("files.temp_status", "SELECT NULL::text", 12, 18),
+    all("control.system_identifier", "SELECT system_identifier::text FROM pg_control_system()"),
+    all("control.timeline", "SELECT timeline_id FROM pg_control_checkpoint()"),
+    all("control.checkpoint_at", "SELECT checkpoint_time FROM pg_control_checkpoint()"),
+    all("control.checksums", "SELECT current_setting('data_checksums') = 'on'"),
     all("locks[].database", "SELECT current_database()"),
     all("locks[].mode", "SELECT 'AccessExclusiveLock'"),
     all("locks[].granted", "SELECT count(*) FROM exclusive WHERE granted"),
@@ -392,7 +432,7 @@ const STANDBY_CHECKS: &[Check] = &[
 ];
 
 /// Fields that a test of their own looks at.
-const ELSEWHERE: &[&str] = &["standby.replay_lag_s"];
+const ELSEWHERE: &[&str] = &["standby.replay_lag_s", "settings.changes[]"];
 
 /// What the expressions above are about.
 const AROUND: &str = "
@@ -401,6 +441,7 @@ const AROUND: &str = "
     slru AS (SELECT * FROM pg_stat_slru ORDER BY name LIMIT 1),
     others AS (SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend'
                   AND application_name NOT LIKE 'pganalytics-agent/%'),
+    setting AS (SELECT * FROM pg_settings WHERE name = 'shared_buffers'),
     exclusive AS (SELECT * FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND database =
                      (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
@@ -452,6 +493,7 @@ fn is_meant(list: &str, element: &Value) -> bool {
         "groups" | "waits" => element["wait_event_type"] == "Lock",
         "longest" => element["kind"] == "transaction",
         "sessions" => element["depth"] == 1,
+        "list" => element["name"] == "shared_buffers",
         "locks" => element["mode"] == "AccessExclusiveLock" && element["database"] == "postgres",
         _ => true,
     }
@@ -551,6 +593,9 @@ const LISTS: &[(&str, usize)] = &[
     ("blocking.sessions", 50),
     ("blocking.sessions[].blocked_by", 8),
     ("progress", 300),
+    ("subscriptions", 100),
+    ("settings.list", 120),
+    ("settings.changes", 120),
 ];
 
 /// What a value takes in JSON; a name has 63 bytes.
@@ -560,6 +605,8 @@ fn width(path: &str, kind: Kind) -> usize {
         list.unwrap_or_else(|| panic!("{path} has no bound")).1
     };
     match kind {
+        _ if path == "settings.list[].value" => 802,
+        _ if path == "settings.changes[].from" || path == "settings.changes[].to" => 802,
         Kind::Array(Kind::Object(_)) => 2,
         Kind::Array(Kind::Count) => bound() * 12,
         Kind::Map(Kind::Count) => bound() * 90,

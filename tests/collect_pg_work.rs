@@ -1,10 +1,12 @@
 //! What `pg_stats` says of the work of a whole server that must be arranged first: who waits for
-//! whom, how far long commands are, and roles that see little of it.
+//! whom, how far long commands are, subscriptions, changed settings, and roles that see little
+//! of it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use pganalytics::collect::Collector;
 use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
 use pganalytics::collect::postgres::PgConnection;
 use serde_json::Value;
@@ -107,6 +109,82 @@ const BASEBACKUP_CHECKS: &[Check] = &[
     on("progress[].total", "SELECT backup_total FROM pg_stat_progress_basebackup", 13, 18),
 ];
 
+const SUBSCRIPTION_CHECKS: &[Check] = &[
+    all("subscriptions[].database", "SELECT 'subscriber'"),
+    all("subscriptions[].name", "SELECT 'sub'"),
+    all("subscriptions[].state", "SELECT 'running'"),
+    all("subscriptions[].syncing", "SELECT 0"),
+    all(
+        "subscriptions[].behind_bytes",
+        "SELECT received_lsn - latest_end_lsn FROM pg_stat_subscription",
+    ),
+    all(
+        "subscriptions[].behind_s",
+        "SELECT CASE WHEN received_lsn > latest_end_lsn
+                     THEN extract(epoch FROM clock_timestamp() - latest_end_time) ELSE 0 END
+           FROM pg_stat_subscription",
+    ),
+    all(
+        "subscriptions[].last_message_at",
+        "SELECT last_msg_receipt_time FROM pg_stat_subscription",
+    ),
+    on(
+        "subscriptions[].apply_errors",
+        "SELECT apply_error_count FROM pg_stat_subscription_stats",
+        15,
+        18,
+    ),
+    on(
+        "subscriptions[].sync_errors",
+        "SELECT sync_error_count FROM pg_stat_subscription_stats",
+        15,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_insert_exists",
+        "SELECT confl_insert_exists FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_update_origin_differs",
+        "SELECT confl_update_origin_differs FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_update_exists",
+        "SELECT confl_update_exists FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_update_missing",
+        "SELECT confl_update_missing FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_delete_origin_differs",
+        "SELECT confl_delete_origin_differs FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_delete_missing",
+        "SELECT confl_delete_missing FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on(
+        "subscriptions[].conflicts_multiple_unique",
+        "SELECT confl_multiple_unique_conflicts FROM pg_stat_subscription_stats",
+        18,
+        18,
+    ),
+    on("subscriptions[].stats_reset", "SELECT stats_reset FROM pg_stat_subscription_stats", 15, 18),
+];
+
 /// The checks of this file's tests.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
     let progress = [
@@ -118,7 +196,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         COPY_CHECKS,
         BASEBACKUP_CHECKS,
     ];
-    progress.into_iter().flatten()
+    progress.into_iter().flatten().chain(SUBSCRIPTION_CHECKS)
 }
 
 /// Waits until `sql`, which counts, gives `count`.
@@ -313,6 +391,96 @@ fn stuck_backup(server: &Postgres) -> UnixStream {
     stream
 }
 
+/// One database subscribes to another of the same server.
+#[tokio::test]
+async fn subscriptions_are_those_of_the_server() {
+    for major in majors() {
+        let server = Postgres::start_with(major, &[("wal_level", "logical")]);
+        server
+            .execute("postgres", "CREATE TABLE t (i int); CREATE PUBLICATION p FOR TABLE t")
+            .await;
+        let slot = "SELECT pg_create_logical_replication_slot('s', 'pgoutput')";
+        server.execute("postgres", slot).await;
+        server.execute("postgres", "CREATE DATABASE subscriber").await;
+        let from = server.connection("postgres");
+        let subscribe = format!(
+            "CREATE TABLE t (i int); CREATE SUBSCRIPTION sub CONNECTION '{from}' PUBLICATION p
+             WITH (create_slot = false, slot_name = 's', copy_data = false)"
+        );
+        for statement in subscribe.split("; ") {
+            server.execute("subscriber", statement).await;
+        }
+        server.execute("postgres", "INSERT INTO t SELECT generate_series(1, 1000)").await;
+        let theirs = server.client("subscriber").await;
+        until_count(&theirs, "SELECT count(*) FROM t", 1_000).await;
+        let client = server.client("postgres").await;
+        // Until then the subscriber is behind by a time that grows, and all at once is not.
+        let caught_up = "SELECT count(*) FROM pg_stat_subscription
+                          WHERE received_lsn = latest_end_lsn";
+        until_count(&client, caught_up, 1).await;
+        hold(&mut collector(&server), &client, SUBSCRIPTION_CHECKS, major).await;
+        theirs.batch_execute("ALTER SUBSCRIPTION sub DISABLE").await.expect("stops");
+        until_count(&client, "SELECT count(pid) FROM pg_stat_subscription", 0).await;
+        let document = collect(&mut collector(&server)).await;
+        assert_eq!(document["subscriptions"][0]["state"], "disabled", "on {major}");
+        assert_eq!(document["subscriptions"][0].get("behind_bytes"), None);
+        assert_no_error(&server);
+    }
+}
+
+/// What changes is told until it is in the queue; what may hold a password never leaves.
+#[tokio::test]
+async fn a_changed_setting_is_told_and_a_secret_is_not() {
+    for major in majors() {
+        let server = Postgres::start_with(major, &[("archive_mode", "on")]);
+        let client = server.client("postgres").await;
+        let mut collector = collector(&server);
+        let document = collect(&mut collector).await;
+        collector.committed();
+        let value = |document: &Value, name: &str| {
+            let list = document["settings"]["list"].as_array().expect("settings").clone();
+            list.into_iter().find(|setting| setting["name"] == name).expect("listed")["value"]
+                .clone()
+        };
+        assert_eq!(value(&document, "archive_command"), "not set", "on {major}");
+        assert_eq!(document["settings"].get("changes"), None);
+        for set in ["work_mem = '5MB'", "archive_command = 'true hush'", "max_connections = 60"] {
+            client.batch_execute(&format!("ALTER SYSTEM SET {set}")).await.expect("set");
+        }
+        client.batch_execute("SELECT pg_reload_conf()").await.expect("reload");
+        let seen = "SELECT count(*) FROM pg_settings WHERE name = 'work_mem' AND setting = '5120'";
+        until_count(&client, seen, 1).await;
+        let told = |document: &Value| -> Vec<Value> {
+            let changes = document["settings"]["changes"].as_array().cloned().unwrap_or_default();
+            let change = |c: Value| serde_json::json!([c["name"], c["from"], c["to"]]);
+            changes.into_iter().map(change).collect()
+        };
+        let expected = [
+            serde_json::json!(["archive_command", "not set", "set"]),
+            serde_json::json!(["work_mem", "4096", "5120"]),
+        ];
+        // The agent's session takes the new values a moment later.
+        let all_seen = async {
+            loop {
+                let document = collect(&mut collector).await;
+                if told(&document).len() == 2 {
+                    return document;
+                }
+            }
+        };
+        let document = tokio::time::timeout(LIMIT, all_seen).await.expect("both are seen");
+        assert_eq!(told(&document), expected, "on {major}");
+        assert!(!document.to_string().contains("hush"), "{document}");
+        assert_eq!(value(&document, "archive_command"), "set");
+        assert_eq!(document["settings"]["pending_restart"], 1, "max_connections");
+        // It was not committed.
+        assert_eq!(told(&collect(&mut collector).await), expected, "on {major}");
+        collector.committed();
+        assert_eq!(told(&collect(&mut collector).await), [Value::Null; 0], "on {major}");
+        assert_no_error(&server);
+    }
+}
+
 /// A role without rights is told so, and the server's log has no error of it.
 #[tokio::test]
 async fn what_a_role_may_not_see_has_a_reason() {
@@ -334,11 +502,21 @@ async fn what_a_role_may_not_see_has_a_reason() {
             assert_eq!(session["hidden"], true, "on {major}: {session}");
             assert_eq!((session.get("state"), session.get("transaction_s")), (None, None));
         }
+        assert_eq!(seen["settings"]["hidden"], true, "on {major}");
+        assert_eq!(seen["settings"].get("file_errors"), None);
+        assert_eq!(seen["settings"]["file_errors_status"], "permission");
+        assert_eq!(seen["files"].get("wal_bytes"), None);
+        assert_eq!(seen["files"]["wal_status"], "permission");
+        let of_12 = if major < 12 { "unsupported_version" } else { "permission" };
+        assert_eq!(seen["files"]["archive_status"], of_12);
+        assert_eq!(seen["files"]["temp_status"], of_12);
 
         let mut monitor = collector_of(&server, "monitor");
         let seen = collect(&mut monitor).await;
         assert_eq!(seen["blocking"]["sessions"][0].get("hidden"), None);
         assert_eq!(seen["blocking"]["sessions"][0]["state"], "idle in transaction");
+        assert_eq!(seen["settings"]["hidden"], false, "on {major}");
+        assert!(seen["files"]["wal_bytes"].as_u64() > Some(0), "on {major}: {}", seen["files"]);
         holder.batch_execute("ROLLBACK").await.expect("ends");
         waiting.await.expect("the lock in the end");
         assert_no_error(&server);

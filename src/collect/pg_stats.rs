@@ -61,7 +61,8 @@ pub struct PgStatsCollector {
     visited: Option<(String, Session)>,
     backoff: Backoff,
     /// The statistics views of the server that is connected to.
-    views: Option<HashSet<String>>,
+    views: Option<server::Views>,
+    settings: server::KnownSettings,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
     /// Configured databases that this collection has not found.
@@ -99,6 +100,7 @@ impl PgStatsCollector {
             visited: None,
             backoff: Backoff::default(),
             views: None,
+            settings: server::KnownSettings::default(),
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
@@ -306,6 +308,10 @@ impl Collector for PgStatsCollector {
         }
         let metrics = documents.iter().map(document).collect::<Result<_, _>>()?;
         Ok(Collected { metrics, state: None })
+    }
+
+    fn committed(&mut self) {
+        self.settings.commit();
     }
 }
 

@@ -334,4 +334,69 @@ declare! {
         /// Why it is of no use any more.
         invalidation_reason: Option<String> = text on 17..=18;
     }
+
+    /// Prepared transactions. Their names are not read: they are the application's.
+    pub struct Prepared, from "pg_prepared_xacts" {
+        /// How many there are.
+        transactions: Option<u64> = gauge("transactions");
+        /// How long ago the oldest was prepared.
+        oldest_s: Option<f64> = gauge("s") from "pg_prepared_xacts.prepared";
+        /// How many transactions ago the oldest began.
+        oldest_age: Option<u64> = gauge("transactions")
+            from "age(pg_prepared_xacts.transaction)";
+    }
+
+    /// A subscription of this server.
+    pub struct Subscription, from "pg_stat_subscription" {
+        /// Its database; absent where two databases have one of this name.
+        database: Option<String> = key from "pg_subscription.subdbid";
+        /// Its name.
+        name: String = key from "pg_stat_subscription.subname";
+        /// `running`, `stopped` (enabled, and its worker does not run) or `disabled`.
+        state: Option<String> = text from "pg_stat_subscription.pid, pg_subscription.subenabled";
+        /// Workers that copy a table's first contents.
+        syncing: Option<u64> = gauge("tables") from "pg_stat_subscription.relid";
+        /// Received and not confirmed as applied.
+        behind_bytes: Option<u64> = gauge("bytes")
+            from "pg_stat_subscription.received_lsn - latest_end_lsn";
+        /// How long ago something was last confirmed; 0 when all that was received is.
+        behind_s: Option<f64> = gauge("s") from "pg_stat_subscription.latest_end_time";
+        /// When the publisher last spoke.
+        last_message_at: Option<Time> = time(server)
+            from "pg_stat_subscription.last_msg_receipt_time";
+        ..counts: SubscriptionCounts;
+    }
+
+    /// What went wrong with a subscription.
+    pub struct SubscriptionCounts, from "pg_stat_subscription_stats" {
+        /// Errors while changes were applied.
+        apply_errors: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_subscription_stats.apply_error_count" on 15..=18;
+        /// Errors while first contents were copied.
+        sync_errors: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_subscription_stats.sync_error_count" on 15..=18;
+        /// Inserts of a row whose key was there.
+        conflicts_insert_exists: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_insert_exists" on 18..=18;
+        /// Updates of a row that somebody else had changed.
+        conflicts_update_origin_differs: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_origin_differs" on 18..=18;
+        /// Updates to a key that was there.
+        conflicts_update_exists: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_exists" on 18..=18;
+        /// Updates of a row that was not there.
+        conflicts_update_missing: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_missing" on 18..=18;
+        /// Deletes of a row that somebody else had changed.
+        conflicts_delete_origin_differs: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_delete_origin_differs" on 18..=18;
+        /// Deletes of a row that was not there.
+        conflicts_delete_missing: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_delete_missing" on 18..=18;
+        /// Rows with several keys that were there.
+        conflicts_multiple_unique: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_multiple_unique_conflicts" on 18..=18;
+        /// Since when these count; absent: never reset.
+        stats_reset: Option<Time> = time(server) on 15..=18;
+    }
 }

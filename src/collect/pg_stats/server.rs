@@ -7,6 +7,8 @@ mod activity; // who is at work
 mod blocking;
 mod json_row;
 mod progress;
+mod replicated; // prepared transactions, subscriptions
+mod settings;
 
 use std::collections::HashSet;
 
@@ -18,6 +20,7 @@ use crate::collect::postgres::{Query, Recovery};
 use crate::metric::declare::{Columns, Declared};
 use crate::metric::pg_server::{Archiver, BgWriter, Checkpointer, Horizon, Io, Wal, Xid};
 use json_row::{JsonRow, Renamed, renamed, seconds};
+pub(super) use settings::KnownSettings;
 
 /// Which of the views below the server has.
 const VIEWS: Query = Query {
@@ -26,11 +29,11 @@ const VIEWS: Query = Query {
   FROM pg_class c
  WHERE c.relnamespace = 'pg_catalog'::regnamespace
    AND c.relname IN ('pg_stat_checkpointer', 'pg_stat_wal', 'pg_stat_io', 'pg_stat_slru',
-                     'pg_stat_recovery_prefetch', 'pg_stat_progress_vacuum',
-                     'pg_stat_progress_analyze', 'pg_stat_progress_create_index',
-                     'pg_stat_progress_cluster', 'pg_stat_progress_basebackup',
-                     'pg_stat_progress_copy')",
-    rows_max: 11,
+                     'pg_stat_recovery_prefetch', 'pg_stat_subscription_stats',
+                     'pg_stat_progress_vacuum', 'pg_stat_progress_analyze',
+                     'pg_stat_progress_create_index', 'pg_stat_progress_cluster',
+                     'pg_stat_progress_basebackup', 'pg_stat_progress_copy')",
+    rows_max: 12,
 };
 
 const BGWRITER: Query = Query {
@@ -334,7 +337,10 @@ impl PgStatsCollector {
         }
         ask.add_activity(document).await?;
         ask.add_blocking(document).await?;
-        ask.add_progress(document, &views).await
+        ask.add_progress(document, &views).await?;
+        ask.add_prepared(document).await?;
+        ask.add_subscriptions(document, &views).await?;
+        ask.add_settings(document).await
     }
 }
 
