@@ -23,6 +23,7 @@ pub mod pg_activity;
 pub mod pg_log;
 pub mod pg_server;
 pub mod pg_settings;
+pub mod pg_statements;
 pub mod pg_stats;
 pub mod points;
 pub mod sequences;

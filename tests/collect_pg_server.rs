@@ -41,6 +41,7 @@ const PARTS: &[&str] = &[
     "settings",
     "files",
     "control",
+    "statements",
 ];
 
 /// How a field is held against the server's own word.
@@ -432,7 +433,13 @@ const STANDBY_CHECKS: &[Check] = &[
 ];
 
 /// Fields that a test of their own looks at.
-const ELSEWHERE: &[&str] = &["standby.replay_lag_s", "settings.changes[]"];
+const ELSEWHERE: &[&str] = &[
+    "standby.replay_lag_s",
+    "settings.changes[]",
+    "statements.interval_s",
+    "statements.total.",
+    "statements.other.",
+];
 
 /// What the expressions above are about.
 const AROUND: &str = "
@@ -442,6 +449,7 @@ const AROUND: &str = "
     others AS (SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend'
                   AND application_name NOT LIKE 'pganalytics-agent/%'),
     setting AS (SELECT * FROM pg_settings WHERE name = 'shared_buffers'),
+    counted AS (SELECT * FROM pg_stat_statements WHERE query LIKE 'INSERT INTO counted%'),
     exclusive AS (SELECT * FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND database =
                      (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
@@ -493,7 +501,8 @@ fn is_meant(list: &str, element: &Value) -> bool {
         "groups" | "waits" => element["wait_event_type"] == "Lock",
         "longest" => element["kind"] == "transaction",
         "sessions" => element["depth"] == 1,
-        "list" => element["name"] == "shared_buffers",
+        // Of statements, and of settings.
+        "list" => element["rows"] == 1_000 || element["name"] == "shared_buffers",
         "locks" => element["mode"] == "AccessExclusiveLock" && element["database"] == "postgres",
         _ => true,
     }
@@ -596,6 +605,7 @@ const LISTS: &[(&str, usize)] = &[
     ("subscriptions", 100),
     ("settings.list", 120),
     ("settings.changes", 120),
+    ("statements.list", 500),
 ];
 
 /// What a value takes in JSON; a name has 63 bytes.
@@ -607,6 +617,8 @@ fn width(path: &str, kind: Kind) -> usize {
     match kind {
         _ if path == "settings.list[].value" => 802,
         _ if path == "settings.changes[].from" || path == "settings.changes[].to" => 802,
+        // A hundred of them have a text.
+        _ if path == "statements.list[].query" => 2 * 2_048 / 5,
         Kind::Array(Kind::Object(_)) => 2,
         Kind::Array(Kind::Count) => bound() * 12,
         Kind::Map(Kind::Count) => bound() * 90,

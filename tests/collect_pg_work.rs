@@ -1,11 +1,12 @@
 //! What `pg_stats` says of the work of a whole server that must be arranged first: who waits for
-//! whom, how far long commands are, subscriptions, changed settings, and roles that see little
-//! of it.
+//! whom, how far long commands are, subscriptions, changed settings, statements, and roles that
+//! see little of it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use pganalytics::clock;
 use pganalytics::collect::Collector;
 use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
 use pganalytics::collect::postgres::PgConnection;
@@ -185,6 +186,84 @@ const SUBSCRIPTION_CHECKS: &[Check] = &[
     on("subscriptions[].stats_reset", "SELECT stats_reset FROM pg_stat_subscription_stats", 15, 18),
 ];
 
+/// Of a statement that has run since the last collection, and not before.
+const STATEMENT_CHECKS: &[Check] = &[
+    all("statements.status", "SELECT 'ok'"),
+    all("statements.found_in", "SELECT current_database()"),
+    all(
+        "statements.version",
+        "SELECT extversion FROM pg_extension WHERE extname = 'pg_stat_statements'",
+    ),
+    all("statements.entries", "SELECT count(*) FROM pg_stat_statements"),
+    all("statements.not_read", "SELECT 0"),
+    all("statements.hidden", "SELECT 0"),
+    on("statements.deallocations", "SELECT dealloc FROM pg_stat_statements_info", 14, 18),
+    on("statements.stats_reset", "SELECT stats_reset FROM pg_stat_statements_info", 14, 18),
+    all("statements.list[].database", "SELECT 'postgres'"),
+    all("statements.list[].user", "SELECT 'postgres'"),
+    all("statements.list[].query_id", "SELECT queryid::text FROM counted"),
+    on("statements.list[].level", "SELECT 'top'", 14, 18),
+    all("statements.list[].query", "SELECT NULL::text"),
+    all("statements.list[].calls", "SELECT calls FROM counted"),
+    on(
+        "statements.list[].exec_s",
+        "SELECT round(total_time * 1000)::float8 / 1e6 FROM counted",
+        10,
+        12,
+    ),
+    on(
+        "statements.list[].exec_s",
+        "SELECT round(total_exec_time * 1000)::float8 / 1e6 FROM counted",
+        13,
+        18,
+    ),
+    on("statements.list[].plans", "SELECT plans FROM counted", 13, 18),
+    on(
+        "statements.list[].plan_s",
+        "SELECT round(total_plan_time * 1000)::float8 / 1e6 FROM counted",
+        13,
+        18,
+    ),
+    all("statements.list[].rows", "SELECT rows FROM counted"),
+    all("statements.list[].shared_blocks_hit", "SELECT shared_blks_hit FROM counted"),
+    all("statements.list[].shared_blocks_read", "SELECT shared_blks_read FROM counted"),
+    all("statements.list[].shared_blocks_dirtied", "SELECT shared_blks_dirtied FROM counted"),
+    all("statements.list[].shared_blocks_written", "SELECT shared_blks_written FROM counted"),
+    all("statements.list[].local_blocks_read", "SELECT local_blks_read FROM counted"),
+    all("statements.list[].local_blocks_written", "SELECT local_blks_written FROM counted"),
+    all("statements.list[].temp_blocks_read", "SELECT temp_blks_read FROM counted"),
+    all("statements.list[].temp_blocks_written", "SELECT temp_blks_written FROM counted"),
+    on(
+        "statements.list[].read_s",
+        "SELECT round(blk_read_time * 1000)::float8 / 1e6 FROM counted",
+        10,
+        16,
+    ),
+    on(
+        "statements.list[].read_s",
+        "SELECT round((shared_blk_read_time + local_blk_read_time) * 1000)::float8 / 1e6
+           FROM counted",
+        17,
+        18,
+    ),
+    on(
+        "statements.list[].write_s",
+        "SELECT round(blk_write_time * 1000)::float8 / 1e6 FROM counted",
+        10,
+        16,
+    ),
+    on(
+        "statements.list[].write_s",
+        "SELECT round((shared_blk_write_time + local_blk_write_time) * 1000)::float8 / 1e6
+           FROM counted",
+        17,
+        18,
+    ),
+    on("statements.list[].wal_records", "SELECT wal_records FROM counted", 13, 18),
+    on("statements.list[].wal_full_page_images", "SELECT wal_fpi FROM counted", 13, 18),
+    on("statements.list[].wal_bytes", "SELECT wal_bytes FROM counted", 13, 18),
+];
+
 /// The checks of this file's tests.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
     let progress = [
@@ -196,7 +275,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         COPY_CHECKS,
         BASEBACKUP_CHECKS,
     ];
-    progress.into_iter().flatten().chain(SUBSCRIPTION_CHECKS)
+    progress.into_iter().flatten().chain(SUBSCRIPTION_CHECKS).chain(STATEMENT_CHECKS)
 }
 
 /// Waits until `sql`, which counts, gives `count`.
@@ -481,12 +560,124 @@ async fn a_changed_setting_is_told_and_a_secret_is_not() {
     }
 }
 
+const LOADED: &[(&str, &str)] = &[("shared_preload_libraries", "pg_stat_statements")];
+
+/// The counts of a list of statements or of one sum.
+fn counts(part: &Value, name: &str) -> f64 {
+    match part {
+        Value::Array(list) => list.iter().map(|element| counts(element, name)).sum(),
+        part => part[name].as_f64().unwrap_or(0.0),
+    }
+}
+
+/// By the version of the extension; the sums are exact, and the agent is not in them.
+#[tokio::test]
+async fn statements_are_those_of_the_extension() {
+    for major in majors() {
+        let server = Postgres::start_with(major, LOADED);
+        server.execute("postgres", "CREATE TABLE counted (i int)").await;
+        let client = server.client("postgres").await;
+        let mut collector = collector(&server);
+        let document = collect(&mut collector).await;
+        assert_eq!(document["statements"], serde_json::json!({"status": "disabled"}), "on {major}");
+        // In a schema whose name must be quoted.
+        let create = "CREATE SCHEMA \"odd \"\"one\"; \
+                      CREATE EXTENSION pg_stat_statements SCHEMA \"odd \"\"one\"";
+        server.execute("postgres", create).await;
+        let path =
+            "SET pg_stat_statements.track = 'none'; SET search_path = \"odd \"\"one\", public";
+        client.batch_execute(path).await.expect("set");
+        let document = collect(&mut collector).await;
+        assert_eq!(document["statements"].get("interval_s"), None, "the first has no interval");
+        collector.committed();
+        let count = "INSERT INTO counted SELECT generate_series(1, 1000)";
+        server.execute("postgres", count).await;
+        server.execute("postgres", "SELECT 1; SELECT 2").await;
+        hold(&mut collector, &client, STATEMENT_CHECKS, major).await;
+        // That document was lost.
+        hold(&mut collector, &client, STATEMENT_CHECKS, major).await;
+        collector.committed();
+
+        server.execute("postgres", count).await;
+        let document = collect(&mut collector).await;
+        let statements = &document["statements"];
+        assert!(statements["interval_s"].as_f64() > Some(0.0), "{statements}");
+        let rows = counts(&statements["list"], "rows");
+        assert!((rows - 1_000.0).abs() < 0.5, "since the last one: {statements}");
+        for name in ["calls", "exec_s", "rows", "shared_blocks_hit", "wal_bytes"] {
+            let sum = counts(&statements["list"], name) + counts(&statements["other"], name);
+            let total = counts(&statements["total"], name);
+            assert!((sum - total).abs() < 1e-6, "{name} on {major}: {statements}");
+        }
+        let own = "SELECT coalesce(sum(calls), 0)::int8 FROM pg_stat_statements
+            WHERE query LIKE '/* agent:%'";
+        until_count(&client, own, 0).await;
+        assert_no_error(&server);
+    }
+}
+
+/// Once, without what it was given, and only where the host says so.
+#[tokio::test]
+async fn a_text_leaves_once_and_without_constants() {
+    let server = Postgres::start_with(18, LOADED);
+    server.execute("postgres", "CREATE EXTENSION pg_stat_statements").await;
+    let connection = collector_config(&server, "postgres", &[]);
+    let config = PgStatsConfig { statements_text: true, ..connection };
+    let mut collector = PgStatsCollector::new(config);
+    collect(&mut collector).await;
+    collector.committed();
+    let run = ["SELECT 'hush' AS told", "CREATE ROLE hidden PASSWORD 'hush'"];
+    let mut seen = Vec::new();
+    for commits in [false, true, true] {
+        for statement in run {
+            server.execute("postgres", statement).await;
+        }
+        server.execute("postgres", "DROP ROLE hidden").await;
+        let document = collect(&mut collector).await;
+        assert!(!document.to_string().contains("hush"), "{document}");
+        let list = document["statements"]["list"].as_array().cloned().unwrap_or_default();
+        let texts = list.iter().filter_map(|statement| statement["query"].as_str());
+        seen.push(texts.map(str::to_owned).collect::<Vec<_>>());
+        if commits {
+            collector.committed();
+        }
+    }
+    for text in ["SELECT $1 AS told", "CREATE", "DROP"] {
+        assert!(seen[0].iter().any(|seen| seen == text), "{text} in {seen:?}");
+    }
+    assert_eq!(seen[1..], [Vec::<String>::new(), Vec::new()], "asked for every ten minutes");
+}
+
+/// The extension in a database that is visited, and one that is not loaded.
+#[tokio::test]
+async fn statements_are_found_in_another_database() {
+    let server = Postgres::start_with(17, LOADED);
+    server.execute("postgres", "CREATE DATABASE other").await;
+    server.execute("other", "CREATE EXTENSION pg_stat_statements").await;
+    let mut collector = collector_in(&server, "postgres", &["other", "postgres"]);
+    let mut last = Value::Null;
+    for _ in 0..2 {
+        let collected = collector.collect(clock::now()).await.expect("collects");
+        collector.committed();
+        last = collected.metrics.into_iter().find(|m| m["database"] == "postgres").expect("main");
+    }
+    assert_eq!(last["statements"]["found_in"], "other", "{}", last["statements"]);
+    assert_eq!(last["statements"]["status"], "ok");
+    assert!(last["statements"]["total"].is_object(), "{}", last["statements"]);
+
+    let server = Postgres::start(17);
+    server.execute("postgres", "CREATE EXTENSION pg_stat_statements").await;
+    let document = collect(&mut self::collector(&server)).await;
+    assert_eq!(document["statements"]["status"], "disabled", "{}", document["statements"]);
+    assert_no_error(&server);
+}
+
 /// A role without rights is told so, and the server's log has no error of it.
 #[tokio::test]
 async fn what_a_role_may_not_see_has_a_reason() {
     for major in majors() {
-        let server = Postgres::start(major);
-        let roles = "CREATE ROLE blind LOGIN; \
+        let server = Postgres::start_with(major, LOADED);
+        let roles = "CREATE EXTENSION pg_stat_statements; CREATE ROLE blind LOGIN; \
                      CREATE ROLE monitor LOGIN; GRANT pg_monitor TO monitor";
         server.execute("postgres", roles).await;
         let holder = server.client("postgres").await;
@@ -495,6 +686,8 @@ async fn what_a_role_may_not_see_has_a_reason() {
         let client = server.client("postgres").await;
         until_count(&client, "SELECT count(*) FROM pg_locks WHERE NOT granted", 1).await;
         let mut blind = collector_of(&server, "blind");
+        collect(&mut blind).await;
+        blind.committed();
         let seen = collect(&mut blind).await;
         let sessions = seen["blocking"]["sessions"].as_array().expect("sessions");
         assert_eq!(sessions.len(), 2, "on {major}: {}", seen["blocking"]);
@@ -510,13 +703,21 @@ async fn what_a_role_may_not_see_has_a_reason() {
         let of_12 = if major < 12 { "unsupported_version" } else { "permission" };
         assert_eq!(seen["files"]["archive_status"], of_12);
         assert_eq!(seen["files"]["temp_status"], of_12);
+        let statements = &seen["statements"];
+        assert!(statements["hidden"].as_u64() > Some(0), "on {major}: {statements}");
+        assert_eq!(statements.get("list"), None, "on {major}: {statements}");
 
         let mut monitor = collector_of(&server, "monitor");
+        collect(&mut monitor).await;
+        monitor.committed();
         let seen = collect(&mut monitor).await;
         assert_eq!(seen["blocking"]["sessions"][0].get("hidden"), None);
         assert_eq!(seen["blocking"]["sessions"][0]["state"], "idle in transaction");
         assert_eq!(seen["settings"]["hidden"], false, "on {major}");
         assert!(seen["files"]["wal_bytes"].as_u64() > Some(0), "on {major}: {}", seen["files"]);
+        assert_eq!(seen["statements"]["hidden"], 0, "on {major}");
+        let users = seen["statements"]["list"].as_array().cloned().unwrap_or_default();
+        assert!(users.iter().all(|statement| statement["user"] != "monitor"), "{users:?}");
         holder.batch_execute("ROLLBACK").await.expect("ends");
         waiting.await.expect("the lock in the end");
         assert_no_error(&server);

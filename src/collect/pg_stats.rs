@@ -51,6 +51,10 @@ pub struct PgStatsConfig {
     pub indexes_max: u32,
     /// How long a size is shown before it is measured again.
     pub sizes_every: Duration,
+    /// The statements of `pg_stat_statements` that are listed; 0: it is not read.
+    pub statements_max: u32,
+    /// Once a day their texts, without constants.
+    pub statements_text: bool,
 }
 
 /// The collector `pg_stats`.
@@ -63,6 +67,7 @@ pub struct PgStatsCollector {
     /// The statistics views of the server that is connected to.
     views: Option<server::Views>,
     settings: server::KnownSettings,
+    statements: server::StatementsSeen,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
     /// Configured databases that this collection has not found.
@@ -79,6 +84,8 @@ impl Default for PgStatsConfig {
             tables_max: 200,
             indexes_max: 200,
             sizes_every: Duration::from_secs(600),
+            statements_max: 50,
+            statements_text: false,
         }
     }
 }
@@ -101,6 +108,7 @@ impl PgStatsCollector {
             backoff: Backoff::default(),
             views: None,
             settings: server::KnownSettings::default(),
+            statements: server::StatementsSeen::default(),
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
@@ -312,6 +320,7 @@ impl Collector for PgStatsCollector {
 
     fn committed(&mut self) {
         self.settings.commit();
+        self.statements.commit();
     }
 }
 

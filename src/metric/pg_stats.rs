@@ -7,6 +7,7 @@ use super::pg_server::{
     Subscription, Wal, Xid,
 };
 use super::pg_settings::{Control, ServerFiles, Settings};
+use super::pg_statements::Statements;
 use super::{Status, Time};
 
 /// The `instance` of the server that the section `[postgres]` names.
@@ -76,6 +77,8 @@ declare! {
         files: Option<ServerFiles> = part;
         /// The server's control file.
         control: Option<Control> = part;
+        /// What statements have done.
+        statements: Option<Statements> = part;
         /// What this collection asked of the server, on the maintenance database's metric.
         cost: Option<Cost> = part;
         // The database's own row; nothing of it is known when it could not be read.

@@ -5,10 +5,13 @@
 
 mod activity; // who is at work
 mod blocking;
+mod deltas; // of what statements count
 mod json_row;
 mod progress;
 mod replicated; // prepared transactions, subscriptions
 mod settings;
+mod statements;
+mod texts; // of statements, without their constants
 
 use std::collections::HashSet;
 
@@ -21,6 +24,8 @@ use crate::metric::declare::{Columns, Declared};
 use crate::metric::pg_server::{Archiver, BgWriter, Checkpointer, Horizon, Io, Wal, Xid};
 use json_row::{JsonRow, Renamed, renamed, seconds};
 pub(super) use settings::KnownSettings;
+use statements::Account;
+pub(super) use statements::StatementsSeen;
 
 /// Which of the views below the server has.
 const VIEWS: Query = Query {
@@ -340,7 +345,8 @@ impl PgStatsCollector {
         ask.add_progress(document, &views).await?;
         ask.add_prepared(document).await?;
         ask.add_subscriptions(document, &views).await?;
-        ask.add_settings(document).await
+        ask.add_settings(document).await?;
+        self.add_statements(document, Account { recovery, cost, problems }).await
     }
 }
 
