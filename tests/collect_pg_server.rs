@@ -9,6 +9,7 @@ use pganalytics::collect::Collector;
 use pganalytics::collect::pg_stats::{PgStatsCollector, PgStatsConfig};
 use pganalytics::collect::postgres::PgConnection;
 use pganalytics::metric::catalogue::DOCUMENTS;
+use pganalytics::metric::declare::Kind;
 use pganalytics::metric::validate;
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -33,10 +34,18 @@ const PARTS: &[&str] = &[
     "slots",
     "activity",
     "locks",
+    "blocking",
+    "progress",
+    "prepared",
+    "subscriptions",
+    "settings",
+    "files",
+    "control",
+    "statements",
 ];
 
 /// How a field is held against the server's own word.
-struct Check {
+pub struct Check {
     /// The way to it in the document; in a list the part of it that `WHERE` names is meant.
     path: &'static str,
     /// The same, said by the server.
@@ -45,11 +54,11 @@ struct Check {
     majors: (u32, u32),
 }
 
-const fn on(path: &'static str, sql: &'static str, first: u32, last: u32) -> Check {
+pub const fn on(path: &'static str, sql: &'static str, first: u32, last: u32) -> Check {
     Check { path, sql, majors: (first, last) }
 }
 
-const fn all(path: &'static str, sql: &'static str) -> Check {
+pub const fn all(path: &'static str, sql: &'static str) -> Check {
     on(path, sql, 10, 18)
 }
 
@@ -152,7 +161,7 @@ const CHECKS: &[Check] = &[
     all("xid.freeze_max_age", "SELECT 200000000"),
     all("xid.multixact_freeze_max_age", "SELECT 400000000"),
     all("xid.horizon[].kind", "SELECT 'prepared'"),
-    all("xid.horizon[].id", "SELECT gid FROM pg_prepared_xacts"),
+    all("xid.horizon[].id", "SELECT transaction::text FROM pg_prepared_xacts"),
     all("xid.horizon[].age", "SELECT age(transaction) FROM pg_prepared_xacts"),
     all("xid.horizon[].since", "SELECT prepared FROM pg_prepared_xacts"),
     all("slots[].name", "SELECT slot_name FROM pg_replication_slots"),
@@ -217,6 +226,120 @@ const CHECKS: &[Check] = &[
         "SELECT count(*) FROM others WHERE wait_event_type = 'Lock'",
     ),
     all("activity.others", "SELECT 0"),
+    all(
+        "activity.connections_used",
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'",
+    ),
+    all(
+        "activity.connections_used_percent",
+        "SELECT round(count(*) / 0.47, 2) FROM pg_stat_activity
+          WHERE backend_type = 'client backend'",
+    ),
+    all("activity.longest[].kind", "SELECT 'transaction'"),
+    all("activity.longest[].pid", "SELECT pid FROM others ORDER BY xact_start LIMIT 1"),
+    all("activity.longest[].database", "SELECT current_database()"),
+    all("activity.longest[].user", "SELECT 'postgres'"),
+    all("activity.longest[].application", "SELECT 'the holder'"),
+    all("activity.longest[].state", "SELECT 'idle in transaction'"),
+    all("activity.longest[].wait_event_type", "SELECT 'Client'"),
+    all("activity.longest[].wait_event", "SELECT 'ClientRead'"),
+    all(
+        "activity.longest[].lasted_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(xact_start)) FROM others",
+    ),
+    all(
+        "activity.by_state",
+        "SELECT jsonb_object_agg(x.state, x.n)
+           FROM (SELECT state, count(*) AS n FROM others GROUP BY state) x",
+    ),
+    all(
+        "activity.by_backend_type",
+        "SELECT jsonb_object_agg(x.kind, x.n)
+           FROM (SELECT backend_type AS kind, count(*) AS n FROM pg_stat_activity
+                  WHERE application_name NOT LIKE 'pganalytics-agent/%' GROUP BY 1) x",
+    ),
+    all("activity.waits[].wait_event_type", "SELECT 'Lock'"),
+    all("activity.waits[].wait_event", "SELECT wait_event FROM others WHERE state = 'active'"),
+    all("activity.waits[].processes", "SELECT 1"),
+    all("blocking.waiting", "SELECT count(*) FROM pg_locks WHERE NOT granted"),
+    all("blocking.not_looked_at", "SELECT 0"),
+    all("blocking.roots", "SELECT 1"),
+    all("blocking.others", "SELECT 0"),
+    all("blocking.sessions[].pid", "SELECT pid FROM pg_locks WHERE NOT granted"),
+    all("blocking.sessions[].depth", "SELECT 1"),
+    all(
+        "blocking.sessions[].blocked_by",
+        "SELECT pg_blocking_pids(pid) FROM pg_locks WHERE NOT granted",
+    ),
+    all("blocking.sessions[].waiting_behind", "SELECT 0"),
+    all("blocking.sessions[].database", "SELECT current_database()"),
+    all("blocking.sessions[].user", "SELECT 'postgres'"),
+    all("blocking.sessions[].application", "SELECT 'the waiter'"),
+    all("blocking.sessions[].backend_type", "SELECT 'client backend'"),
+    all("blocking.sessions[].state", "SELECT 'active'"),
+    all("blocking.sessions[].hidden", "SELECT NULL::bool"),
+    all(
+        "blocking.sessions[].transaction_s",
+        "SELECT extract(epoch FROM clock_timestamp() - xact_start) FROM others
+          WHERE state = 'active'",
+    ),
+    all(
+        "blocking.sessions[].state_s",
+        "SELECT extract(epoch FROM clock_timestamp() - state_change) FROM others
+          WHERE state = 'active'",
+    ),
+    on(
+        "blocking.sessions[].waiting_s",
+        "SELECT extract(epoch FROM clock_timestamp() - state_change) FROM others
+          WHERE state = 'active'",
+        10,
+        13,
+    ),
+    on(
+        "blocking.sessions[].waiting_s",
+        "SELECT extract(epoch FROM clock_timestamp() - waitstart) FROM pg_locks
+          WHERE NOT granted",
+        14,
+        18,
+    ),
+    all("blocking.sessions[].lock_type", "SELECT locktype FROM pg_locks WHERE NOT granted"),
+    all("blocking.sessions[].lock_mode", "SELECT mode FROM pg_locks WHERE NOT granted"),
+    all("blocking.sessions[].relation", "SELECT 'pg_catalog.pg_description'"),
+    all("prepared.transactions", "SELECT count(*) FROM pg_prepared_xacts"),
+    all(
+        "prepared.oldest_s",
+        "SELECT extract(epoch FROM clock_timestamp() - min(prepared)) FROM pg_prepared_xacts",
+    ),
+    all("prepared.oldest_age", "SELECT max(age(transaction)) FROM pg_prepared_xacts"),
+    all("settings.loaded_at", "SELECT pg_conf_load_time()"),
+    all("settings.pending_restart", "SELECT count(*) FROM pg_settings WHERE pending_restart"),
+    all("settings.hidden", "SELECT false"),
+    all("settings.file_errors", "SELECT count(*) FROM pg_file_settings WHERE error <> ''"),
+    all("settings.file_errors_status", "SELECT NULL::text"),
+    all("settings.list[].name", "SELECT 'shared_buffers'"),
+    all("settings.list[].value", "SELECT setting FROM setting"),
+    all("settings.list[].unit", "SELECT unit FROM setting"),
+    all("settings.list[].source", "SELECT source FROM setting"),
+    all("settings.list[].pending_restart", "SELECT pending_restart FROM setting"),
+    all("files.wal_bytes", "SELECT sum(size) FROM pg_ls_waldir()"),
+    all("files.wal_files", "SELECT count(*) FROM pg_ls_waldir()"),
+    all("files.wal_status", "SELECT NULL::text"),
+    on(
+        "files.archive_ready",
+        "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'",
+        12,
+        18,
+    ),
+    on("files.archive_status", "SELECT 'unsupported_version'", 10, 11),
+    on("files.archive_status", "SELECT NULL::text", 12, 18),
+    on("files.temp_bytes", "SELECT coalesce(sum(size), 0) FROM pg_ls_tmpdir()", 12, 18),
+    on("files.temp_files", "SELECT count(*) FROM pg_ls_tmpdir()", 12, 18),
+    on("files.temp_status", "SELECT 'unsupported_version'", 10, 11),
+    on("files.temp_status", "SELECT NULL::text", 12, 18),
+    all("control.system_identifier", "SELECT system_identifier::text FROM pg_control_system()"),
+    all("control.timeline", "SELECT timeline_id FROM pg_control_checkpoint()"),
+    all("control.checkpoint_at", "SELECT checkpoint_time FROM pg_control_checkpoint()"),
+    all("control.checksums", "SELECT current_setting('data_checksums') = 'on'"),
     all("locks[].database", "SELECT current_database()"),
     all("locks[].mode", "SELECT 'AccessExclusiveLock'"),
     all("locks[].granted", "SELECT count(*) FROM exclusive WHERE granted"),
@@ -310,7 +433,13 @@ const STANDBY_CHECKS: &[Check] = &[
 ];
 
 /// Fields that a test of their own looks at.
-const ELSEWHERE: &[&str] = &["standby.replay_lag_s"];
+const ELSEWHERE: &[&str] = &[
+    "standby.replay_lag_s",
+    "settings.changes[]",
+    "statements.interval_s",
+    "statements.total.",
+    "statements.other.",
+];
 
 /// What the expressions above are about.
 const AROUND: &str = "
@@ -319,6 +448,8 @@ const AROUND: &str = "
     slru AS (SELECT * FROM pg_stat_slru ORDER BY name LIMIT 1),
     others AS (SELECT * FROM pg_stat_activity WHERE backend_type = 'client backend'
                   AND application_name NOT LIKE 'pganalytics-agent/%'),
+    setting AS (SELECT * FROM pg_settings WHERE name = 'shared_buffers'),
+    counted AS (SELECT * FROM pg_stat_statements WHERE query LIKE 'INSERT INTO counted%'),
     exclusive AS (SELECT * FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND database =
                      (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
@@ -367,7 +498,11 @@ fn is_meant(list: &str, element: &Value) -> bool {
                 && element["context"] == "normal"
         }
         "horizon" => element["kind"] == "prepared",
-        "groups" => element["wait_event_type"] == "Lock",
+        "groups" | "waits" => element["wait_event_type"] == "Lock",
+        "longest" => element["kind"] == "transaction",
+        "sessions" => element["depth"] == 1,
+        // Of statements, and of settings.
+        "list" => element["rows"] == 1_000 || element["name"] == "shared_buffers",
         "locks" => element["mode"] == "AccessExclusiveLock" && element["database"] == "postgres",
         _ => true,
     }
@@ -396,18 +531,18 @@ fn compare(path: &str, before: &Value, ours: &Value, after: &Value) {
     }
 }
 
-fn collector(server: &Postgres) -> PgStatsCollector {
+pub fn collector(server: &Postgres) -> PgStatsCollector {
     collector_of(server, "postgres")
 }
 
-fn collector_of(server: &Postgres, user: &str) -> PgStatsCollector {
+pub fn collector_of(server: &Postgres, user: &str) -> PgStatsCollector {
     let (host, database) = (server.socket_dir().display().to_string(), "postgres".to_owned());
     let connection =
         PgConnection { host, database, user: user.to_owned(), ..PgConnection::default() };
     PgStatsCollector::new(PgStatsConfig { connection, ..PgStatsConfig::default() })
 }
 
-async fn collect(collector: &mut PgStatsCollector) -> Value {
+pub async fn collect(collector: &mut PgStatsCollector) -> Value {
     let now = clock::now();
     let mut metrics = collector.collect(now).await.expect("collects").metrics;
     assert_eq!(metrics.len(), 1, "{metrics:?}");
@@ -418,7 +553,7 @@ async fn collect(collector: &mut PgStatsCollector) -> Value {
 }
 
 /// Compares every check, and that nothing else is said.
-async fn hold(collector: &mut PgStatsCollector, client: &Client, checks: &[Check], major: u32) {
+pub async fn hold(collector: &mut PgStatsCollector, client: &Client, checks: &[Check], major: u32) {
     let before = words(client, checks, major).await;
     let document = collect(collector).await;
     let after = words(client, checks, major).await;
@@ -438,31 +573,100 @@ async fn hold(collector: &mut PgStatsCollector, client: &Client, checks: &[Check
 #[test]
 fn every_field_has_its_check() {
     let checks = CHECKS.iter().chain(REPLICATION_CHECKS).chain(STANDBY_CHECKS);
+    let checks = checks.chain(super::collect_pg_work::checks());
     let all: BTreeSet<&str> = checks.map(|check| check.path).collect();
     let document = DOCUMENTS.iter().find(|document| document.name == "pg_stats").expect("declared");
     for entry in document.entries() {
         let part = entry.path.split(['.', '[']).next().unwrap_or_default();
         let is_part = entry.role() == "list" || entry.role() == "object";
-        if PARTS.contains(&part) && !is_part && !ELSEWHERE.contains(&entry.path.as_str()) {
+        let is_elsewhere = ELSEWHERE.iter().any(|path| entry.path.starts_with(path));
+        if PARTS.contains(&part) && !is_part && !is_elsewhere {
             assert!(all.contains(entry.path.as_str()), "{} has no check", entry.path);
         }
     }
+}
+
+/// The most elements of each list about a server, as the statements and the collector bound them.
+const LISTS: &[(&str, usize)] = &[
+    ("io", 200),
+    ("slru", 50),
+    ("xid.horizon", 5),
+    ("replication", 100),
+    ("slots", 200),
+    ("activity.longest", 3),
+    ("activity.by_state", 20),
+    ("activity.by_backend_type", 50),
+    ("activity.waits", 50),
+    ("activity.groups", 100),
+    ("locks", 100),
+    ("blocking.sessions", 50),
+    ("blocking.sessions[].blocked_by", 8),
+    ("progress", 300),
+    ("subscriptions", 100),
+    ("settings.list", 120),
+    ("settings.changes", 120),
+    ("statements.list", 500),
+];
+
+/// What a value takes in JSON; a name has 63 bytes.
+fn width(path: &str, kind: Kind) -> usize {
+    let bound = || {
+        let list = LISTS.iter().find(|(list, _)| *list == path);
+        list.unwrap_or_else(|| panic!("{path} has no bound")).1
+    };
+    match kind {
+        _ if path == "settings.list[].value" => 802,
+        _ if path == "settings.changes[].from" || path == "settings.changes[].to" => 802,
+        // A hundred of them have a text.
+        _ if path == "statements.list[].query" => 2 * 2_048 / 5,
+        Kind::Array(Kind::Object(_)) => 2,
+        Kind::Array(Kind::Count) => bound() * 12,
+        Kind::Map(Kind::Count) => bound() * 90,
+        Kind::Text | Kind::Name => 66,
+        _ => 32,
+    }
+}
+
+/// A document with everything about a server leaves 1.5 of the 4 MiB that one may have to the lists
+/// of tables and indexes.
+#[test]
+fn what_is_about_a_server_has_a_bound() {
+    let document = DOCUMENTS.iter().find(|document| document.name == "pg_stats").expect("declared");
+    let mut bytes = 0;
+    for entry in document.entries() {
+        if PARTS.contains(&entry.path.split(['.', '[']).next().unwrap_or_default()) {
+            let around = entry.path.match_indices("[].").map(|(at, _)| &entry.path[..at]);
+            let elements: usize = around
+                .map(|list| {
+                    let bound = LISTS.iter().find(|(known, _)| *known == list);
+                    bound.unwrap_or_else(|| panic!("{list} has no bound")).1
+                })
+                .product();
+            let name = entry.field.name.len() + 4;
+            bytes += elements * (name + width(&entry.path, entry.field.kind));
+        }
+    }
+    assert!(bytes < (5 << 20) / 2, "{bytes} bytes");
 }
 
 /// On every major each number is the server's own.
 #[tokio::test]
 async fn server_wide_numbers_are_those_of_the_server() {
     for major in majors() {
-        let server = Postgres::start_with(major, &[("max_prepared_transactions", "2")]);
+        let settings = [("max_prepared_transactions", "2"), ("autovacuum", "off")];
+        let server = Postgres::start_with(major, &settings);
         server.execute("postgres", "CREATE TABLE held (i int); CHECKPOINT").await;
         server.execute("postgres", "SELECT pg_create_physical_replication_slot('s', true)").await;
         let holder = server.client("postgres").await;
-        let open = "BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'p'; \
+        let open = "SET application_name = 'the holder'; \
+                    BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'p'; \
                     BEGIN; LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE; SELECT 1";
         holder.batch_execute(open).await.expect("a transaction");
         let waiter = server.client("postgres").await;
         let waiting = tokio::spawn(async move {
-            waiter.batch_execute("BEGIN; LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE").await
+            let wait = "SET application_name = 'the waiter'; \
+                        BEGIN; LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE";
+            waiter.batch_execute(wait).await
         });
         let client = server.client("postgres").await;
         let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted";

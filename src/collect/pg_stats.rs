@@ -51,6 +51,10 @@ pub struct PgStatsConfig {
     pub indexes_max: u32,
     /// How long a size is shown before it is measured again.
     pub sizes_every: Duration,
+    /// The statements of `pg_stat_statements` that are listed; 0: it is not read.
+    pub statements_max: u32,
+    /// Once a day their texts, without constants.
+    pub statements_text: bool,
 }
 
 /// The collector `pg_stats`.
@@ -61,7 +65,9 @@ pub struct PgStatsCollector {
     visited: Option<(String, Session)>,
     backoff: Backoff,
     /// The statistics views of the server that is connected to.
-    views: Option<HashSet<String>>,
+    views: Option<server::Views>,
+    settings: server::KnownSettings,
+    statements: server::StatementsSeen,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
     /// Configured databases that this collection has not found.
@@ -78,6 +84,8 @@ impl Default for PgStatsConfig {
             tables_max: 200,
             indexes_max: 200,
             sizes_every: Duration::from_secs(600),
+            statements_max: 50,
+            statements_text: false,
         }
     }
 }
@@ -99,6 +107,8 @@ impl PgStatsCollector {
             visited: None,
             backoff: Backoff::default(),
             views: None,
+            settings: server::KnownSettings::default(),
+            statements: server::StatementsSeen::default(),
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
@@ -306,6 +316,11 @@ impl Collector for PgStatsCollector {
         }
         let metrics = documents.iter().map(document).collect::<Result<_, _>>()?;
         Ok(Collected { metrics, state: None })
+    }
+
+    fn committed(&mut self) {
+        self.settings.commit();
+        self.statements.commit();
     }
 }
 

@@ -98,6 +98,9 @@ fn pg_stats(
             1..=10_000,
         )),
         sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
+        statements_max: count(section.integer("statements_max", 50, 0..=500)),
+        // What leaves of a statement is the host's alone to say.
+        statements_text: section.boolean("statements_text", false),
     }
 }
 

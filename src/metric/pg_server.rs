@@ -241,8 +241,9 @@ declare! {
     pub struct Horizon, from "pg_stat_activity" {
         /// `backend`, `prepared`, `slot`, `slot_catalog` or `standby`.
         kind: String = key;
-        /// The process, the transaction's name, the slot or the standby's name.
-        id: String = key from "pid, gid, slot_name, application_name";
+        /// The process, the prepared transaction's number, the slot or the standby's name; of a
+        /// standby without one its process here.
+        id: String = key from "pid, transaction, slot_name, application_name";
         /// How many transactions ago the rows were current.
         age: Option<u64> = gauge("transactions") from "age(backend_xmin)";
         /// Since when, where that is known.
@@ -251,8 +252,8 @@ declare! {
 
     /// A standby or another receiver of the log.
     pub struct Sender, from "pg_stat_replication" {
-        /// The name it gives itself.
-        application: String = key from "pg_stat_replication.application_name";
+        /// The name it gives itself, which may be empty.
+        application: Option<String> = key from "pg_stat_replication.application_name";
         /// The sending process.
         pid: Option<u64> = key;
         /// Its address; absent on a Unix socket.
@@ -334,64 +335,68 @@ declare! {
         invalidation_reason: Option<String> = text on 17..=18;
     }
 
-    /// The server's processes but the agent's own.
-    pub struct Activity, from "pg_stat_activity" {
-        /// Connections of clients.
-        clients: Option<u64> = gauge("connections");
-        /// Of these, working.
-        active: Option<u64> = gauge("connections");
-        /// Of these, between transactions.
-        idle: Option<u64> = gauge("connections");
-        /// Of these, waiting for their client within a transaction.
-        idle_in_transaction: Option<u64> = gauge("connections");
-        /// Of these, working and waiting for a lock.
-        waiting_for_lock: Option<u64> = gauge("connections");
-        /// Of these, those whose state the agent's role may not see: the counts and times beside
-        /// this are without them.
-        hidden: Option<u64> = gauge("connections");
-        /// What clients may use: `max_connections` less what is reserved.
-        connections_max: Option<u64> = gauge("connections")
-            from "current_setting('max_connections')";
-        /// How long the oldest transaction has run.
-        longest_transaction_s: Option<f64> = gauge("s") from "pg_stat_activity.xact_start";
-        /// How long the oldest statement has run.
-        longest_query_s: Option<f64> = gauge("s") from "pg_stat_activity.query_start";
-        /// How long the oldest idle transaction has been idle.
-        longest_idle_in_transaction_s: Option<f64> = gauge("s")
-            from "pg_stat_activity.state_change";
-        /// Processes alike, the most numerous first.
-        groups: Vec<ActivityGroup> = part;
-        /// Processes in groups that are not listed.
-        others: Option<u64> = gauge("connections");
+    /// Prepared transactions. Their names are not read: they are the application's.
+    pub struct Prepared, from "pg_prepared_xacts" {
+        /// How many there are.
+        transactions: Option<u64> = gauge("transactions");
+        /// How long ago the oldest was prepared.
+        oldest_s: Option<f64> = gauge("s") from "pg_prepared_xacts.prepared";
+        /// How many transactions ago the oldest began.
+        oldest_age: Option<u64> = gauge("transactions")
+            from "age(pg_prepared_xacts.transaction)";
     }
 
-    /// Processes of one kind, user, database and state.
-    pub struct ActivityGroup, from "pg_stat_activity" {
-        /// Such as `client backend` or `autovacuum worker`.
-        backend_type: Option<String> = key;
-        /// Their database.
-        database: Option<String> = key from "pg_stat_activity.datname";
-        /// Their role.
-        user: Option<String> = key from "pg_stat_activity.usename";
-        /// `active`, `idle`, `idle in transaction` and so on.
-        state: Option<String> = key;
-        /// Such as `Lock` or `IO`.
-        wait_event_type: Option<String> = key;
-        /// What they wait for.
-        wait_event: Option<String> = key;
-        /// How many they are.
-        processes: u64 = gauge("connections");
+    /// A subscription of this server.
+    pub struct Subscription, from "pg_stat_subscription" {
+        /// Its database; absent where two databases have one of this name.
+        database: Option<String> = key from "pg_subscription.subdbid";
+        /// Its name.
+        name: String = key from "pg_stat_subscription.subname";
+        /// `running`, `stopped` (enabled, and its worker does not run) or `disabled`.
+        state: Option<String> = text from "pg_stat_subscription.pid, pg_subscription.subenabled";
+        /// Workers that copy a table's first contents.
+        syncing: Option<u64> = gauge("tables") from "pg_stat_subscription.relid";
+        /// Received and not confirmed as applied.
+        behind_bytes: Option<u64> = gauge("bytes")
+            from "pg_stat_subscription.received_lsn - latest_end_lsn";
+        /// How long ago something was last confirmed; 0 when all that was received is.
+        behind_s: Option<f64> = gauge("s") from "pg_stat_subscription.latest_end_time";
+        /// When the publisher last spoke.
+        last_message_at: Option<Time> = time(server)
+            from "pg_stat_subscription.last_msg_receipt_time";
+        ..counts: SubscriptionCounts;
     }
 
-    /// Locks of one mode in one database, but the agent's own.
-    pub struct LockGroup, from "pg_locks" {
-        /// The database; absent for shared objects and transactions.
-        database: Option<String> = key from "pg_database.datname";
-        /// Such as `AccessShareLock`.
-        mode: String = key;
-        /// Those that are held.
-        granted: Option<u64> = gauge("locks");
-        /// Those that are waited for.
-        waiting: Option<u64> = gauge("locks");
+    /// What went wrong with a subscription.
+    pub struct SubscriptionCounts, from "pg_stat_subscription_stats" {
+        /// Errors while changes were applied.
+        apply_errors: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_subscription_stats.apply_error_count" on 15..=18;
+        /// Errors while first contents were copied.
+        sync_errors: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_subscription_stats.sync_error_count" on 15..=18;
+        /// Inserts of a row whose key was there.
+        conflicts_insert_exists: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_insert_exists" on 18..=18;
+        /// Updates of a row that somebody else had changed.
+        conflicts_update_origin_differs: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_origin_differs" on 18..=18;
+        /// Updates to a key that was there.
+        conflicts_update_exists: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_exists" on 18..=18;
+        /// Updates of a row that was not there.
+        conflicts_update_missing: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_update_missing" on 18..=18;
+        /// Deletes of a row that somebody else had changed.
+        conflicts_delete_origin_differs: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_delete_origin_differs" on 18..=18;
+        /// Deletes of a row that was not there.
+        conflicts_delete_missing: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_delete_missing" on 18..=18;
+        /// Rows with several keys that were there.
+        conflicts_multiple_unique: Option<u64> = counter("rows" since "stats_reset")
+            from "pg_stat_subscription_stats.confl_multiple_unique_conflicts" on 18..=18;
+        /// Since when these count; absent: never reset.
+        stats_reset: Option<Time> = time(server) on 15..=18;
     }
 }

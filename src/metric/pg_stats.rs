@@ -1,10 +1,13 @@
 //! `pg_stats`: one PostgreSQL database; the cluster rides on the maintenance database's metric.
 
 use super::declare::{declare, words};
+use super::pg_activity::{Activity, Blocking, LockGroup, Progress};
 use super::pg_server::{
-    Activity, Archiver, BgWriter, Checkpointer, Io, LockGroup, RecoveryPrefetch, Sender, Slot,
-    Slru, Standby, Wal, Xid,
+    Archiver, BgWriter, Checkpointer, Io, Prepared, RecoveryPrefetch, Sender, Slot, Slru, Standby,
+    Subscription, Wal, Xid,
 };
+use super::pg_settings::{Control, ServerFiles, Settings};
+use super::pg_statements::Statements;
 use super::{Status, Time};
 
 /// The `instance` of the server that the section `[postgres]` names.
@@ -60,6 +63,22 @@ declare! {
         activity: Option<Activity> = part;
         /// Locks by database and mode.
         locks: Option<Vec<LockGroup>> = part;
+        /// Who waits for whom.
+        blocking: Option<Blocking> = part;
+        /// Long commands that are running.
+        progress: Option<Vec<Progress>> = part;
+        /// Prepared transactions.
+        prepared: Option<Prepared> = part;
+        /// Subscriptions of all databases.
+        subscriptions: Option<Vec<Subscription>> = part;
+        /// How the server is set up.
+        settings: Option<Settings> = part;
+        /// Files in the server's directory.
+        files: Option<ServerFiles> = part;
+        /// The server's control file.
+        control: Option<Control> = part;
+        /// What statements have done.
+        statements: Option<Statements> = part;
         /// What this collection asked of the server, on the maintenance database's metric.
         cost: Option<Cost> = part;
         // The database's own row; nothing of it is known when it could not be read.

@@ -3,18 +3,29 @@
 //! The columns of the statistics views differ from one major to the next. Their rows are read as
 //! JSON, with whatever columns they have: one statement serves every major, and a fork's.
 
+mod activity; // who is at work
+mod blocking;
+mod deltas; // of what statements count
+mod json_row;
+mod progress;
+mod replicated; // prepared transactions, subscriptions
+mod settings;
+mod statements;
+mod texts; // of statements, without their constants
+
 use std::collections::HashSet;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::{CollectError, Cost, Document, PgStatsCollector, Problem};
 use crate::collect::postgres::{Query, Recovery};
-use crate::metric::Time;
 use crate::metric::declare::{Columns, Declared};
-use crate::metric::pg_server::{
-    Activity, ActivityGroup, Archiver, BgWriter, Checkpointer, Horizon, Io, Wal, Xid,
-};
+use crate::metric::pg_server::{Archiver, BgWriter, Checkpointer, Horizon, Io, Wal, Xid};
+use json_row::{JsonRow, Renamed, renamed, seconds};
+pub(super) use settings::KnownSettings;
+use statements::Account;
+pub(super) use statements::StatementsSeen;
 
 /// Which of the views below the server has.
 const VIEWS: Query = Query {
@@ -23,8 +34,11 @@ const VIEWS: Query = Query {
   FROM pg_class c
  WHERE c.relnamespace = 'pg_catalog'::regnamespace
    AND c.relname IN ('pg_stat_checkpointer', 'pg_stat_wal', 'pg_stat_io', 'pg_stat_slru',
-                     'pg_stat_recovery_prefetch')",
-    rows_max: 5,
+                     'pg_stat_recovery_prefetch', 'pg_stat_subscription_stats',
+                     'pg_stat_progress_vacuum', 'pg_stat_progress_analyze',
+                     'pg_stat_progress_create_index', 'pg_stat_progress_cluster',
+                     'pg_stat_progress_basebackup', 'pg_stat_progress_copy')",
+    rows_max: 12,
 };
 
 const BGWRITER: Query = Query {
@@ -103,7 +117,7 @@ const HORIZON: Query = Query {
     AND a.backend_type <> 'walsender'
   ORDER BY age(a.backend_xmin) DESC LIMIT 1)
  UNION ALL
-(SELECT 'prepared', p.gid, age(p.transaction)::int8, p.prepared
+(SELECT 'prepared', p.transaction::text, age(p.transaction)::int8, p.prepared
    FROM pg_prepared_xacts p ORDER BY age(p.transaction) DESC LIMIT 1)
  UNION ALL
 (SELECT 'slot', s.slot_name::text, age(s.xmin)::int8, NULL
@@ -113,7 +127,8 @@ const HORIZON: Query = Query {
    FROM pg_replication_slots s WHERE s.catalog_xmin IS NOT NULL
   ORDER BY age(s.catalog_xmin) DESC LIMIT 1)
  UNION ALL
-(SELECT 'standby', r.application_name, age(r.backend_xmin)::int8, NULL
+(SELECT 'standby', coalesce(nullif(r.application_name, ''), r.pid::text),
+        age(r.backend_xmin)::int8, NULL
    FROM pg_stat_replication r WHERE r.backend_xmin IS NOT NULL
   ORDER BY age(r.backend_xmin) DESC LIMIT 1)",
     rows_max: 5,
@@ -185,93 +200,6 @@ const SLOTS: Query = Query {
     rows_max: 200,
 };
 
-/// The totals stand in every row, and in one without a group when there is none. Of others'
-/// sessions a role without rights sees no more than who they are and where.
-const ACTIVITY: Query = Query {
-    name: "activity",
-    sql: "WITH a AS (
-    SELECT v.backend_type, v.datname, v.usename, v.state, v.wait_event_type, v.wait_event,
-           v.xact_start, v.query_start, v.state_change,
-           v.backend_type = 'client backend'
-               OR v.backend_type IS NULL AND v.datname IS NOT NULL AND v.usename IS NOT NULL
-               AS is_client
-      FROM pg_stat_activity v
-     WHERE v.pid <> pg_backend_pid()
-       AND NOT (v.usename = current_user
-                AND v.application_name = current_setting('application_name'))),
-t AS (
-    SELECT count(*) AS total,
-           count(*) FILTER (WHERE a.is_client) AS clients,
-           count(*) FILTER (WHERE a.is_client AND a.state IN ('active', 'fastpath function call'))
-               AS active,
-           count(*) FILTER (WHERE a.is_client AND a.state = 'idle') AS idle,
-           count(*) FILTER (WHERE a.is_client AND a.state LIKE 'idle in transaction%')
-               AS idle_in_transaction,
-           count(*) FILTER (WHERE a.is_client AND a.state = 'active'
-                              AND a.wait_event_type = 'Lock') AS waiting_for_lock,
-           count(*) FILTER (WHERE a.is_client AND a.state IS NULL) AS hidden,
-           extract(epoch FROM clock_timestamp() - min(a.xact_start) FILTER (WHERE a.is_client))
-               ::float8 AS longest_transaction_s,
-           extract(epoch FROM clock_timestamp() - min(a.query_start)
-               FILTER (WHERE a.is_client AND a.state = 'active'))::float8 AS longest_query_s,
-           extract(epoch FROM clock_timestamp() - min(a.state_change)
-               FILTER (WHERE a.is_client AND a.state LIKE 'idle in transaction%'))::float8
-               AS longest_idle_in_transaction_s,
-           current_setting('max_connections')::int8
-               - current_setting('superuser_reserved_connections')::int8
-               - coalesce(current_setting('reserved_connections', true)::int8, 0)
-               AS connections_max
-      FROM a),
-g AS (
-    SELECT a.backend_type, a.datname AS database, a.usename AS user, a.state, a.wait_event_type,
-           a.wait_event, count(*) AS processes
-      FROM a
-     GROUP BY a.backend_type, a.datname, a.usename, a.state, a.wait_event_type, a.wait_event
-     ORDER BY count(*) DESC, a.backend_type, a.datname, a.usename, a.state
-     LIMIT 100)
-SELECT t.*, g.* FROM t LEFT JOIN g ON true",
-    rows_max: 100,
-};
-
-const LOCKS: Query = Query {
-    name: "locks",
-    sql: "SELECT d.datname AS database, l.mode,
-       count(*) FILTER (WHERE l.granted) AS granted,
-       count(*) FILTER (WHERE NOT l.granted) AS waiting
-  FROM pg_locks l LEFT JOIN pg_database d ON d.oid = l.database
- WHERE l.pid IS DISTINCT FROM pg_backend_pid()
- GROUP BY d.datname, l.mode
- ORDER BY 4 DESC, 3 DESC, 1, 2
- LIMIT 100",
-    rows_max: 100,
-};
-
-/// A row of a view with the names of its columns, whichever the server's major has.
-struct JsonRow(Map<String, Value>);
-
-/// A column of another name or unit than the field's.
-struct Renamed {
-    field: &'static str,
-    /// Its names, the newest first.
-    columns: &'static [&'static str],
-    /// It is in milliseconds, and the field in seconds.
-    is_ms: bool,
-}
-
-const fn renamed(field: &'static str, columns: &'static [&'static str]) -> Renamed {
-    Renamed { field, columns, is_ms: false }
-}
-
-const fn seconds(field: &'static str, columns: &'static [&'static str]) -> Renamed {
-    Renamed { field, columns, is_ms: true }
-}
-
-/// The view's columns as fields, with those of other names.
-struct Mapped<'a> {
-    row: &'a JsonRow,
-    renamed: &'static [Renamed],
-}
-
 const CHECKPOINTER_COLUMNS: &[Renamed] = &[
     renamed("timed", &["num_timed", "checkpoints_timed"]),
     renamed("requested", &["num_requested", "checkpoints_req"]),
@@ -325,58 +253,8 @@ const PREFETCH_COLUMNS: &[Renamed] = &[
     renamed("wal_distance_bytes", &["wal_distance"]),
 ];
 
-impl Mapped<'_> {
-    /// The column of a field, and whether it is in milliseconds.
-    fn column(&self, field: &str) -> Option<(&Value, bool)> {
-        let members = &self.row.0;
-        let found = self.renamed.iter().find(|renamed| renamed.field == field);
-        let Some(Renamed { columns, is_ms, .. }) = found else {
-            return members.get(field).map(|value| (value, false));
-        };
-        columns.iter().find_map(|name| members.get(*name)).map(|value| (value, *is_ms))
-    }
-}
-
-impl Columns for Mapped<'_> {
-    fn count(&self, name: &str) -> Option<u64> {
-        self.column(name)?.0.as_u64()
-    }
-
-    fn integer(&self, name: &str) -> Option<i64> {
-        self.column(name)?.0.as_i64()
-    }
-
-    fn amount(&self, name: &str) -> Option<f64> {
-        let (value, is_ms) = self.column(name)?;
-        let amount = value.as_f64().filter(|amount| *amount >= 0.0)?;
-        Some(if is_ms { amount / 1000.0 } else { amount })
-    }
-
-    fn text(&self, name: &str) -> Option<String> {
-        self.column(name)?.0.as_str().map(ToOwned::to_owned)
-    }
-
-    fn time(&self, name: &str) -> Option<Time> {
-        self.column(name)?.0.as_str()?.parse().ok().map(Time)
-    }
-
-    fn flag(&self, name: &str) -> Option<bool> {
-        self.column(name)?.0.as_bool()
-    }
-}
-
-impl JsonRow {
-    fn of(row: &Row) -> Option<Self> {
-        match row.try_get("row") {
-            Ok(Value::Object(members)) => Some(Self(members)),
-            _ => None,
-        }
-    }
-
-    fn read<T: Declared>(&self, renamed: &'static [Renamed]) -> Option<T> {
-        T::read(&Mapped { row: self, renamed })
-    }
-}
+/// The names of statistics views that the server has.
+pub(super) type Views = HashSet<String>;
 
 /// What is asked of the server, and how that went.
 struct Asking<'a> {
@@ -413,12 +291,12 @@ impl Asking<'_> {
     }
 
     /// The views of [`VIEWS`] that the server has.
-    async fn views(&mut self) -> Result<HashSet<String>, CollectError> {
+    async fn views(&mut self) -> Result<Views, CollectError> {
         if let Some(known) = &self.collector.views {
             return Ok(known.clone());
         }
-        let Some(rows) = self.rows(VIEWS).await? else { return Ok(HashSet::new()) };
-        let views: HashSet<String> = rows.iter().filter_map(|row| row.text("name")).collect();
+        let Some(rows) = self.rows(VIEWS).await? else { return Ok(Views::new()) };
+        let views: Views = rows.iter().filter_map(|row| row.text("name")).collect();
         self.collector.views = Some(views.clone());
         Ok(views)
     }
@@ -462,9 +340,13 @@ impl PgStatsCollector {
                 document.recovery_prefetch = row.and_then(|row| row.read(PREFETCH_COLUMNS));
             }
         }
-        document.activity = ask.rows(ACTIVITY).await?.as_deref().and_then(activity);
-        document.locks = ask.list(LOCKS).await?;
-        Ok(())
+        ask.add_activity(document).await?;
+        ask.add_blocking(document).await?;
+        ask.add_progress(document, &views).await?;
+        ask.add_prepared(document).await?;
+        ask.add_subscriptions(document, &views).await?;
+        ask.add_settings(document).await?;
+        self.add_statements(document, Account { recovery, cost, problems }).await
     }
 }
 
@@ -506,13 +388,4 @@ fn io(row: &JsonRow) -> Option<Io> {
         extend_bytes: bytes(io.extends),
         ..io
     })
-}
-
-/// Rows of [`ACTIVITY`].
-fn activity(rows: &[Row]) -> Option<Activity> {
-    let first = rows.first()?;
-    let groups: Vec<ActivityGroup> = rows.iter().filter_map(ActivityGroup::read).collect();
-    let listed: u64 = groups.iter().map(|group| group.processes).sum();
-    let others = first.count("total").map(|total| total.saturating_sub(listed));
-    Some(Activity { groups, others, ..Activity::read(first)? })
 }

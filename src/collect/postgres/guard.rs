@@ -33,7 +33,7 @@ const LOGIN_COST_MAX: u64 = 256 << 10;
 const DESCRIPTION_COST_MAX: u64 = 16 << 10;
 /// Beside the rows of an answer: an error, notices, the ends of several statements.
 const ANSWER_COST_MAX: u64 = 64 << 10;
-/// One row. The widest has 23 columns, and two names of 63 bytes each: 1,100.
+/// One row. The widest has 25 columns, and names of 63 bytes: 1,330.
 const ROW_COST_MAX: u64 = 1_536;
 /// Parameters that the server reports over the life of a connection: the driver keeps them. There
 /// are fifteen at a login, and few afterwards.

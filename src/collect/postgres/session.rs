@@ -129,6 +129,11 @@ impl Session {
         if pooled {
             sql.extend(settings.iter().map(|(name, value)| format!("SET {name} = '{value}';")));
         }
+        if session.connection.parameter("is_superuser") == Some("on") {
+            // The extension counts the statements of others, and not what asks for that. As a
+            // query this is not counted either.
+            sql.push_str("SELECT set_config('pg_stat_statements.track', 'none', false);");
+        }
         if session.server_version() >= 11 {
             // Compiling a statement of the agent costs more than it saves.
             sql.push_str("SET jit = off;");
@@ -220,8 +225,20 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
         cost: &mut Cost,
     ) -> Result<Vec<Row>, Failure> {
+        self.rows_in("", query, parameters, cost).await
+    }
+
+    /// The same of a statement about an extension's objects: `{schema}` in it stands for `schema`,
+    /// which is quoted as SQL wants it.
+    pub(in crate::collect) async fn rows_in(
+        &mut self,
+        schema: &str,
+        query: Query,
+        parameters: &[&(dyn ToSql + Sync)],
+        cost: &mut Cost,
+    ) -> Result<Vec<Row>, Failure> {
         let begun = crate::clock::monotonic();
-        let result = self.prepare_and_run(query, parameters).await;
+        let result = self.prepare_and_run(schema, query, parameters).await;
         cost.queries += 1;
         let elapsed = crate::clock::monotonic().saturating_duration_since(begun);
         cost.elapsed_ms += elapsed.as_secs_f64() * 1000.0;
@@ -246,6 +263,7 @@ impl Session {
 
     async fn prepare_and_run(
         &mut self,
+        schema: &str,
         query: Query,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
@@ -253,7 +271,8 @@ impl Session {
         let statement = if let Some(statement) = self.statements.get(query.name) {
             Ok(statement.clone())
         } else {
-            let sql = format!("/* agent:{} */ {}", query.name, query.sql);
+            let sql = query.sql.replace("{schema}", schema);
+            let sql = format!("/* agent:{} */ {sql}", query.name);
             self.drive(Expected::Description, async |client| client.prepare(&sql).await).await
         };
         let result = match statement {
@@ -262,7 +281,12 @@ impl Session {
                 let expected = Expected::Rows(query.rows_max);
                 let rows =
                     self.drive(expected, async |client| client.query(&statement, parameters).await);
-                match rows.await {
+                let rows = rows.await;
+                if rows.is_err() {
+                    // What it was about may have moved: the next use prepares it again.
+                    self.statements.remove(query.name);
+                }
+                match rows {
                     Ok(rows) if rows.len() > query.rows_max as usize => {
                         Err(Failure::refused(Refusal::Answer))
                     }
