@@ -20,6 +20,7 @@ pub mod members;
 mod number;
 pub mod object;
 pub mod pg_log;
+pub mod pg_objects;
 pub mod pg_server;
 pub mod pg_stats;
 pub mod points;

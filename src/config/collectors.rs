@@ -98,6 +98,7 @@ fn pg_stats(
             1..=10_000,
         )),
         sizes_every: section.duration("sizes_every", "10min", ["0s", "1d"]),
+        ..PgStatsConfig::default()
     }
 }
 

@@ -38,6 +38,7 @@ pub const UNITS: &[&str] = &[
     "collections",
     "connections",
     "CPUs",
+    "databases",
     "deadlocks",
     "entries",
     "errors",
