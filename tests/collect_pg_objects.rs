@@ -296,6 +296,32 @@ const INDEX: &str = "SELECT s.schemaname AS schema, s.indexrelname AS name, s.re
     WHERE s.indexrelname = 'whole_pkey'";
 const INDEX_16: &str = "last_idx_scan AS last_scan";
 
+const DATABASE: &str = "SELECT datname AS name, xact_commit AS transactions_committed,
+        xact_rollback AS transactions_rolledback, numbackends AS backends,
+        blks_read AS blocks_read, blks_hit AS blocks_hit,
+        tup_returned AS tuples_returned, tup_fetched AS tuples_fetched,
+        tup_inserted AS tuples_inserted, tup_updated AS tuples_updated,
+        tup_deleted AS tuples_deleted, conflicts, temp_files, temp_bytes, deadlocks,
+        blk_read_time / 1000 AS block_read_s, blk_write_time / 1000 AS block_write_s, stats_reset,
+        pg_database_size(datid) AS size_bytes,
+        (SELECT age(datfrozenxid) FROM pg_database d WHERE d.oid = datid) AS xid_age,
+        (SELECT mxid_age(datminmxid) FROM pg_database d WHERE d.oid = datid) AS multixact_age
+    FROM pg_stat_database WHERE datname = current_database()";
+const DATABASE_12: &str = "checksum_failures, checksum_last_failure";
+const DATABASE_14: &str = "session_time / 1000 AS session_s, active_time / 1000 AS active_s,
+        idle_in_transaction_time / 1000 AS idle_in_transaction_s, sessions, sessions_abandoned,
+        sessions_fatal, sessions_killed";
+const DATABASE_18: &str = "parallel_workers_to_launch AS parallel_workers_planned,
+        parallel_workers_launched";
+
+const SHARED: &str = "SELECT blks_read AS blocks_read, blks_hit AS blocks_hit,
+        tup_returned AS tuples_returned, tup_fetched AS tuples_fetched,
+        tup_inserted AS tuples_inserted, tup_updated AS tuples_updated,
+        tup_deleted AS tuples_deleted, blk_read_time / 1000 AS block_read_s,
+        blk_write_time / 1000 AS block_write_s, stats_reset, checksum_failures,
+        checksum_last_failure
+    FROM pg_stat_database WHERE datid = 0";
+
 const PARTITIONED: &str = "SELECT 'public' AS schema, 'ledger' AS name, count(*) AS parts,
         sum(pg_total_relation_size(relid)) AS size_bytes, 0 AS parts_estimated,
         sum(n_live_tup) AS live_tuples, sum(n_dead_tup) AS dead_tuples,
@@ -316,11 +342,16 @@ fn words(major: u32) -> Vec<Words> {
         let (head, tail) = sql.split_once("\n    FROM").expect("a statement");
         format!("{head}{columns} FROM{tail}")
     };
-    let words = [
+    let database = [(12, DATABASE_12), (14, DATABASE_14), (18, DATABASE_18)];
+    let mut words = vec![
         ("tables[]", with(TABLE, &[(13, TABLE_13), (16, TABLE_16), (18, TABLE_18)])),
         ("indexes[]", with(INDEX, &[(16, INDEX_16)])),
+        ("databases[]", with(DATABASE, &database)),
         ("partitioned.largest[]", PARTITIONED.to_owned()),
     ];
+    if major >= 12 {
+        words.push(("shared_objects", SHARED.to_owned()));
+    }
     words.into_iter().map(|(part, sql)| Words { part, sql }).collect()
 }
 
@@ -361,6 +392,13 @@ const ELSEWHERE: &[&str] = &[
     "indexes[].estimated_bytes",
     "indexes[].size_age_s",
     "indexes[].size_status",
+    "databases[].size_age_s",
+    "databases[].conflicts_tablespace",
+    "databases[].conflicts_lock",
+    "databases[].conflicts_snapshot",
+    "databases[].conflicts_bufferpin",
+    "databases[].conflicts_deadlock",
+    "databases[].conflicts_logicalslot",
 ];
 
 /// The part of the document that the words are about.
@@ -457,6 +495,50 @@ async fn every_field_is_that_of_the_views_on_every_major() {
         if parts.iter().any(|part| is_of(part)) {
             assert!(looked_at.contains(&entry.path), "nobody looks at {}", entry.path);
         }
+    }
+}
+
+/// Conflicts with recovery are told by reason where there are any: on a standby.
+#[tokio::test]
+async fn conflicts_are_told_by_reason_on_a_standby() {
+    for major in [10, 16, 18] {
+        let settings = [("max_standby_streaming_delay", "0"), ("hot_standby_feedback", "off")];
+        let mut primary = Postgres::start_with(major, &settings);
+        primary.execute("postgres", "CREATE TABLE t AS SELECT 1 AS i").await;
+        let standby = Postgres::standby_of(&mut primary);
+        let document = collect(&mut PgStatsCollector::new(config(&primary, "postgres"))).await;
+        let of = |document: &Value| named(&document["databases"], "postgres").clone();
+        assert_eq!(of(&document).get("conflicts_lock"), None, "{document}");
+
+        let client = standby.client("postgres").await;
+        let is_there = async || {
+            number(&client, "SELECT count(*) FROM pg_class WHERE relname = 't'").await == 1
+        };
+        until_async("the table is there", LIMIT, is_there).await;
+        let reader = standby.client("postgres").await;
+        reader.batch_execute("BEGIN; SELECT * FROM t").await.expect("reads");
+        primary.execute("postgres", "DROP TABLE t").await;
+        let conflicts = "SELECT confl_lock FROM pg_stat_database_conflicts
+            WHERE datname = current_database()";
+        until_async("the reader is in the way", LIMIT, async || {
+            number(&client, conflicts).await == 1
+        })
+        .await;
+        let document = collect(&mut PgStatsCollector::new(config(&standby, "postgres"))).await;
+        let more =
+            if major >= 16 { ", confl_active_logicalslot AS conflicts_logicalslot" } else { "" };
+        let sql = format!(
+            "SELECT confl_tablespace AS conflicts_tablespace, confl_lock AS conflicts_lock,
+                confl_snapshot AS conflicts_snapshot, confl_bufferpin AS conflicts_bufferpin,
+                confl_deadlock AS conflicts_deadlock{more}
+            FROM pg_stat_database_conflicts WHERE datname = current_database()"
+        );
+        let ours = of(&document);
+        for (field, value) in row(&client, &sql).await.as_object().expect("an object") {
+            assert_eq!(&ours[field], value, "{field} on {major}");
+        }
+        assert_eq!(ours["conflicts_lock"], 1);
+        assert_eq!(ours.get("conflicts_logicalslot").is_some(), major >= 16);
     }
 }
 

@@ -25,6 +25,7 @@ use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts}
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
 use crate::metric::declare::{Columns, Declared};
+use crate::metric::pg_objects::SharedObjects;
 use crate::metric::pg_stats::{
     Cost, DatabaseSummary, MAIN_INSTANCE, PgStats as Document, Problem, Server,
 };
@@ -103,6 +104,7 @@ impl Default for PgStatsConfig {
 struct Cluster {
     server: Option<Server>,
     databases: Vec<Database>,
+    shared_objects: Option<SharedObjects>,
     recovery: Recovery,
     problems: Vec<Problem>,
 }
@@ -193,11 +195,19 @@ impl PgStatsCollector {
             self.level = rows
                 .map(|rows| Level::of(&rows.iter().filter_map(|row| row.text("name")).collect()));
         }
-        let rows = self.ask_main(queries::DATABASES, &[], cost, &mut problems).await?;
+        let level = self.level.unwrap_or_default();
+        let rows = self.ask_main(details::databases(level), &[], cost, &mut problems).await?;
         let mut databases: Vec<Database> =
             rows.unwrap_or_default().iter().filter_map(rows::database).collect();
         self.size_databases(&mut databases, recovery, cost, &mut problems).await?;
-        Ok(Cluster { server, databases, recovery, problems })
+        let shared_objects = if level >= Level::V12 {
+            self.ask_main(details::SHARED_OBJECTS, &[], cost, &mut problems).await?
+        } else {
+            None
+        };
+        let shared_objects = shared_objects.as_deref().and_then(<[Row]>::first);
+        let shared_objects = shared_objects.and_then(SharedObjects::read);
+        Ok(Cluster { server, databases, shared_objects, recovery, problems })
     }
 
     async fn size_databases(
@@ -337,6 +347,7 @@ impl Collector for PgStatsCollector {
                 document.databases = Some(databases);
                 document.databases_left_out = Some(left_out);
             }
+            document.shared_objects = cluster.shared_objects;
             document.server = cluster.server;
             cost.elapsed_ms = super::round2(cost.elapsed_ms);
             document.cost = Some(cost);

@@ -1,8 +1,49 @@
 //! What a database has beside tables and indexes.
 
+use super::Time;
 use super::declare::declare;
 
 declare! {
+    /// What belongs to no database, such as the lists of databases and roles.
+    pub struct SharedObjects, from "pg_stat_database" {
+        /// Rows that scans read: live rows of sequential scans, entries of index scans.
+        tuples_returned: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_db_tuples_returned(0)" on 12 ..= 18;
+        /// Live rows that index scans fetched.
+        tuples_fetched: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_db_tuples_fetched(0)" on 12 ..= 18;
+        /// Rows inserted.
+        tuples_inserted: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_db_tuples_inserted(0)" on 12 ..= 18;
+        /// Rows updated.
+        tuples_updated: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_db_tuples_updated(0)" on 12 ..= 18;
+        /// Rows deleted.
+        tuples_deleted: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_db_tuples_deleted(0)" on 12 ..= 18;
+        /// Blocks that were not in shared buffers.
+        blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_db_blocks_fetched(0) - pg_stat_get_db_blocks_hit(0)" on 12 ..= 18;
+        /// Blocks found in shared buffers.
+        blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_db_blocks_hit(0)" on 12 ..= 18;
+        /// Time spent reading blocks; 0 unless `track_io_timing` is on.
+        block_read_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_read_time(0)" on 12 ..= 18;
+        /// Time spent writing blocks; 0 unless `track_io_timing` is on.
+        block_write_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_write_time(0)" on 12 ..= 18;
+        /// Pages whose checksum was wrong; absent where checksums are off.
+        checksum_failures: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_get_db_checksum_failures(0)" on 12 ..= 18;
+        /// When the last of them was found.
+        checksum_last_failure: Option<Time> = time(server)
+            from "pg_stat_get_db_checksum_last_failure(0)" on 12 ..= 18;
+        /// When these counters were last set to zero; absent: never since the server is there.
+        stats_reset: Option<Time> = time(server)
+            from "pg_stat_get_db_stat_reset_time(0)" on 12 ..= 18;
+    }
+
     /// Partitioned tables that are no part of another one.
     pub struct PartitionedTables, from "pg_class" {
         /// How many there are.

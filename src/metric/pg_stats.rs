@@ -1,7 +1,7 @@
 //! `pg_stats`: one PostgreSQL database; the cluster rides on the maintenance database's metric.
 
 use super::declare::{declare, words};
-use super::pg_objects::PartitionedTables;
+use super::pg_objects::{PartitionedTables, SharedObjects};
 use super::pg_server::{
     Activity, Archiver, BgWriter, Checkpointer, Io, LockGroup, RecoveryPrefetch, Sender, Slot,
     Slru, Standby, Wal, Xid,
@@ -39,6 +39,8 @@ declare! {
         databases: Option<Vec<DatabaseSummary>> = part;
         /// Of the databases, the smallest, where the list of all would be too large.
         databases_left_out: Option<u64> = gauge("databases") from "the collector";
+        /// The catalogs that all databases share, on the maintenance database's metric.
+        shared_objects: Option<SharedObjects> = part;
         /// The server, on the maintenance database's metric.
         server: Option<Server> = part;
         /// Checkpoints, on the maintenance database's metric like all of the following.
@@ -130,6 +132,63 @@ declare! {
         /// Queries cancelled for recovery, only on a standby.
         conflicts: Option<u64> = counter("queries" since "stats_reset")
             from "pg_stat_get_db_conflict_all(oid)";
+        /// Of these, for a tablespace that was dropped. On a standby, like those below.
+        conflicts_tablespace: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_tablespace(oid)";
+        /// Of these, for a lock.
+        conflicts_lock: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_lock(oid)";
+        /// Of these, for a snapshot that was too old.
+        conflicts_snapshot: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_snapshot(oid)";
+        /// Of these, for a pinned buffer.
+        conflicts_bufferpin: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_bufferpin(oid)";
+        /// Of these, for a deadlock with recovery.
+        conflicts_deadlock: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_startup_deadlock(oid)";
+        /// Uses of logical slots that were invalidated.
+        conflicts_logicalslot: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_logicalslot(oid)" on 16 ..= 18;
+        /// Time spent reading blocks; 0 unless `track_io_timing` is on.
+        block_read_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_read_time(oid)";
+        /// Time spent writing blocks; 0 unless `track_io_timing` is on.
+        block_write_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_write_time(oid)";
+        /// Pages whose checksum was wrong; absent where checksums are off.
+        checksum_failures: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_get_db_checksum_failures(oid)" on 12 ..= 18;
+        /// When the last of them was found.
+        checksum_last_failure: Option<Time> = time(server)
+            from "pg_stat_get_db_checksum_last_failure(oid)" on 12 ..= 18;
+        /// Time that sessions were open; brought up to date when they do something.
+        session_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_session_time(oid)" on 14 ..= 18;
+        /// Time that they ran statements.
+        active_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_active_time(oid)" on 14 ..= 18;
+        /// Time that they were idle in a transaction.
+        idle_in_transaction_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_idle_in_transaction_time(oid)" on 14 ..= 18;
+        /// Sessions opened.
+        sessions: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions(oid)" on 14 ..= 18;
+        /// Sessions whose client was lost.
+        sessions_abandoned: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_abandoned(oid)" on 14 ..= 18;
+        /// Sessions that a fatal error ended.
+        sessions_fatal: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_fatal(oid)" on 14 ..= 18;
+        /// Sessions that an operator ended.
+        sessions_killed: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_killed(oid)" on 14 ..= 18;
+        /// Parallel workers that queries planned to start.
+        parallel_workers_planned: Option<u64> = counter("tasks" since "stats_reset")
+            from "pg_stat_get_db_parallel_workers_to_launch(oid)" on 18 ..= 18;
+        /// Parallel workers that were started for them.
+        parallel_workers_launched: Option<u64> = counter("tasks" since "stats_reset")
+            from "pg_stat_get_db_parallel_workers_launched(oid)" on 18 ..= 18;
         /// When these counters were last set to zero; absent: never since the database is there.
         stats_reset: Option<Time> = time(server) from "pg_stat_get_db_stat_reset_time(oid)";
     }
@@ -140,6 +199,9 @@ declare! {
         name: String = key from "pg_database.datname";
         /// Transactions since its oldest unfrozen one.
         xid_age: Option<i64> = gauge("transactions") from "age(pg_database.datfrozenxid)";
+        /// The same for multixacts.
+        multixact_age: Option<u64> = gauge("transactions")
+            from "mxid_age(pg_database.datminmxid)";
         ..stats: DatabaseStats;
     }
 

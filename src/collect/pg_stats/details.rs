@@ -1,8 +1,125 @@
 //! The statements whose columns depend on the server's [`Level`].
 
 use super::level::Level;
-use super::queries::RELATIONS_MAX;
+use super::queries::{DATABASES_MAX, RELATIONS_MAX};
 use crate::collect::postgres::Query;
+
+/// The counters of a database `d`, as every server has them.
+macro_rules! database_counters {
+    () => {
+        "pg_stat_get_db_tuples_returned(d.oid) AS tuples_returned,
+       pg_stat_get_db_tuples_fetched(d.oid) AS tuples_fetched,
+       pg_stat_get_db_tuples_inserted(d.oid) AS tuples_inserted,
+       pg_stat_get_db_tuples_updated(d.oid) AS tuples_updated,
+       pg_stat_get_db_tuples_deleted(d.oid) AS tuples_deleted,
+       pg_stat_get_db_blocks_fetched(d.oid)
+           - pg_stat_get_db_blocks_hit(d.oid) AS blocks_read,
+       pg_stat_get_db_blocks_hit(d.oid) AS blocks_hit,
+       pg_stat_get_db_blk_read_time(d.oid) / 1000 AS block_read_s,
+       pg_stat_get_db_blk_write_time(d.oid) / 1000 AS block_write_s,
+       pg_stat_get_db_stat_reset_time(d.oid) AS stats_reset"
+    };
+}
+
+macro_rules! databases {
+    ($($more:ident),*) => {
+        Query {
+            name: "databases",
+            rows_max: DATABASES_MAX,
+            sql: concat!(
+                "SELECT d.oid, d.datname AS name,
+       has_database_privilege(d.oid, 'CONNECT') AS may_connect,
+       age(d.datfrozenxid)::int8 AS xid_age,
+       mxid_age(d.datminmxid)::int8 AS multixact_age,
+       pg_stat_get_db_numbackends(d.oid)::int8 AS backends,
+       pg_stat_get_db_xact_commit(d.oid) AS transactions_committed,
+       pg_stat_get_db_xact_rollback(d.oid) AS transactions_rolledback,
+       pg_stat_get_db_temp_files(d.oid) AS temp_files,
+       pg_stat_get_db_temp_bytes(d.oid) AS temp_bytes,
+       pg_stat_get_db_deadlocks(d.oid) AS deadlocks,
+       pg_stat_get_db_conflict_all(d.oid) AS conflicts,
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_tablespace(d.oid) END
+           AS conflicts_tablespace,
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_lock(d.oid) END
+           AS conflicts_lock,
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_snapshot(d.oid) END
+           AS conflicts_snapshot,
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_bufferpin(d.oid) END
+           AS conflicts_bufferpin,
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_startup_deadlock(d.oid) END
+           AS conflicts_deadlock,
+       ",
+                database_counters!(),
+                $($more!(),)*
+                "
+  FROM pg_database d
+ WHERE d.datallowconn AND NOT d.datistemplate AND d.datconnlimit <> -2
+ ORDER BY d.datname"
+            ),
+        }
+    };
+}
+
+macro_rules! databases_12 {
+    () => {
+        ",
+       pg_stat_get_db_checksum_failures(d.oid) AS checksum_failures,
+       pg_stat_get_db_checksum_last_failure(d.oid) AS checksum_last_failure"
+    };
+}
+
+macro_rules! databases_14 {
+    () => {
+        ",
+       pg_stat_get_db_session_time(d.oid) / 1000 AS session_s,
+       pg_stat_get_db_active_time(d.oid) / 1000 AS active_s,
+       pg_stat_get_db_idle_in_transaction_time(d.oid) / 1000 AS idle_in_transaction_s,
+       pg_stat_get_db_sessions(d.oid) AS sessions,
+       pg_stat_get_db_sessions_abandoned(d.oid) AS sessions_abandoned,
+       pg_stat_get_db_sessions_fatal(d.oid) AS sessions_fatal,
+       pg_stat_get_db_sessions_killed(d.oid) AS sessions_killed"
+    };
+}
+
+macro_rules! databases_16 {
+    () => {
+        ",
+       CASE WHEN pg_is_in_recovery() THEN pg_stat_get_db_conflict_logicalslot(d.oid) END
+           AS conflicts_logicalslot"
+    };
+}
+
+macro_rules! databases_18 {
+    () => {
+        ",
+       pg_stat_get_db_parallel_workers_to_launch(d.oid) AS parallel_workers_planned,
+       pg_stat_get_db_parallel_workers_launched(d.oid) AS parallel_workers_launched"
+    };
+}
+
+/// Every database that can be connected to, with its counters.
+pub(super) fn databases(level: Level) -> Query {
+    match level {
+        Level::V10 => databases!(),
+        Level::V12 | Level::V13 => databases!(databases_12),
+        Level::V14 => databases!(databases_12, databases_14),
+        Level::V16 => databases!(databases_12, databases_14, databases_16),
+        Level::V18 => databases!(databases_12, databases_14, databases_16, databases_18),
+    }
+}
+
+/// What belongs to no database: the statistics have it as the database 0. Level 12.
+pub(super) const SHARED_OBJECTS: Query = Query {
+    name: "shared_objects",
+    rows_max: 1,
+    sql: concat!(
+        "SELECT ",
+        database_counters!(),
+        databases_12!(),
+        "
+  FROM (SELECT 0::oid AS oid) d"
+    ),
+};
 
 macro_rules! tables {
     ($($more:ident),*) => {
@@ -97,8 +214,8 @@ macro_rules! tables_18 {
 /// The tables `$1`.
 pub(super) fn tables(level: Level) -> Query {
     match level {
-        Level::V10 => tables!(),
-        Level::V13 => tables!(tables_13),
+        Level::V10 | Level::V12 => tables!(),
+        Level::V13 | Level::V14 => tables!(tables_13),
         Level::V16 => tables!(tables_13, tables_16),
         Level::V18 => tables!(tables_13, tables_16, tables_18),
     }

@@ -13,15 +13,37 @@ use crate::collect::postgres::Query;
 pub(super) enum Level {
     #[default]
     V10,
+    V12,
     V13,
+    V14,
     V16,
     V18,
 }
 
 /// What each level adds.
 const ADDED: &[(Level, &[&str])] = &[
+    (Level::V12, &["pg_stat_get_db_checksum_failures", "pg_stat_get_db_checksum_last_failure"]),
     (Level::V13, &["pg_stat_get_ins_since_vacuum"]),
-    (Level::V16, &["pg_stat_get_lastscan", "pg_stat_get_tuples_newpage_updated"]),
+    (
+        Level::V14,
+        &[
+            "pg_stat_get_db_session_time",
+            "pg_stat_get_db_active_time",
+            "pg_stat_get_db_idle_in_transaction_time",
+            "pg_stat_get_db_sessions",
+            "pg_stat_get_db_sessions_abandoned",
+            "pg_stat_get_db_sessions_fatal",
+            "pg_stat_get_db_sessions_killed",
+        ],
+    ),
+    (
+        Level::V16,
+        &[
+            "pg_stat_get_lastscan",
+            "pg_stat_get_tuples_newpage_updated",
+            "pg_stat_get_db_conflict_logicalslot",
+        ],
+    ),
     (
         Level::V18,
         &[
@@ -29,6 +51,8 @@ const ADDED: &[(Level, &[&str])] = &[
             "pg_stat_get_total_autovacuum_time",
             "pg_stat_get_total_analyze_time",
             "pg_stat_get_total_autoanalyze_time",
+            "pg_stat_get_db_parallel_workers_to_launch",
+            "pg_stat_get_db_parallel_workers_launched",
         ],
     ),
 ];
@@ -71,7 +95,7 @@ mod tests {
             Level::of(&some)
         };
         assert_eq!(without("pg_stat_get_total_analyze_time"), Level::V16);
-        assert_eq!(without("pg_stat_get_lastscan"), Level::V13);
-        assert_eq!(without("pg_stat_get_ins_since_vacuum"), Level::V10);
+        assert_eq!(without("pg_stat_get_db_sessions_killed"), Level::V13);
+        assert_eq!(without("pg_stat_get_db_checksum_failures"), Level::V10);
     }
 }

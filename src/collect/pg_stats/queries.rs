@@ -12,7 +12,7 @@ use super::{DATABASE_SIZES_MAX, RELATION_SIZES_MAX};
 use crate::collect::postgres::Query;
 
 /// Databases of a server. The document that lists them is too large long before.
-const DATABASES_MAX: u32 = 15_000;
+pub(super) const DATABASES_MAX: u32 = 15_000;
 /// The highest `tables_max` and `indexes_max` of a configuration.
 pub(super) const RELATIONS_MAX: u32 = 10_000;
 /// The rows of a list, of 25 relations each: the 50,000 largest.
@@ -35,34 +35,6 @@ pub(super) const SERVER: Query = Query {
        pg_is_in_recovery() AS in_recovery,
        pg_postmaster_start_time() AS started_at,
        current_setting('max_connections')::int8 AS max_connections",
-};
-
-/// Every database that can be connected to, with its counters.
-pub(super) const DATABASES: Query = Query {
-    name: "databases",
-    rows_max: DATABASES_MAX,
-    sql: "SELECT d.oid, d.datname AS name,
-       has_database_privilege(d.oid, 'CONNECT') AS may_connect,
-       age(d.datfrozenxid)::int8 AS xid_age,
-       pg_stat_get_db_numbackends(d.oid)::int8 AS backends,
-       pg_stat_get_db_xact_commit(d.oid) AS transactions_committed,
-       pg_stat_get_db_xact_rollback(d.oid) AS transactions_rolledback,
-       pg_stat_get_db_tuples_returned(d.oid) AS tuples_returned,
-       pg_stat_get_db_tuples_fetched(d.oid) AS tuples_fetched,
-       pg_stat_get_db_tuples_inserted(d.oid) AS tuples_inserted,
-       pg_stat_get_db_tuples_updated(d.oid) AS tuples_updated,
-       pg_stat_get_db_tuples_deleted(d.oid) AS tuples_deleted,
-       pg_stat_get_db_blocks_fetched(d.oid)
-           - pg_stat_get_db_blocks_hit(d.oid) AS blocks_read,
-       pg_stat_get_db_blocks_hit(d.oid) AS blocks_hit,
-       pg_stat_get_db_temp_files(d.oid) AS temp_files,
-       pg_stat_get_db_temp_bytes(d.oid) AS temp_bytes,
-       pg_stat_get_db_deadlocks(d.oid) AS deadlocks,
-       pg_stat_get_db_conflict_all(d.oid) AS conflicts,
-       pg_stat_get_db_stat_reset_time(d.oid) AS stats_reset
-  FROM pg_database d
- WHERE d.datallowconn AND NOT d.datistemplate AND d.datconnlimit <> -2
- ORDER BY d.datname",
 };
 
 /// Sizes of the databases `$1`; those the role may not measure are left out.

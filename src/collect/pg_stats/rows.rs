@@ -67,7 +67,7 @@ fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Option<T> {
     row.try_get::<_, Option<T>>(name).ok().flatten()
 }
 
-/// A row of `queries::DATABASES`; absent when its name is not text.
+/// A row of `details::databases`; absent when its name is not text.
 pub(super) fn database(row: &Row) -> Option<Database> {
     let may_connect = row.flag("may_connect").unwrap_or(false);
     Some(Database { oid: oid(row)?, may_connect, summary: DatabaseSummary::read(row)? })
