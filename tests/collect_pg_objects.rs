@@ -333,6 +333,20 @@ const PARTITIONED: &str = "SELECT 'public' AS schema, 'ledger' AS name, count(*)
     FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
     WHERE s.relname LIKE 'ledger\\_%' AND relkind = 'r'";
 
+const SEQUENCE: &str = "SELECT 'public' AS schema, 'ids_id_seq' AS name, 'ids' AS table,
+        'id' AS column, last_value, 2147483647 AS end_value,
+        100 * (last_value - 1) / 2147483646.0 AS used_percent
+    FROM ids_id_seq";
+
+const FUNCTION: &str = "SELECT schemaname AS schema, funcname AS name, 'integer' AS arguments,
+        calls, total_time / 1000 AS total_s, self_time / 1000 AS self_s
+    FROM pg_stat_user_functions WHERE funcname = 'slow'";
+
+const EXTENSION: &str = "SELECT extname AS name, extversion AS version
+    FROM pg_extension WHERE extname = 'pg_stat_statements'";
+const EXTENSION_13: &str = "(SELECT a.default_version FROM pg_available_extensions a
+        WHERE a.name = extname) AS default_version";
+
 /// What is asked of a server of this major.
 fn words(major: u32) -> Vec<Words> {
     let with = |sql: &str, more: &[(u32, &str)]| {
@@ -348,6 +362,9 @@ fn words(major: u32) -> Vec<Words> {
         ("indexes[]", with(INDEX, &[(16, INDEX_16)])),
         ("databases[]", with(DATABASE, &database)),
         ("partitioned.largest[]", PARTITIONED.to_owned()),
+        ("sequences.nearest[]", SEQUENCE.to_owned()),
+        ("functions.top[]", FUNCTION.to_owned()),
+        ("extensions.installed[]", with(EXTENSION, &[(13, EXTENSION_13)])),
     ];
     if major >= 12 {
         words.push(("shared_objects", SHARED.to_owned()));
@@ -356,6 +373,7 @@ fn words(major: u32) -> Vec<Words> {
 }
 
 const WHOLE: &[&str] = &[
+    "CREATE EXTENSION pg_stat_statements VERSION '1.4'",
     "CREATE TABLE whole (id int PRIMARY KEY, v text, w text)
         WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
     "CREATE INDEX whole_v ON whole (v)",
@@ -369,6 +387,12 @@ const WHOLE: &[&str] = &[
     "SET enable_seqscan = off",
     "SELECT * FROM whole WHERE id = 7",
     "SELECT * FROM whole WHERE v = '8'",
+    "CREATE TABLE ids (id serial PRIMARY KEY)",
+    "SELECT setval('ids_id_seq', 2000000000)",
+    "CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_sleep(0.01); RETURN $1; END'",
+    "SET track_functions = 'all'",
+    "SELECT slow(1), slow(2)",
     "CREATE TABLE ledger (day int, entry text) PARTITION BY RANGE (day)",
     "CREATE TABLE ledger_1 PARTITION OF ledger FOR VALUES FROM (1) TO (2)",
     "CREATE TABLE ledger_23 PARTITION OF ledger FOR VALUES FROM (2) TO (4)
@@ -453,8 +477,9 @@ async fn every_field_is_that_of_the_views_on_every_major() {
             let sql = "SELECT (SELECT n_tup_del + n_tup_upd + idx_scan FROM pg_stat_user_tables
                     WHERE relname = 'whole')
                 + (SELECT sum(n_tup_del + n_tup_upd)::int8 FROM pg_stat_user_tables
-                    WHERE relname LIKE 'ledger%')";
-            number(&client, sql).await >= 5 + 100 + 2 + 2000
+                    WHERE relname LIKE 'ledger%')
+                + coalesce((SELECT calls FROM pg_stat_user_functions WHERE funcname = 'slow'), 0)";
+            number(&client, sql).await >= 5 + 100 + 2 + 2000 + 2
         };
         until_async("statistics have caught up", LIMIT, caught_up).await;
         let mut collector = PgStatsCollector::new(config(&server, "words"));
@@ -482,6 +507,8 @@ async fn every_field_is_that_of_the_views_on_every_major() {
                 assert!(known, "{path}: {value} on {major}");
             }
         }
+        let status = if major < 13 { json!("unsupported_version") } else { Value::Null };
+        assert_eq!(document["extensions"]["status"], status, "{document}");
         let log = fs_err::read_to_string(server.log_file()).expect("the log");
         assert!(!log.contains("ERROR"), "on {major}: {log}");
     }
@@ -539,7 +566,83 @@ async fn conflicts_are_told_by_reason_on_a_standby() {
         }
         assert_eq!(ours["conflicts_lock"], 1);
         assert_eq!(ours.get("conflicts_logicalslot").is_some(), major >= 16);
+        // Nothing is opened there, and that is said.
+        assert_eq!(document["sequences"], json!({"status": "recovery"}));
     }
+}
+
+/// Sequences near their end are told, and those that cannot be read are counted.
+#[tokio::test]
+async fn sequences_are_told_when_they_near_their_end() {
+    for major in [10, 14, 18] {
+        let server = shared(major);
+        let client = filled(
+            server,
+            "sequences",
+            &[
+                "CREATE TABLE wide (id bigserial PRIMARY KEY)",
+                // The column ends before its sequence does.
+                "ALTER TABLE wide ALTER id TYPE int; ALTER SEQUENCE wide_id_seq AS bigint
+                    MAXVALUE 9223372036854775807",
+                "SELECT setval('wide_id_seq', 1610612736)",
+                "CREATE SEQUENCE falling INCREMENT -1 MINVALUE -100 MAXVALUE 0 START 0",
+                "SELECT setval('falling', -60)",
+                "CREATE SEQUENCE cycling MAXVALUE 100 CYCLE",
+                "SELECT setval('cycling', 99)",
+                "CREATE SEQUENCE half MAXVALUE 1001",
+                "SELECT setval('half', 500)",
+                "CREATE SEQUENCE unused MAXVALUE 10",
+                "CREATE SEQUENCE held MAXVALUE 10",
+                "SELECT setval('held', 9)",
+            ],
+        )
+        .await;
+        let document = collect(&mut PgStatsCollector::new(config(server, "sequences"))).await;
+        let sequences = &document["sequences"];
+        assert_eq!(names(&sequences["nearest"]), ["held", "wide_id_seq", "falling"]);
+        let counts = json!({
+            "total": 6, "hidden": 0, "locked": 0, "unread": 0, "near_end": 3, "left_out": 0,
+        });
+        for (name, count) in counts.as_object().expect("an object") {
+            assert_eq!(&sequences[name], count, "{name} on {major}: {sequences}");
+        }
+        let wide = named(&sequences["nearest"], "wide_id_seq");
+        assert_eq!(wide["end_value"], 2_147_483_647);
+        assert_eq!(wide["used_percent"].as_f64().map(f64::round), Some(75.0), "{wide}");
+        let falling = named(&sequences["nearest"], "falling");
+        assert_eq!(falling["used_percent"], 60.0, "{falling}");
+
+        // A lock against those who take values, and a role without rights.
+        let holder = server.client("sequences").await;
+        holder.batch_execute("BEGIN; ALTER SEQUENCE held MAXVALUE 12").await.expect("locks");
+        let document = collect(&mut PgStatsCollector::new(config(server, "sequences"))).await;
+        assert_eq!(
+            (&document["status"], &document["sequences"]["locked"]),
+            (&json!("ok"), &json!(1))
+        );
+        assert_eq!(names(&document["sequences"]["nearest"]), ["wide_id_seq", "falling"]);
+        holder.batch_execute("ROLLBACK").await.expect("unlocks");
+        client.batch_execute("CREATE ROLE sequence_blind LOGIN").await.expect("a role");
+        let mut blind = config(server, "sequences");
+        blind.connection.user = "sequence_blind".to_owned();
+        let document = collect(&mut PgStatsCollector::new(blind)).await;
+        let sequences = &document["sequences"];
+        assert_eq!(document["status"], "ok", "{document}");
+        assert_eq!((&sequences["hidden"], &sequences["near_end"]), (&json!(6), &json!(0)));
+    }
+}
+
+/// Functions that nobody tracks are not known, which is not the same as none.
+#[tokio::test]
+async fn functions_that_are_not_tracked_are_not_known() {
+    let server = shared(15);
+    let client = filled(server, "untracked", &[]).await;
+    let document = collect(&mut PgStatsCollector::new(config(server, "untracked"))).await;
+    assert_eq!(document.get("functions"), None, "{document}");
+    let track = "ALTER DATABASE untracked SET track_functions = 'all'";
+    client.batch_execute(track).await.expect("sets");
+    let document = collect(&mut PgStatsCollector::new(config(server, "untracked"))).await;
+    assert_eq!(document["functions"], json!({"total": 0, "left_out": 0}), "{document}");
 }
 
 /// A session that has opened many relations is replaced, and nothing is forgotten over it.
@@ -583,5 +686,28 @@ async fn a_list_that_is_too_large_is_cut_and_counted() {
         let relations = &document["relations"];
         assert_eq!(relations[total], 60 - shown, "{relations}");
         assert_eq!(relations[format!("{total}_bytes")], 8192 * (60 - shown), "{relations}");
+    }
+}
+
+/// Default versions that cannot be read take no extension away, and are not asked for again.
+#[tokio::test]
+async fn extensions_are_listed_without_default_versions_that_cannot_be_read() {
+    let server = shared(18);
+    let revoke = "REVOKE EXECUTE ON FUNCTION pg_available_extensions() FROM PUBLIC";
+    let fill = ["CREATE ROLE extension_blind LOGIN", revoke];
+    filled(server, "extensions", &fill).await;
+    let mut blind = config(server, "extensions");
+    blind.connection.user = "extension_blind".to_owned();
+    let mut collector = PgStatsCollector::new(blind);
+    let document = collect(&mut collector).await;
+    assert_eq!((&document["status"], document.get("extensions")), (&json!("permission"), None));
+    for _ in 0..2 {
+        let document = collect(&mut collector).await;
+        assert_eq!(document["status"], "ok", "{document}");
+        let extensions = &document["extensions"];
+        assert_eq!((&extensions["status"], &extensions["total"]), (&json!("error"), &json!(1)));
+        let plpgsql = named(&extensions["installed"], "plpgsql");
+        assert!(plpgsql["version"].is_string(), "{extensions}");
+        assert_eq!(plpgsql.get("default_version"), None, "{extensions}");
     }
 }

@@ -8,6 +8,7 @@ mod backoff;
 mod choice;
 mod details;
 mod level;
+mod objects;
 mod queries;
 mod rows;
 mod server;

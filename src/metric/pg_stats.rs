@@ -1,7 +1,7 @@
 //! `pg_stats`: one PostgreSQL database; the cluster rides on the maintenance database's metric.
 
 use super::declare::{declare, words};
-use super::pg_objects::{PartitionedTables, SharedObjects};
+use super::pg_objects::{Extensions, Functions, PartitionedTables, Sequences, SharedObjects};
 use super::pg_server::{
     Activity, Archiver, BgWriter, Checkpointer, Io, LockGroup, RecoveryPrefetch, Sender, Slot,
     Slru, Standby, Wal, Xid,
@@ -35,6 +35,12 @@ declare! {
         relations: Option<Relations> = part;
         /// Partitioned tables as wholes.
         partitioned: Option<PartitionedTables> = part;
+        /// Sequences, and which come to their end.
+        sequences: Option<Sequences> = part;
+        /// Functions that are tracked; absent where `track_functions` is off and there are none.
+        functions: Option<Functions> = part;
+        /// Extensions.
+        extensions: Option<Extensions> = part;
         /// Every database of the cluster, on the maintenance database's metric.
         databases: Option<Vec<DatabaseSummary>> = part;
         /// Of the databases, the smallest, where the list of all would be too large.

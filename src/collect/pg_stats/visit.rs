@@ -9,6 +9,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::choice::{Activity, Catalog, Listed};
+use super::objects::Seldom;
 use super::rows::{catalog, index, oid, partitioned, size, table};
 use super::sizes::{Oid, Plan, Shown, Sizes};
 use super::{
@@ -29,6 +30,7 @@ const PART_BYTES_MAX: usize = 4_096;
 pub(super) struct Relations {
     tables: Kept,
     indexes: Kept,
+    seldom: Seldom,
     /// Relations that its session has opened.
     opened: usize,
     session_since: Option<Instant>,
@@ -219,7 +221,7 @@ impl PgStatsCollector {
         let (Some(session), kept) = (session, kept.entry(name.to_owned()).or_default()) else {
             return;
         };
-        let Relations { tables, indexes, opened, session_since } = kept;
+        let Relations { tables, indexes, seldom, opened, session_since } = kept;
         let since = *session_since;
         let mut lister = Lister { session, recovery, plan, findings, opened, since };
         let mut table_list = lister.list(&table_kind, tables).await;
@@ -229,6 +231,9 @@ impl PgStatsCollector {
         if let Some(list) = &table_list {
             document.partitioned = lister.partitioned(list.wholes(&table_sizes)).await;
         }
+        document.sequences = lister.sequences(seldom).await;
+        document.functions = lister.functions().await;
+        document.extensions = lister.extensions(seldom, level).await;
         let bytes_max = config.list_bytes_max;
         let shown_tables =
             table_list.as_mut().map(|list| list.shown(&table_sizes, bytes_max, table));
@@ -354,10 +359,10 @@ fn totals(
 }
 
 /// Runs the statements of one visit.
-struct Lister<'a, 'b> {
+pub(super) struct Lister<'a, 'b> {
     session: &'a mut Session,
-    recovery: Recovery,
-    plan: Plan,
+    pub(super) recovery: Recovery,
+    pub(super) plan: Plan,
     findings: &'a mut Findings<'b>,
     opened: &'a mut usize,
     /// When the session began.
@@ -436,7 +441,11 @@ impl Lister<'_, '_> {
     }
 
     /// The rows of a statement; absent when it failed, which is noted.
-    async fn rows(&mut self, query: Query, parameters: &[&(dyn ToSql + Sync)]) -> Option<Vec<Row>> {
+    pub(super) async fn rows(
+        &mut self,
+        query: Query,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Option<Vec<Row>> {
         if self.findings.lost.is_some() {
             return None;
         }
