@@ -21,6 +21,7 @@ mod number;
 pub mod object;
 pub mod pg_activity;
 pub mod pg_log;
+pub mod pg_objects;
 pub mod pg_server;
 pub mod pg_settings;
 pub mod pg_statements;

@@ -30,6 +30,7 @@ mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
+mod collect_pg_objects; // pg_stats: relations and other objects of a database
 mod collect_pg_server; // pg_stats: what is about the whole server, held against its own words
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod collect_pg_work; // pg_stats: who waits, what runs, what is set, what statements cost

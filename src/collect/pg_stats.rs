@@ -5,6 +5,10 @@
 //! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
 
 mod backoff;
+mod choice;
+mod details;
+mod level;
+mod objects;
 mod queries;
 mod rows;
 mod server;
@@ -21,18 +25,23 @@ use tokio_postgres::types::ToSql;
 use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts};
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
-use crate::metric::declare::Declared;
-use crate::metric::pg_stats::{Cost, MAIN_INSTANCE, PgStats as Document, Problem, Server};
+use crate::metric::declare::{Columns, Declared};
+use crate::metric::pg_objects::SharedObjects;
+use crate::metric::pg_stats::{
+    Cost, DatabaseSummary, MAIN_INSTANCE, PgStats as Document, Problem, Server,
+};
 use crate::metric::{Status, Time};
 use backoff::Backoff;
+use level::Level;
 use rows::Database;
 use sizes::{Plan, Sizes};
 use visit::Relations;
 
 /// The databases whose sizes one collection measures; the others wait for the next.
 const DATABASE_SIZES_MAX: u32 = 50;
-/// The relations whose sizes one collection measures.
-const RELATION_SIZES_MAX: u32 = 1_000;
+/// The tables, and the indexes, whose sizes one collection measures: 3,000 in ten minutes at one
+/// collection a minute. A session that opens a table for the first time takes 0.2 ms for it.
+const RELATION_SIZES_MAX: u32 = 300;
 /// How long a locked relation, or one of a failed statement, is left alone.
 const SIZE_RETRY: Duration = Duration::from_secs(60);
 
@@ -55,6 +64,12 @@ pub struct PgStatsConfig {
     pub statements_max: u32,
     /// Once a day their texts, without constants.
     pub statements_text: bool,
+    /// A session of the server keeps some KiB in memory of each relation that it has opened, until
+    /// it ends. After so many it is replaced.
+    pub opened_max: usize,
+    /// The JSON of a database's tables, of its indexes, and of the list of databases. By default a
+    /// backend takes documents of 4 MiB.
+    pub list_bytes_max: usize,
 }
 
 /// The collector `pg_stats`.
@@ -68,6 +83,8 @@ pub struct PgStatsCollector {
     views: Option<server::Views>,
     settings: server::KnownSettings,
     statements: server::StatementsSeen,
+    /// The functions that it has.
+    level: Option<Level>,
     database_sizes: Sizes,
     relations: HashMap<String, Relations>,
     /// Configured databases that this collection has not found.
@@ -86,6 +103,8 @@ impl Default for PgStatsConfig {
             sizes_every: Duration::from_secs(600),
             statements_max: 50,
             statements_text: false,
+            opened_max: 10_000,
+            list_bytes_max: 3 << 19,
         }
     }
 }
@@ -94,6 +113,7 @@ impl Default for PgStatsConfig {
 struct Cluster {
     server: Option<Server>,
     databases: Vec<Database>,
+    shared_objects: Option<SharedObjects>,
     recovery: Recovery,
     problems: Vec<Problem>,
 }
@@ -109,6 +129,7 @@ impl PgStatsCollector {
             views: None,
             settings: server::KnownSettings::default(),
             statements: server::StatementsSeen::default(),
+            level: None,
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
@@ -135,10 +156,14 @@ impl PgStatsCollector {
         if let Some((_, stale)) = self.visited.take_if(|(_, session)| session.is_busy()) {
             stale.cancel().await;
         }
+        let place = &self.config.connection;
+        let kept = self.relations.get(&place.database);
+        if kept.is_some_and(|kept| kept.has_opened(self.config.opened_max)) {
+            self.main = None;
+        }
         if self.main.is_some() {
             return Ok(());
         }
-        let place = &self.config.connection;
         if let Some(message) = self.backoff.waits(clock::monotonic()) {
             return Err(CollectError::new(message));
         }
@@ -146,7 +171,11 @@ impl PgStatsCollector {
         match Session::open(place, &place.database, &self.config.timeouts).await {
             Ok(session) => {
                 self.main = Some(session);
+                if let Some(kept) = self.relations.get_mut(&place.database) {
+                    kept.in_new_session(clock::monotonic());
+                }
                 self.views = None;
+                self.level = None;
                 self.backoff.reset();
                 Ok(())
             }
@@ -171,11 +200,25 @@ impl PgStatsCollector {
         {
             return Err(self.main_lost(&failure));
         }
-        let rows = self.ask_main(queries::DATABASES, &[], cost, &mut problems).await?;
+        if self.level.is_none() {
+            let names = Level::functions();
+            let rows = self.ask_main(level::FUNCTIONS, &[&names], cost, &mut problems).await?;
+            self.level = rows
+                .map(|rows| Level::of(&rows.iter().filter_map(|row| row.text("name")).collect()));
+        }
+        let level = self.level.unwrap_or_default();
+        let rows = self.ask_main(details::databases(level), &[], cost, &mut problems).await?;
         let mut databases: Vec<Database> =
             rows.unwrap_or_default().iter().filter_map(rows::database).collect();
         self.size_databases(&mut databases, recovery, cost, &mut problems).await?;
-        Ok(Cluster { server, databases, recovery, problems })
+        let shared_objects = if level >= Level::V12 {
+            self.ask_main(details::SHARED_OBJECTS, &[], cost, &mut problems).await?
+        } else {
+            None
+        };
+        let shared_objects = shared_objects.as_deref().and_then(<[Row]>::first);
+        let shared_objects = shared_objects.and_then(SharedObjects::read);
+        Ok(Cluster { server, databases, shared_objects, recovery, problems })
     }
 
     async fn size_databases(
@@ -190,7 +233,7 @@ impl PgStatsCollector {
         }
         let plan = self.plan(DATABASE_SIZES_MAX);
         let oids: Vec<_> = databases.iter().map(|database| database.oid).collect();
-        let due = self.database_sizes.due(&oids, &plan);
+        let due = self.database_sizes.due(&oids, &oids, &plan);
         if !due.is_empty() {
             let rows = self.ask_main(queries::DATABASE_SIZES, &[&due], cost, problems).await?;
             match rows {
@@ -203,7 +246,7 @@ impl PgStatsCollector {
         }
         for database in databases {
             let shown = self.database_sizes.show(database.oid, plan.now);
-            database.summary.stats.size_bytes = shown.bytes;
+            database.summary.stats.size_bytes = shown.bytes.map(|bytes| bytes.total);
             database.summary.stats.size_age_s = shown.age_s;
         }
         Ok(())
@@ -309,7 +352,13 @@ impl Collector for PgStatsCollector {
             document.problems.splice(0..0, problems);
             document.status = Some(document.problems.first().map_or(Status::Ok, |p| p.status));
             let databases = cluster.databases.into_iter().map(|database| database.summary);
-            document.databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
+            let databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
+            if let Some(mut databases) = databases {
+                let left_out = cut(&mut databases, self.config.list_bytes_max);
+                document.databases = Some(databases);
+                document.databases_left_out = Some(left_out);
+            }
+            document.shared_objects = cluster.shared_objects;
             document.server = cluster.server;
             cost.elapsed_ms = super::round2(cost.elapsed_ms);
             document.cost = Some(cost);
@@ -322,6 +371,18 @@ impl Collector for PgStatsCollector {
         self.settings.commit();
         self.statements.commit();
     }
+}
+
+/// Leaves the smallest databases out where their list has more than `bytes_max` bytes of JSON, and
+/// says how many.
+fn cut(databases: &mut Vec<DatabaseSummary>, bytes_max: usize) -> u64 {
+    let total = databases.len();
+    if visit::fitting(databases, bytes_max) < total {
+        databases.sort_by_key(|database| std::cmp::Reverse(database.stats.size_bytes));
+        databases.truncate(visit::fitting(databases, bytes_max));
+        databases.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    (total - databases.len()) as u64
 }
 
 /// A database with its own counters and nothing else.
@@ -340,6 +401,28 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metric::pg_stats::DatabaseStats;
+
+    #[test]
+    fn the_smallest_databases_are_left_out_of_a_list_that_is_too_large() {
+        let database = |number: u64| DatabaseSummary {
+            name: format!("database {number}"),
+            stats: DatabaseStats { size_bytes: Some(number), ..DatabaseStats::default() },
+            ..DatabaseSummary::default()
+        };
+        let all: Vec<_> = [3, 1, 4, 2].map(database).into();
+        let one = serde_json::to_vec(&all[0]).unwrap().len() + 1;
+        let check = |bytes_max: usize, expected: &[u64]| {
+            let mut databases = all.clone();
+            let left_out = cut(&mut databases, bytes_max);
+            let left: Vec<_> = databases.iter().filter_map(|it| it.stats.size_bytes).collect();
+            assert_eq!((left.as_slice(), left_out), (expected, 4 - expected.len() as u64));
+        };
+        check(1 << 20, &[3, 1, 4, 2]);
+        check(4 * one, &[3, 1, 4, 2]);
+        check(3 * one, &[2, 3, 4]);
+        check(one - 1, &[]);
+    }
 
     /// C42: no databases means the maintenance database; doubles count once.
     #[test]

@@ -101,6 +101,7 @@ fn pg_stats(
         statements_max: count(section.integer("statements_max", 50, 0..=500)),
         // What leaves of a statement is the host's alone to say.
         statements_text: section.boolean("statements_text", false),
+        ..PgStatsConfig::default()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::declare::{declare, words};
 use super::pg_activity::{Activity, Blocking, LockGroup, Progress};
+use super::pg_objects::{Extensions, Functions, PartitionedTables, Sequences, SharedObjects};
 use super::pg_server::{
     Archiver, BgWriter, Checkpointer, Io, Prepared, RecoveryPrefetch, Sender, Slot, Slru, Standby,
     Subscription, Wal, Xid,
@@ -27,14 +28,28 @@ declare! {
         status: Option<Status> = state;
         /// Each query that failed.
         problems: Vec<Problem> = part;
-        /// The largest tables; absent when they could not be read.
+        /// The largest tables, the most active and the oldest, the largest first; absent when they
+        /// could not be read.
         tables: Option<Vec<Table>> = part;
-        /// The largest indexes; absent when they could not be read.
+        /// The largest indexes and the most active ones, in the same order; absent when they could
+        /// not be read.
         indexes: Option<Vec<Index>> = part;
         /// How much `tables` and `indexes` leave out.
         relations: Option<Relations> = part;
+        /// Partitioned tables as wholes.
+        partitioned: Option<PartitionedTables> = part;
+        /// Sequences, and which come to their end.
+        sequences: Option<Sequences> = part;
+        /// Functions that are tracked; absent where `track_functions` is off and there are none.
+        functions: Option<Functions> = part;
+        /// Extensions.
+        extensions: Option<Extensions> = part;
         /// Every database of the cluster, on the maintenance database's metric.
         databases: Option<Vec<DatabaseSummary>> = part;
+        /// Of the databases, the smallest, where the list of all would be too large.
+        databases_left_out: Option<u64> = gauge("databases") from "the collector";
+        /// The catalogs that all databases share, on the maintenance database's metric.
+        shared_objects: Option<SharedObjects> = part;
         /// The server, on the maintenance database's metric.
         server: Option<Server> = part;
         /// Checkpoints, on the maintenance database's metric like all of the following.
@@ -142,6 +157,63 @@ declare! {
         /// Queries cancelled for recovery, only on a standby.
         conflicts: Option<u64> = counter("queries" since "stats_reset")
             from "pg_stat_get_db_conflict_all(oid)";
+        /// Of these, for a tablespace that was dropped. On a standby, like those below.
+        conflicts_tablespace: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_tablespace(oid)";
+        /// Of these, for a lock.
+        conflicts_lock: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_lock(oid)";
+        /// Of these, for a snapshot that was too old.
+        conflicts_snapshot: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_snapshot(oid)";
+        /// Of these, for a pinned buffer.
+        conflicts_bufferpin: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_bufferpin(oid)";
+        /// Of these, for a deadlock with recovery.
+        conflicts_deadlock: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_startup_deadlock(oid)";
+        /// Uses of logical slots that were invalidated.
+        conflicts_logicalslot: Option<u64> = counter("queries" since "stats_reset")
+            from "pg_stat_get_db_conflict_logicalslot(oid)" on 16 ..= 18;
+        /// Time spent reading blocks; 0 unless `track_io_timing` is on.
+        block_read_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_read_time(oid)";
+        /// Time spent writing blocks; 0 unless `track_io_timing` is on.
+        block_write_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_blk_write_time(oid)";
+        /// Pages whose checksum was wrong; absent where checksums are off.
+        checksum_failures: Option<u64> = counter("errors" since "stats_reset")
+            from "pg_stat_get_db_checksum_failures(oid)" on 12 ..= 18;
+        /// When the last of them was found.
+        checksum_last_failure: Option<Time> = time(server)
+            from "pg_stat_get_db_checksum_last_failure(oid)" on 12 ..= 18;
+        /// Time that sessions were open; brought up to date when they do something.
+        session_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_session_time(oid)" on 14 ..= 18;
+        /// Time that they ran statements.
+        active_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_active_time(oid)" on 14 ..= 18;
+        /// Time that they were idle in a transaction.
+        idle_in_transaction_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_db_idle_in_transaction_time(oid)" on 14 ..= 18;
+        /// Sessions opened.
+        sessions: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions(oid)" on 14 ..= 18;
+        /// Sessions whose client was lost.
+        sessions_abandoned: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_abandoned(oid)" on 14 ..= 18;
+        /// Sessions that a fatal error ended.
+        sessions_fatal: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_fatal(oid)" on 14 ..= 18;
+        /// Sessions that an operator ended.
+        sessions_killed: Option<u64> = counter("connections" since "stats_reset")
+            from "pg_stat_get_db_sessions_killed(oid)" on 14 ..= 18;
+        /// Parallel workers that queries planned to start.
+        parallel_workers_planned: Option<u64> = counter("tasks" since "stats_reset")
+            from "pg_stat_get_db_parallel_workers_to_launch(oid)" on 18 ..= 18;
+        /// Parallel workers that were started for them.
+        parallel_workers_launched: Option<u64> = counter("tasks" since "stats_reset")
+            from "pg_stat_get_db_parallel_workers_launched(oid)" on 18 ..= 18;
         /// When these counters were last set to zero; absent: never since the database is there.
         stats_reset: Option<Time> = time(server) from "pg_stat_get_db_stat_reset_time(oid)";
     }
@@ -152,6 +224,9 @@ declare! {
         name: String = key from "pg_database.datname";
         /// Transactions since its oldest unfrozen one.
         xid_age: Option<i64> = gauge("transactions") from "age(pg_database.datfrozenxid)";
+        /// The same for multixacts.
+        multixact_age: Option<u64> = gauge("transactions")
+            from "mxid_age(pg_database.datminmxid)";
         ..stats: DatabaseStats;
     }
 
@@ -168,8 +243,23 @@ declare! {
         /// Rows changed since the last analyze, an estimate.
         modified_since_analyze: Option<u64> = gauge("tuples")
             from "pg_stat_get_mod_since_analyze(oid)";
-        /// Heap, TOAST, indexes and maps; absent: see `status`.
+        /// Rows inserted since the last vacuum, an estimate.
+        inserted_since_vacuum: Option<u64> = gauge("tuples")
+            from "pg_stat_get_ins_since_vacuum(oid)" on 13 ..= 18;
+        /// Rows as of the last vacuum or analyze, which the planner reckons with; absent: neither
+        /// has been yet.
+        planner_tuples: Option<u64> = gauge("tuples") from "pg_class.reltuples";
+        /// Heap, TOAST, indexes and maps; absent: see `status`, which is absent, too, before the
+        /// first measurement.
         size_bytes: Option<u64> = gauge("bytes") from "pg_total_relation_size(oid)";
+        /// Of `size_bytes`, its indexes.
+        index_bytes: Option<u64> = gauge("bytes") from "pg_indexes_size(oid)";
+        /// Of `size_bytes`, the TOAST table with its index; absent: it has none.
+        toast_bytes: Option<u64> = gauge("bytes")
+            from "pg_total_relation_size(pg_class.reltoastrelid)";
+        /// Instead of `size_bytes`, where that is absent: pages as of the last vacuum or analyze,
+        /// with those of TOAST and indexes.
+        estimated_bytes: Option<u64> = gauge("bytes") from "pg_class.relpages";
         /// How old `size_bytes` is.
         size_age_s: Option<u64> = gauge("s") from "the collector";
         /// Why `size_bytes` is absent or not fresh.
@@ -196,9 +286,36 @@ declare! {
         /// By autovacuum.
         autoanalyze_count: Option<u64> = counter("runs" since "stats_reset")
             from "pg_stat_get_autoanalyze_count(oid)";
+        /// Time that vacuums by hand took.
+        vacuum_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_total_vacuum_time(oid)" on 18 ..= 18;
+        /// Time that vacuums by autovacuum took.
+        autovacuum_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_total_autovacuum_time(oid)" on 18 ..= 18;
+        /// Time that analyzes by hand took.
+        analyze_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_total_analyze_time(oid)" on 18 ..= 18;
+        /// Time that analyzes by autovacuum took.
+        autoanalyze_s: Option<f64> = counter("s" since "stats_reset")
+            from "pg_stat_get_total_autoanalyze_time(oid)" on 18 ..= 18;
         /// Sequential scans.
         seq_scans: Option<u64> = counter("scans" since "stats_reset")
             from "pg_stat_get_numscans(oid)";
+        /// Live rows that they read.
+        seq_tuples_read: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_tuples_returned(oid)";
+        /// When the last one began; absent: none yet.
+        last_seq_scan: Option<Time> = time(server)
+            from "pg_stat_get_lastscan(oid)" on 16 ..= 18;
+        /// Scans of its indexes; absent, as what else is of indexes: it has none.
+        index_scans: Option<u64> = counter("scans" since "stats_reset")
+            from "pg_stat_get_numscans of its indexes";
+        /// Live rows that index scans fetched.
+        index_tuples_fetched: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_tuples_fetched of it and its indexes";
+        /// When the last scan of an index began; absent: none yet.
+        last_index_scan: Option<Time> = time(server)
+            from "pg_stat_get_lastscan of its indexes" on 16 ..= 18;
         /// Rows inserted.
         tuples_inserted: Option<u64> = counter("tuples" since "stats_reset")
             from "pg_stat_get_tuples_inserted(oid)";
@@ -211,8 +328,44 @@ declare! {
         /// Of the updates, those that needed no new index entry.
         tuples_hot_updated: Option<u64> = counter("tuples" since "stats_reset")
             from "pg_stat_get_tuples_hot_updated(oid)";
+        /// Of the updates, those whose new version went to another page.
+        tuples_newpage_updated: Option<u64> = counter("tuples" since "stats_reset")
+            from "pg_stat_get_tuples_newpage_updated(oid)" on 16 ..= 18;
+        /// Blocks of the heap that were not in shared buffers.
+        heap_blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_fetched(oid) - pg_stat_get_blocks_hit(oid)";
+        /// Blocks of the heap found in shared buffers.
+        heap_blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_hit(oid)";
+        /// The same of its indexes: not in shared buffers.
+        index_blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_fetched - pg_stat_get_blocks_hit of its indexes";
+        /// Found there.
+        index_blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_hit of its indexes";
+        /// The same of its TOAST table, where it has one: not in shared buffers.
+        toast_blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_fetched - pg_stat_get_blocks_hit of reltoastrelid";
+        /// Found there.
+        toast_blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_hit of reltoastrelid";
+        /// The same of the TOAST table's index: not in shared buffers.
+        toast_index_blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_fetched - pg_stat_get_blocks_hit of reltoastrelid's index";
+        /// Found there.
+        toast_index_blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_hit of reltoastrelid's index";
         /// Transactions since its oldest unfrozen one.
         xid_age: Option<i64> = gauge("transactions") from "age(pg_class.relfrozenxid)";
+        /// Multixacts since its oldest one.
+        multixact_age: Option<u64> = gauge("transactions")
+            from "mxid_age(pg_class.relminmxid)";
+        /// Transactions since the oldest unfrozen one of its TOAST table.
+        toast_xid_age: Option<i64> = gauge("transactions")
+            from "age(pg_class.relfrozenxid) of reltoastrelid";
+        /// Multixacts since the oldest one of its TOAST table.
+        toast_multixact_age: Option<u64> = gauge("transactions")
+            from "mxid_age(pg_class.relminmxid) of reltoastrelid";
     }
 
     /// One index.
@@ -232,8 +385,18 @@ declare! {
         /// Live rows that simple index scans fetched.
         tuples_returned: Option<u64> = counter("tuples" since "stats_reset")
             from "pg_stat_get_tuples_fetched(oid)";
-        /// Its size; absent: see `size_status`.
+        /// When the last scan began; absent: none yet.
+        last_scan: Option<Time> = time(server) from "pg_stat_get_lastscan(oid)" on 16 ..= 18;
+        /// Blocks that were not in shared buffers.
+        blocks_read: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_fetched(oid) - pg_stat_get_blocks_hit(oid)";
+        /// Blocks found in shared buffers.
+        blocks_hit: Option<u64> = counter("blocks" since "stats_reset")
+            from "pg_stat_get_blocks_hit(oid)";
+        /// Its size; absent: see `size_status`, which is absent, too, before the first measurement.
         size_bytes: Option<u64> = gauge("bytes") from "pg_relation_size(oid)";
+        /// Instead of `size_bytes`, where that is absent: pages as of the last vacuum or analyze.
+        estimated_bytes: Option<u64> = gauge("bytes") from "pg_class.relpages";
         /// How old `size_bytes` is.
         size_age_s: Option<u64> = gauge("s") from "the collector";
         /// Why `size_bytes` is absent or not fresh.
@@ -254,14 +417,19 @@ declare! {
         tables_total: Option<u64> = gauge("tables");
         /// Of these, not listed.
         tables_left_out: Option<u64> = gauge("tables");
-        /// Their heaps by `relpages`, as of their last vacuum or analyze.
+        /// How large they are, with TOAST and indexes: as measured within the last rounds of
+        /// `pg_stats.sizes_every`, else by pages as of the last vacuum or analyze.
         tables_left_out_bytes: Option<u64> = gauge("bytes");
+        /// Of those left out, those that count by pages, because they are not measured.
+        tables_left_out_estimated: Option<u64> = gauge("tables");
         /// Indexes of the database.
         indexes_total: Option<u64> = gauge("indexes");
         /// Of these, not listed.
         indexes_left_out: Option<u64> = gauge("indexes");
-        /// Those by `relpages`.
+        /// How large they are, by the same rule.
         indexes_left_out_bytes: Option<u64> = gauge("bytes");
+        /// Of those left out, those that count by pages, because they are not measured.
+        indexes_left_out_estimated: Option<u64> = gauge("indexes");
     }
 
     /// The server as a whole.

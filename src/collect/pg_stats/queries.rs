@@ -1,16 +1,31 @@
-//! Every statement of the collector. They run on PostgreSQL 10 to 18 as they stand.
+//! Statements of the collector. They run on PostgreSQL 10 to 18 as they stand; those whose columns
+//! differ from major to major are in [`details`](super::details).
 //!
 //! The counters come from the `pg_stat_get_*` functions, not from the views: the views join and
 //! group every relation of the database before they give the rows that are asked for. No
 //! statement here but the three on sizes opens a relation of the user's.
+//!
+//! Relations come in two steps: a list of all, some in each row, with what is needed to choose from
+//! them; and what there is to say of those that were chosen.
 
 use super::{DATABASE_SIZES_MAX, RELATION_SIZES_MAX};
 use crate::collect::postgres::Query;
 
 /// Databases of a server. The document that lists them is too large long before.
-const DATABASES_MAX: u32 = 20_000;
+pub(super) const DATABASES_MAX: u32 = 15_000;
 /// The highest `tables_max` and `indexes_max` of a configuration.
-const RELATIONS_MAX: u32 = 10_000;
+pub(super) const RELATIONS_MAX: u32 = 10_000;
+/// The rows of a list, of 25 relations each: the 50,000 largest.
+const LIST_ROWS_MAX: u32 = 2_001;
+
+/// The schemas whose relations are not the user's.
+macro_rules! system_schemas {
+    () => {
+        "(SELECT oid FROM pg_namespace
+              WHERE nspname IN ('pg_catalog', 'information_schema', 'pg_toast'))"
+    };
+}
+pub(super) use system_schemas;
 
 /// The server itself.
 pub(super) const SERVER: Query = Query {
@@ -20,34 +35,6 @@ pub(super) const SERVER: Query = Query {
        pg_is_in_recovery() AS in_recovery,
        pg_postmaster_start_time() AS started_at,
        current_setting('max_connections')::int8 AS max_connections",
-};
-
-/// Every database that can be connected to, with its counters.
-pub(super) const DATABASES: Query = Query {
-    name: "databases",
-    rows_max: DATABASES_MAX,
-    sql: "SELECT d.oid, d.datname AS name,
-       has_database_privilege(d.oid, 'CONNECT') AS may_connect,
-       age(d.datfrozenxid)::int8 AS xid_age,
-       pg_stat_get_db_numbackends(d.oid)::int8 AS backends,
-       pg_stat_get_db_xact_commit(d.oid) AS transactions_committed,
-       pg_stat_get_db_xact_rollback(d.oid) AS transactions_rolledback,
-       pg_stat_get_db_tuples_returned(d.oid) AS tuples_returned,
-       pg_stat_get_db_tuples_fetched(d.oid) AS tuples_fetched,
-       pg_stat_get_db_tuples_inserted(d.oid) AS tuples_inserted,
-       pg_stat_get_db_tuples_updated(d.oid) AS tuples_updated,
-       pg_stat_get_db_tuples_deleted(d.oid) AS tuples_deleted,
-       pg_stat_get_db_blocks_fetched(d.oid)
-           - pg_stat_get_db_blocks_hit(d.oid) AS blocks_read,
-       pg_stat_get_db_blocks_hit(d.oid) AS blocks_hit,
-       pg_stat_get_db_temp_files(d.oid) AS temp_files,
-       pg_stat_get_db_temp_bytes(d.oid) AS temp_bytes,
-       pg_stat_get_db_deadlocks(d.oid) AS deadlocks,
-       pg_stat_get_db_conflict_all(d.oid) AS conflicts,
-       pg_stat_get_db_stat_reset_time(d.oid) AS stats_reset
-  FROM pg_database d
- WHERE d.datallowconn AND NOT d.datistemplate AND d.datconnlimit <> -2
- ORDER BY d.datname",
 };
 
 /// Sizes of the databases `$1`; those the role may not measure are left out.
@@ -61,68 +48,77 @@ pub(super) const DATABASE_SIZES: Query = Query {
         OR pg_has_role('pg_read_all_stats', 'MEMBER'))",
 };
 
-/// The `$1` largest tables and materialized views by their pages, with the totals of all.
+/// All tables and materialized views. The largest by their pages come first, those of TOAST
+/// included, and those of indexes if `$1` is true: they are dear, and what is measured does not
+/// need them.
 pub(super) const TABLES: Query = Query {
     name: "tables",
-    rows_max: RELATIONS_MAX,
-    sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.total, t.total_pages,
-       t.relpages AS pages, current_setting('block_size')::int8 AS block_size,
-       CASE WHEN t.relfrozenxid <> '0'::xid THEN age(t.relfrozenxid)::int8 END AS xid_age,
-       pg_stat_get_live_tuples(t.oid) AS live_tuples,
-       pg_stat_get_dead_tuples(t.oid) AS dead_tuples,
-       pg_stat_get_mod_since_analyze(t.oid) AS modified_since_analyze,
-       pg_stat_get_last_vacuum_time(t.oid) AS last_vacuum,
-       pg_stat_get_last_autovacuum_time(t.oid) AS last_autovacuum,
-       pg_stat_get_last_analyze_time(t.oid) AS last_analyze,
-       pg_stat_get_last_autoanalyze_time(t.oid) AS last_autoanalyze,
-       pg_stat_get_vacuum_count(t.oid) AS vacuum_count,
-       pg_stat_get_autovacuum_count(t.oid) AS autovacuum_count,
-       pg_stat_get_analyze_count(t.oid) AS analyze_count,
-       pg_stat_get_autoanalyze_count(t.oid) AS autoanalyze_count,
-       pg_stat_get_numscans(t.oid) AS seq_scans,
-       pg_stat_get_tuples_inserted(t.oid) AS tuples_inserted,
-       pg_stat_get_tuples_updated(t.oid) AS tuples_updated,
-       pg_stat_get_tuples_deleted(t.oid) AS tuples_deleted,
-       pg_stat_get_tuples_hot_updated(t.oid) AS tuples_hot_updated
-  FROM (SELECT c.oid, c.relname, c.relnamespace, c.relfrozenxid, c.relpages::int8 AS relpages,
-               count(*) OVER () AS total,
-               (sum(c.relpages::int8) OVER ())::int8 AS total_pages
-          FROM pg_class c
-         WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
-           AND c.relnamespace NOT IN (SELECT oid FROM pg_namespace
-                                       WHERE nspname IN ('pg_catalog', 'information_schema',
-                                                         'pg_toast'))
-         ORDER BY c.relpages DESC, c.oid
-         LIMIT $1) t
-  JOIN pg_namespace n ON n.oid = t.relnamespace
- ORDER BY t.relpages DESC, t.oid",
+    rows_max: LIST_ROWS_MAX,
+    sql: concat!(
+        "WITH RECURSIVE parts AS (
+    SELECT p.partrelid AS root, p.partrelid AS oid
+      FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid AND NOT c.relispartition
+     UNION ALL
+    SELECT p.root, i.inhrelid FROM parts p JOIN pg_inherits i ON i.inhparent = p.oid),
+indexes AS (
+    SELECT i.indrelid AS oid, sum(c.relpages::int8)::int8 AS pages
+      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+     WHERE $1
+     GROUP BY i.indrelid),
+relations AS (
+    SELECT c.oid, coalesce(r.root, 0::oid) AS root,
+           (c.relpages + coalesce(x.pages, 0) + coalesce(o.relpages, 0) + coalesce(y.pages, 0))
+               * current_setting('block_size')::int8 AS bytes,
+           greatest(CASE WHEN c.relfrozenxid <> '0'::xid THEN age(c.relfrozenxid) END,
+                    CASE WHEN o.relfrozenxid <> '0'::xid THEN age(o.relfrozenxid) END)::int8 AS age
+      FROM pg_class c
+      LEFT JOIN pg_class o ON o.oid = c.reltoastrelid
+      LEFT JOIN indexes x ON x.oid = c.oid
+      LEFT JOIN indexes y ON y.oid = c.reltoastrelid
+      LEFT JOIN parts r ON r.oid = c.oid
+     WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+       AND c.relnamespace NOT IN ",
+        system_schemas!(),
+        "),
+places AS (
+    SELECT r.*, row_number() OVER (ORDER BY r.bytes DESC, r.oid) AS place,
+           count(*) OVER () AS total, (sum(r.bytes) OVER ())::int8 AS total_bytes
+      FROM relations r)
+SELECT min(p.total) AS total, min(p.total_bytes) AS total_bytes, array_agg(p.oid) AS oids,
+       array_agg(p.root) AS roots, array_agg(p.bytes) AS bytes, array_agg(p.age) AS ages,
+       array_agg(pg_stat_get_tuples_returned(p.oid) + pg_stat_get_tuples_fetched(p.oid)
+                 + pg_stat_get_tuples_inserted(p.oid) + pg_stat_get_tuples_updated(p.oid)
+                 + pg_stat_get_tuples_deleted(p.oid)) AS activity
+  FROM places p
+ WHERE p.place <= 50000
+ GROUP BY p.place / 25
+ ORDER BY p.place / 25"
+    ),
 };
 
-/// The `$1` largest indexes of such tables.
+/// All indexes of such tables, by the same rule.
 pub(super) const INDEXES: Query = Query {
     name: "indexes",
-    rows_max: RELATIONS_MAX,
-    sql: "SELECT t.oid, n.nspname AS schema, t.relname AS name, t.table_name AS table, t.total,
-       t.total_pages, t.relpages AS pages, current_setting('block_size')::int8 AS block_size,
-       t.indisunique AS unique, t.indisprimary AS primary, t.indisvalid AS valid,
-       pg_stat_get_numscans(t.oid) AS scans,
-       pg_stat_get_tuples_returned(t.oid) AS tuples_read,
-       pg_stat_get_tuples_fetched(t.oid) AS tuples_returned
-  FROM (SELECT c.oid, c.relname, c.relnamespace, c.relpages::int8 AS relpages,
-               r.relname AS table_name, i.indisunique, i.indisprimary, i.indisvalid,
-               count(*) OVER () AS total,
-               (sum(c.relpages::int8) OVER ())::int8 AS total_pages
-          FROM pg_index i
-          JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
-          JOIN pg_class r ON r.oid = i.indrelid AND r.relkind IN ('r', 'm')
-         WHERE c.relpersistence <> 't'
-           AND c.relnamespace NOT IN (SELECT oid FROM pg_namespace
-                                       WHERE nspname IN ('pg_catalog', 'information_schema',
-                                                         'pg_toast'))
-         ORDER BY c.relpages DESC, c.oid
-         LIMIT $1) t
-  JOIN pg_namespace n ON n.oid = t.relnamespace
- ORDER BY t.relpages DESC, t.oid",
+    rows_max: LIST_ROWS_MAX,
+    sql: concat!(
+        "WITH relations AS (
+    SELECT c.oid, c.relpages * current_setting('block_size')::int8 AS bytes
+      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
+     WHERE c.relpersistence <> 't' AND c.relnamespace NOT IN ",
+        system_schemas!(),
+        "),
+places AS (
+    SELECT r.*, row_number() OVER (ORDER BY r.bytes DESC, r.oid) AS place,
+           count(*) OVER () AS total, (sum(r.bytes) OVER ())::int8 AS total_bytes
+      FROM relations r)
+SELECT min(p.total) AS total, min(p.total_bytes) AS total_bytes, array_agg(p.oid) AS oids,
+       array_agg(p.bytes) AS bytes,
+       array_agg(pg_stat_get_numscans(p.oid) + pg_stat_get_tuples_returned(p.oid)) AS activity
+  FROM places p
+ WHERE p.place <= 50000
+ GROUP BY p.place / 25
+ ORDER BY p.place / 25"
+    ),
 };
 
 /// Sizes of the tables `$1`, with TOAST and indexes.
@@ -142,11 +138,23 @@ blocked AS (
      UNION
     SELECT i.indrelid FROM locked l JOIN pg_index i ON i.indexrelid = l.relation),
 relations AS (
-    SELECT c.oid, EXISTS (SELECT FROM blocked b WHERE b.oid IN (c.oid, c.reltoastrelid)) AS locked
+    SELECT c.oid, c.reltoastrelid AS toast,
+           EXISTS (SELECT FROM blocked b WHERE b.oid IN (c.oid, c.reltoastrelid)) AS locked
       FROM pg_class c
-     WHERE c.oid = ANY ($1::oid[]))
-SELECT r.oid, r.locked, CASE WHEN NOT r.locked THEN pg_total_relation_size(r.oid) END AS size_bytes
-  FROM relations r",
+     WHERE c.oid = ANY ($1::oid[])),
+sizes AS (
+    SELECT r.oid, r.locked,
+           CASE WHEN NOT r.locked
+                THEN pg_relation_size(r.oid, 'main') + pg_relation_size(r.oid, 'fsm')
+                     + pg_relation_size(r.oid, 'vm') + pg_relation_size(r.oid, 'init')
+           END AS heap_bytes,
+           CASE WHEN NOT r.locked THEN pg_indexes_size(r.oid) END AS index_bytes,
+           CASE WHEN NOT r.locked AND r.toast <> 0 THEN pg_total_relation_size(r.toast) END
+               AS toast_bytes
+      FROM relations r)
+SELECT s.oid, s.locked, s.index_bytes, s.toast_bytes,
+       s.heap_bytes + s.index_bytes + coalesce(s.toast_bytes, 0) AS size_bytes
+  FROM sizes s",
 };
 
 /// Sizes of the indexes `$1`, by the same rule.

@@ -1,24 +1,48 @@
 //! One database: its tables, its indexes and, when they are due, their sizes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
-use super::rows::{index, oid, relations, size, table};
+use super::choice::{Activity, Catalog, Listed};
+use super::objects::Seldom;
+use super::rows::{catalog, index, oid, partitioned, size, table};
 use super::sizes::{Oid, Plan, Shown, Sizes};
 use super::{
-    Cluster, CollectError, Document, PgStatsCollector, RELATION_SIZES_MAX, empty_document, queries,
+    Cluster, CollectError, Document, PgStatsCollector, RELATION_SIZES_MAX, details, empty_document,
+    queries,
 };
+use crate::clock;
 use crate::collect::postgres::{Failure, Query, Recovery, Session};
 use crate::metric::Status;
-use crate::metric::pg_stats::{Cost, Problem};
+use crate::metric::pg_objects::PartitionedTables;
+use crate::metric::pg_stats::{Cost, Problem, Relations as Totals};
+
+/// A table, index or database in JSON: fifty numbers, and names whose every byte may be escaped.
+const PART_BYTES_MAX: usize = 4_096;
 
 /// What is kept of a database between two visits.
 #[derive(Debug, Default)]
 pub(super) struct Relations {
-    tables: Sizes,
-    indexes: Sizes,
+    tables: Kept,
+    indexes: Kept,
+    seldom: Seldom,
+    /// Relations that its session has opened.
+    opened: usize,
+    session_since: Option<Instant>,
+}
+
+/// What is kept of the relations of one kind.
+#[derive(Debug, Default)]
+struct Kept {
+    sizes: Sizes,
+    activity: Activity,
+    /// Every relation had a size in the end of the last visit.
+    all_measured: bool,
 }
 
 /// What a visit found out besides rows.
@@ -29,11 +53,50 @@ struct Findings<'a> {
     lost: Option<Failure>,
 }
 
-/// One list of relations: how to ask for its rows and for its sizes.
-struct List {
-    rows: Query,
+/// One kind of relations: how to ask for all, for sizes, and for more of those that are shown.
+struct Kind {
+    all: Query,
+    /// Whether that one takes as its parameter if estimates are of use.
+    has_indexes: bool,
     sizes: Query,
+    details: Query,
     max: u32,
+}
+
+/// The relations of one kind.
+struct List {
+    /// Of those that are shown, the largest first.
+    rows: Vec<Row>,
+    catalog: Catalog,
+    /// How large those are that have no size.
+    estimates: HashMap<Oid, u64>,
+}
+
+/// What is known of a partitioned table by its parts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Whole {
+    pub(super) bytes: u64,
+    /// The parts that are not measured.
+    pub(super) estimated: u64,
+}
+
+/// How much a list leaves out.
+struct LeftOut {
+    count: u64,
+    bytes: u64,
+    /// Of these, not measured.
+    estimated: u64,
+}
+
+impl Relations {
+    /// Whether the session has opened so many relations.
+    pub(super) fn has_opened(&self, count: usize) -> bool {
+        self.opened >= count
+    }
+
+    pub(super) fn in_new_session(&mut self, now: Instant) {
+        (self.opened, self.session_since) = (0, Some(now));
+    }
 }
 
 impl PgStatsCollector {
@@ -111,7 +174,9 @@ impl PgStatsCollector {
         findings: &mut Findings<'_>,
     ) -> Result<(), Failure> {
         let place = &self.config.connection;
-        if name == place.database || self.visited.as_ref().is_some_and(|(open, _)| open == name) {
+        let kept = self.relations.entry(name.to_owned()).or_default();
+        let is_open = self.visited.as_ref().is_some_and(|(open, _)| open == name);
+        if name == place.database || is_open && !kept.has_opened(self.config.opened_max) {
             return Ok(());
         }
         // Closed first: there are never more than two connections.
@@ -119,6 +184,7 @@ impl PgStatsCollector {
         findings.cost.connects += 1;
         let mut session = Session::open(place, name, &self.config.timeouts).await?;
         session.set_standby(recovery).await?;
+        kept.in_new_session(clock::monotonic());
         self.visited = Some((name.to_owned(), session));
         Ok(())
     }
@@ -131,14 +197,19 @@ impl PgStatsCollector {
         findings: &mut Findings<'_>,
     ) {
         let plan = self.plan(RELATION_SIZES_MAX);
-        let tables = List {
-            rows: queries::TABLES,
+        let level = self.level.unwrap_or_default();
+        let table_kind = Kind {
+            all: queries::TABLES,
+            has_indexes: true,
             sizes: queries::TABLE_SIZES,
+            details: details::tables(level),
             max: self.config.tables_max,
         };
-        let indexes = List {
-            rows: queries::INDEXES,
+        let index_kind = Kind {
+            all: queries::INDEXES,
+            has_indexes: false,
             sizes: queries::INDEX_SIZES,
+            details: details::indexes(level),
             max: self.config.indexes_max,
         };
         let Self { main, visited, relations: kept, config, .. } = self;
@@ -150,53 +221,213 @@ impl PgStatsCollector {
         let (Some(session), kept) = (session, kept.entry(name.to_owned()).or_default()) else {
             return;
         };
-        let mut lister = Lister { session, recovery, plan, findings };
-        let table_rows = lister.list(&tables, &mut kept.tables).await;
-        let index_rows = lister.list(&indexes, &mut kept.indexes).await;
-        let show = |sizes: &Sizes, row: &Row| match recovery {
+        let Relations { tables, indexes, seldom, opened, session_since } = kept;
+        let since = *session_since;
+        let mut lister = Lister { session, recovery, plan, findings, opened, since };
+        let mut table_list = lister.list(&table_kind, tables).await;
+        let mut index_list = lister.list(&index_kind, indexes).await;
+        let table_sizes = Known { sizes: &tables.sizes, recovery, now: plan.now };
+        let index_sizes = Known { sizes: &indexes.sizes, ..table_sizes };
+        if let Some(list) = &table_list {
+            document.partitioned = lister.partitioned(list.wholes(&table_sizes)).await;
+        }
+        document.sequences = lister.sequences(seldom).await;
+        document.functions = lister.functions().await;
+        document.extensions = lister.extensions(seldom, level).await;
+        let bytes_max = config.list_bytes_max;
+        let shown_tables =
+            table_list.as_mut().map(|list| list.shown(&table_sizes, bytes_max, table));
+        let shown_indexes =
+            index_list.as_mut().map(|list| list.shown(&index_sizes, bytes_max, index));
+        (document.tables, document.indexes) = (shown_tables, shown_indexes);
+        document.relations =
+            Some(totals(table_list.as_ref(), &table_sizes, index_list.as_ref(), &index_sizes));
+    }
+}
+
+/// Sizes as they are to be shown.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    sizes: &'a Sizes,
+    recovery: Recovery,
+    now: Instant,
+}
+
+impl Known<'_> {
+    /// The last known size.
+    fn measured(&self, oid: Oid) -> Option<u64> {
+        match self.recovery {
+            Recovery::Standby => None,
+            Recovery::Primary => self.sizes.last(oid).map(|bytes| bytes.total),
+        }
+    }
+
+    fn bytes(&self, relation: &Listed) -> u64 {
+        self.measured(relation.oid).unwrap_or(relation.estimate)
+    }
+
+    fn show(&self, oid: Oid) -> Shown {
+        match self.recovery {
             Recovery::Standby => Shown { status: Some(Status::Recovery), ..Shown::default() },
-            Recovery::Primary => oid(row).map(|oid| sizes.show(oid, plan.now)).unwrap_or_default(),
+            Recovery::Primary => self.sizes.show(oid, self.now),
+        }
+    }
+}
+
+impl List {
+    /// The parts of the document that `part` makes, as many as `bytes_max` has room for; the others
+    /// are left out.
+    fn shown<T: Serialize>(
+        &mut self,
+        sizes: &Known<'_>,
+        bytes_max: usize,
+        part: fn(&Row, Shown) -> Option<T>,
+    ) -> Vec<T> {
+        let shown = |row: &Row| {
+            let shown = oid(row).map(|oid| (oid, sizes.show(oid)));
+            let (oid, shown) = shown.unwrap_or_default();
+            let estimate = self.estimates.get(&oid).copied().filter(|_| shown.bytes.is_none());
+            part(row, Shown { estimate, ..shown })
         };
-        document.relations = Some(relations(table_rows.as_deref(), index_rows.as_deref()));
-        document.tables = table_rows.map(|rows| {
-            rows.iter().filter_map(|row| table(row, show(&kept.tables, row))).collect()
-        });
-        document.indexes = index_rows.map(|rows| {
-            rows.iter().filter_map(|row| index(row, show(&kept.indexes, row))).collect()
-        });
+        let mut parts: Vec<T> = self.rows.iter().filter_map(shown).collect();
+        parts.truncate(fitting(&parts, bytes_max));
+        self.rows.truncate(parts.len());
+        parts
+    }
+
+    /// The sizes of partitioned tables: those of their parts.
+    fn wholes(&self, sizes: &Known<'_>) -> HashMap<Oid, Whole> {
+        let mut wholes: HashMap<Oid, Whole> = HashMap::new();
+        for part in &self.catalog.listed {
+            let Some(root) = part.root else { continue };
+            let whole = wholes.entry(root).or_default();
+            whole.bytes = whole.bytes.saturating_add(sizes.bytes(part));
+            whole.estimated += u64::from(sizes.measured(part.oid).is_none());
+        }
+        wholes
+    }
+
+    fn left_out(&self, sizes: &Known<'_>) -> LeftOut {
+        let Catalog { listed, total, total_bytes } = &self.catalog;
+        let shown: HashSet<Oid> = self.rows.iter().filter_map(oid).collect();
+        let rest = || listed.iter().filter(|it| !shown.contains(&it.oid));
+        let is_estimated = |it: &&Listed| sizes.measured(it.oid).is_none();
+        let unlisted = total.saturating_sub(listed.len() as u64);
+        let sum = |bytes: &mut dyn Iterator<Item = u64>| bytes.fold(0, u64::saturating_add);
+        let listed_bytes = sum(&mut listed.iter().map(|it| it.estimate));
+        let rest_bytes = sum(&mut rest().map(|it| sizes.bytes(it)));
+        LeftOut {
+            count: unlisted + rest().count() as u64,
+            bytes: total_bytes.saturating_sub(listed_bytes).saturating_add(rest_bytes),
+            estimated: unlisted + rest().filter(is_estimated).count() as u64,
+        }
+    }
+}
+
+/// How many of the first parts have `bytes_max` bytes of JSON at most.
+pub(super) fn fitting<T: Serialize>(parts: &[T], bytes_max: usize) -> usize {
+    if parts.len() * PART_BYTES_MAX <= bytes_max {
+        return parts.len();
+    }
+    let mut bytes = 0;
+    let fits = |part: &&T| {
+        bytes += serde_json::to_vec(part).map_or(0, |json| json.len() + 1);
+        bytes <= bytes_max
+    };
+    parts.iter().take_while(fits).count()
+}
+
+fn totals(
+    tables: Option<&List>,
+    table_sizes: &Known<'_>,
+    indexes: Option<&List>,
+    index_sizes: &Known<'_>,
+) -> Totals {
+    let total = |list: &List| list.catalog.total;
+    let tables_left_out = tables.map(|list| list.left_out(table_sizes));
+    let indexes_left_out = indexes.map(|list| list.left_out(index_sizes));
+    Totals {
+        tables_total: tables.map(total),
+        tables_left_out: tables_left_out.as_ref().map(|it| it.count),
+        tables_left_out_bytes: tables_left_out.as_ref().map(|it| it.bytes),
+        tables_left_out_estimated: tables_left_out.as_ref().map(|it| it.estimated),
+        indexes_total: indexes.map(total),
+        indexes_left_out: indexes_left_out.as_ref().map(|it| it.count),
+        indexes_left_out_bytes: indexes_left_out.as_ref().map(|it| it.bytes),
+        indexes_left_out_estimated: indexes_left_out.as_ref().map(|it| it.estimated),
     }
 }
 
 /// Runs the statements of one visit.
-struct Lister<'a, 'b> {
+pub(super) struct Lister<'a, 'b> {
     session: &'a mut Session,
-    recovery: Recovery,
-    plan: Plan,
+    pub(super) recovery: Recovery,
+    pub(super) plan: Plan,
     findings: &'a mut Findings<'b>,
+    opened: &'a mut usize,
+    /// When the session began.
+    since: Option<Instant>,
 }
 
 impl Lister<'_, '_> {
-    /// The rows of a list, after its due sizes were measured.
-    async fn list(&mut self, list: &List, sizes: &mut Sizes) -> Option<Vec<Row>> {
-        if self.findings.lost.is_some() {
-            return None;
+    /// The relations of a kind, after the sizes that are due were measured.
+    async fn list(&mut self, kind: &Kind, kept: &mut Kept) -> Option<List> {
+        let estimates = !kept.all_measured;
+        let rows = if kind.has_indexes {
+            self.rows(kind.all, &[&estimates]).await?
+        } else {
+            self.rows(kind.all, &[]).await?
+        };
+        let mut catalog = catalog(&rows);
+        kept.activity.since_last(&mut catalog.listed);
+        let (recovery, now) = (self.recovery, self.plan.now);
+        let choose = |catalog: &Catalog, sizes: &Sizes| {
+            let known = Known { sizes, recovery, now };
+            catalog.choose(kind.max as usize, |relation| known.bytes(relation))
+        };
+        // On a standby a size would wait for locks that replay holds, and replay for it.
+        if self.recovery == Recovery::Primary {
+            let likely = choose(&catalog, &kept.sizes);
+            self.measure(kind.sizes, &likely, &catalog, &mut kept.sizes).await;
         }
-        let limit = i64::from(list.max);
-        let query = Query { rows_max: list.max, ..list.rows };
-        let rows = match self.session.rows(query, &[&limit], self.findings.cost).await {
-            Ok(rows) => rows,
-            Err(failure) => {
-                self.findings.note(list.rows, failure);
-                return None;
+        let is_measured = |it: &Listed| kept.sizes.last(it.oid).is_some();
+        kept.all_measured = recovery == Recovery::Primary
+            && catalog.listed.len() as u64 == catalog.total
+            && catalog.listed.iter().all(is_measured);
+        let chosen = choose(&catalog, &kept.sizes);
+        let places: HashMap<Oid, usize> = chosen.iter().copied().zip(0..).collect();
+        let mut rows = match chosen.as_slice() {
+            [] => Vec::new(),
+            chosen => {
+                let query = Query { rows_max: kind.max, ..kind.details };
+                self.rows(query, &[&chosen]).await?
             }
         };
-        let oids: Vec<Oid> = rows.iter().filter_map(oid).collect();
-        let due = sizes.due(&oids, &self.plan);
-        // On a standby a size would wait for locks that replay holds, and replay for it.
-        if due.is_empty() || self.recovery == Recovery::Standby {
-            return Some(rows);
+        rows.sort_by_key(|row| oid(row).and_then(|oid| places.get(&oid).copied()));
+        let is_chosen = |it: &&Listed| places.contains_key(&it.oid);
+        let estimates = catalog.listed.iter().filter(is_chosen).map(|it| (it.oid, it.estimate));
+        Some(List { rows, estimates: estimates.collect(), catalog })
+    }
+
+    /// The partitioned tables, the largest of `wholes` before others.
+    async fn partitioned(&mut self, wholes: HashMap<Oid, Whole>) -> Option<PartitionedTables> {
+        let mut largest: Vec<Oid> = wholes.keys().copied().collect();
+        let size = |oid: &Oid| wholes.get(oid).map_or(0, |whole| whole.bytes);
+        largest.sort_by_key(|oid| (std::cmp::Reverse(size(oid)), *oid));
+        largest.truncate(details::PARTITIONED.rows_max as usize);
+        let rows = self.rows(details::PARTITIONED, &[&largest]).await?;
+        Some(partitioned(&rows, &wholes))
+    }
+
+    /// Measures what is due; `shown` before others.
+    async fn measure(&mut self, query: Query, shown: &[Oid], catalog: &Catalog, sizes: &mut Sizes) {
+        let all: Vec<Oid> = catalog.listed.iter().map(|it| it.oid).collect();
+        let due = sizes.due(shown, &all, &self.plan);
+        if due.is_empty() || self.findings.lost.is_some() {
+            return;
         }
-        match self.session.rows(list.sizes, &[&due], self.findings.cost).await {
+        *self.opened += sizes.not_asked_since(&due, self.since);
+        match self.session.rows(query, &[&due], self.findings.cost).await {
             Ok(answers) => {
                 let answers: HashMap<_, _> = answers.iter().filter_map(size).collect();
                 // A relation that gave no answer was dropped meanwhile.
@@ -204,10 +435,27 @@ impl Lister<'_, '_> {
             }
             Err(failure) => {
                 sizes.failed(&due, failure.status, self.plan.now);
-                self.findings.note(list.sizes, failure);
+                self.findings.note(query, failure);
             }
         }
-        Some(rows)
+    }
+
+    /// The rows of a statement; absent when it failed, which is noted.
+    pub(super) async fn rows(
+        &mut self,
+        query: Query,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Option<Vec<Row>> {
+        if self.findings.lost.is_some() {
+            return None;
+        }
+        match self.session.rows(query, parameters, self.findings.cost).await {
+            Ok(rows) => Some(rows),
+            Err(failure) => {
+                self.findings.note(query, failure);
+                None
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The longest message. A row of a collector's statement has less than 1 KiB, an error some KiB.
+/// The longest message. A row of a collector's statement has 1 KiB or so, an error some KiB.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
 /// What the driver keeps of a message beside its bytes, roughly.
 const MESSAGE_COST: u64 = 128;
@@ -27,14 +27,14 @@ const COLUMN_COST: u64 = 24;
 /// Until the session is ready. An honest server needs some KiB: its parameters and its key; the
 /// rest is for what triggers say at a login.
 const LOGIN_COST_MAX: u64 = 256 << 10;
-/// The description of a statement: 24 columns cost 2 KiB. The driver asks for each type that it
+/// The description of a statement: 44 columns cost 2 KiB. The driver asks for each type that it
 /// does not know, and for the types that this one is made of, one inside the other: a server that
 /// invents them ends here, and not at the end of the stack. The collectors' statements have none.
 const DESCRIPTION_COST_MAX: u64 = 16 << 10;
 /// Beside the rows of an answer: an error, notices, the ends of several statements.
 const ANSWER_COST_MAX: u64 = 64 << 10;
-/// One row. The widest has 25 columns, and names of 63 bytes: 1,330.
-const ROW_COST_MAX: u64 = 1_536;
+/// One row. The widest has 44 columns, and two names of 63 bytes each: 1,850.
+const ROW_COST_MAX: u64 = 2_048;
 /// Parameters that the server reports over the life of a connection: the driver keeps them. There
 /// are fifteen at a login, and few afterwards.
 const PARAMETERS_COST_MAX: u64 = 256 << 10;
@@ -272,8 +272,8 @@ mod tests {
         let parameter = message(PARAMETER_STATUS, b"server_version\x0017.2\0");
         let login = [message(AUTHENTICATION, &[0; 4]), parameter.repeat(20), message(b'Z', b"I")];
         check(Expected::Login, &login.concat(), Ok(()));
-        // A name of the greatest length, thrice, and twenty counters.
-        let columns = [&[0, 23][..], &[0xff; 23 * 4 + 3 * 63 + 20 * 8]].concat();
+        // A name of the greatest length, thrice, and forty counters.
+        let columns = [&[0, 43][..], &[0xff; 43 * 4 + 3 * 63 + 40 * 8]].concat();
         let rows = message(DATA_ROW, &columns).repeat(20_000);
         assert_eq!(framing(Expected::Rows(20_000), ClearText::Refused).take(&rows), Ok(()));
         check(Expected::Rows(0), &message(b'E', &b"x".repeat(20_000)), Ok(()));
