@@ -107,7 +107,7 @@ impl Host {
              [sysstat]\ninterval = \"100ms\"\n"
         );
         for off in ["disk_usage", "pg_stats", "pg_log", "agent"] {
-            write!(text, "[{off}]\nenabled = false\n").expect("to memory");
+            writeln!(text, "[{off}]\nenabled = false").expect("to memory");
         }
         fs_err::write(self.path("agent.toml"), text).expect("write");
     }
