@@ -64,6 +64,8 @@ pub enum Meaning {
     Unauthorized,
     /// The certificate is not the one that is registered for the collector.
     CertificateMismatch,
+    /// The certificate has ended.
+    CertificateExpired,
     /// The backend has not seen a certificate of this host.
     CertificateRequired,
     /// The envelope names another collector than the token.
@@ -133,7 +135,7 @@ impl Answer {
 
 impl Meaning {
     /// Every meaning.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Success,
         Self::KnownBatch,
         Self::Unchanged,
@@ -141,6 +143,7 @@ impl Meaning {
         Self::NotHere,
         Self::Unauthorized,
         Self::CertificateMismatch,
+        Self::CertificateExpired,
         Self::CertificateRequired,
         Self::CollectorMismatch,
         Self::Forbidden,
@@ -164,6 +167,7 @@ impl Meaning {
             401 => Self::Unauthorized,
             403 => match ErrorBody::read(body).error.as_deref() {
                 Some("certificate_mismatch") => Self::CertificateMismatch,
+                Some("certificate_expired") => Self::CertificateExpired,
                 Some("certificate_required") => Self::CertificateRequired,
                 Some("collector_mismatch") => Self::CollectorMismatch,
                 _ => Self::Forbidden,
@@ -189,6 +193,7 @@ impl Meaning {
             Self::Stranger | Self::NotHere => "wrong_url",
             Self::Unauthorized => "unauthorized",
             Self::CertificateMismatch => "certificate_mismatch",
+            Self::CertificateExpired => "certificate_expired",
             Self::CertificateRequired => "certificate_required",
             Self::CollectorMismatch => "collector_mismatch",
             Self::Forbidden => "forbidden",
@@ -322,6 +327,7 @@ mod tests {
         check(409, "duplicate_batch", Meaning::KnownBatch);
         check(409, "name_taken", Meaning::Conflict);
         check(403, "certificate_mismatch", Meaning::CertificateMismatch);
+        check(403, "certificate_expired", Meaning::CertificateExpired);
         check(403, "certificate_required", Meaning::CertificateRequired);
         check(403, "collector_mismatch", Meaning::CollectorMismatch);
         check(403, "role_too_low", Meaning::Forbidden);

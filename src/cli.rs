@@ -148,6 +148,8 @@ pub fn execute(command: Command) -> ExitCode {
                     state_dir: config.agent.state_dir,
                     hostname: config.agent.hostname,
                 };
+                // What is said of the present pair belongs to what the command says.
+                telemetry::start_log(tracing::Level::WARN);
                 block_on(register::run(args, secret, host))
             })
         }

@@ -389,6 +389,19 @@ async fn secrets_are_made_and_ended_by_hand() {
     backend::rename(&served.config, "db1", "primary").await.expect("renamed");
     let back = register(&fleet, "db1").await.json();
     assert_eq!((&back["collector_id"], &back["name"]), (&json!(first.id), &json!("primary")));
+    // The audit says of a secret what it may do, and of a registration by which secret it was.
+    let audits = served.running().store().audits(Page::first(10)).await.expect("audits").rows;
+    let added = |name: &str| {
+        let row = audits.iter().find(|row| row.subject == name);
+        row.map(|row| row.action.clone()).unwrap_or_default()
+    };
+    assert_eq!(
+        (added("once"), added("fleet")),
+        ("secret.add".into(), "secret.add (reclaims)".into())
+    );
+    let last = audits.first().expect("the newest");
+    assert_eq!((&last.subject, last.action.as_str()), (&first.id, "collector.register"));
+    assert!(last.actor.ends_with("with the secret fleet"), "{last:?}");
     backend::revoke_secret(&served.config, "fleet").await.expect("revoked");
     register(&fleet, "db1").await.refused(401);
     // The one in the file, too, and a restart does not bring it back.

@@ -6,8 +6,10 @@ use pganalytics::clock;
 use rusqlite::Connection;
 use serde_json::json;
 
+use crate::backend_store::postgres_url;
 use crate::support::backend::{Reply, Served};
 use crate::support::disk::Disk;
+use crate::support::postgres::shared;
 use crate::support::until_async;
 
 fn database(served: &Served) -> Connection {
@@ -36,6 +38,50 @@ async fn a_held_lock_is_told() {
         health(&served).await.status == 200
     })
     .await;
+}
+
+/// A store in PostgreSQL that may not be written, or whose tables are locked: both can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_store_that_takes_nothing_is_told() {
+    let url = postgres_url(15).await;
+    let served = Served::start_with(|config| config.store = Some(url.clone())).await;
+    let host = served.register("db1").await;
+    assert_eq!((host.push(json!([])).await.status, health(&served).await.status), (200, 200));
+    let name = url.split_once("@/").and_then(|(_, rest)| rest.split('?').next()).expect("a name");
+    let server = shared(15);
+    let becomes = async |status: u16| {
+        until_async(&format!("health is {status}"), Duration::from_secs(30), async || {
+            let reply = health(&served).await;
+            let is_ok = json!(status == 200);
+            reply.status == status && reply.json()["database_ok"] == is_ok
+        })
+        .await;
+    };
+    let read_only = async |word: &str| {
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = {word}");
+        server.execute("postgres", &set).await;
+        // Sessions that are open keep what they have begun with.
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        );
+        server.execute("postgres", &end).await;
+    };
+    read_only("on").await;
+    becomes(503).await;
+    read_only("off").await;
+    becomes(200).await;
+    assert_eq!(host.push(json!([])).await.status, 200);
+
+    let other = server.client(name).await;
+    let tables = "SELECT string_agg(quote_ident(relname), ', ') FROM pg_class
+                   WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace";
+    let tables: String = other.query_one(tables, &[]).await.expect("tables").get(0);
+    let lock = format!("BEGIN; LOCK TABLE {tables} IN EXCLUSIVE MODE");
+    other.batch_execute(&lock).await.expect("lock");
+    becomes(503).await;
+    other.batch_execute("ROLLBACK").await.expect("unlock");
+    becomes(200).await;
+    assert_eq!(host.push(json!([])).await.status, 200);
 }
 
 /// The disk is full: SQLite still reads.

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
+use crate::backend_collectors::{claims, signed};
 use crate::support::backend::{Ask, Client, Served};
 use crate::support::hostile::{ATTACKS, Attack, Target};
 use crate::support::process::{Process, agent};
@@ -107,6 +108,21 @@ pub struct Registered {
     pub envelope: Value,
     own: (String, String),
     pub token: String,
+    secret: String,
+}
+
+impl Registered {
+    fn id(&self) -> &str {
+        self.envelope["collector_id"].as_str().expect("an id")
+    }
+
+    /// A token that the host has minted for longer than it may.
+    fn token_for_years(&self) -> String {
+        let mut claims = claims(self.id());
+        claims["exp"] = json!(i64::MAX);
+        let key = URL_SAFE_NO_PAD.decode(&self.secret).expect("base64url without padding");
+        signed(self.id(), &key, &claims)
+    }
 }
 
 /// Pushes of all hosts at once, each twice: the longest that one has waited.
@@ -180,7 +196,7 @@ impl Spawned {
         let push = Ask::post("/api/v1/metrics/push").json(&envelope).bearer(&token);
         let pair = Some((own.0.as_str(), own.1.as_str()));
         let client = Client::new(self.target.address, &self.authority, pair);
-        Registered { client, push, envelope, own, token }
+        Registered { client, push, envelope, own, token, secret: text("secret") }
     }
 
     /// Waits, some seconds at most, until it has nearly as many connections as it takes.
@@ -225,7 +241,7 @@ async fn a_registration_over_a_certificate_is_warned_of() {
 async fn refused_collectors_that_there_are_not_are_not_spoken_of() {
     let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
     let host = backend.register("db1").await;
-    let id = host.envelope["collector_id"].as_str().expect("an id").to_owned();
+    let id = host.id().to_owned();
     let said = || {
         let stderr = backend.process.stderr();
         let said = stderr.lines().filter(|line| line.contains("a collector was refused"));
@@ -461,17 +477,20 @@ fn large_metrics() -> Vec<String> {
     ]
 }
 
+/// A sound `agent` object with more members.
+fn large_agent(members: &str) -> String {
+    let sound = json!({
+        "queue_id": "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001", "config_version": 0,
+        "clock_offset_ms": 0,
+        "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
+    });
+    let sound = sound.to_string();
+    format!(r#""agent":{},{members}}}"#, &sound[..sound.len() - 1])
+}
+
 /// Other members of an envelope that would be.
 fn large_members() -> Vec<String> {
-    let agent = |members: String| {
-        let sound = json!({
-            "queue_id": "6f6a7c1e-7d1b-4c0e-9d44-0a51f0a2a001", "config_version": 0,
-            "clock_offset_ms": 0,
-            "backlog": {"segments": 0, "batches": 0, "records": 0, "bytes": 0},
-        });
-        let sound = sound.to_string();
-        format!(r#""agent":{},{members}}}"#, &sound[..sound.len() - 1])
-    };
+    let agent = |members: String| large_agent(&members);
     let loss =
         format!(r#"{{"from":1,"to":1,"records":1,"reason":"evict","at":"{AT}","x":{{"":0}}}}"#);
     vec![
@@ -487,28 +506,45 @@ fn large_members() -> Vec<String> {
     ]
 }
 
+/// What an agent may say of itself, far over its limits: cut, and the metrics beside it stored.
+fn long_reports() -> Vec<String> {
+    let loss = format!(r#"{{"from":1,"to":1,"records":1,"reason":"evict","at":"{AT}"}}"#);
+    vec![
+        large_agent(&format!(r#""config_error":"{}""#, "x".repeat(50 << 20))),
+        large_agent(&format!(r#""lost":{}"#, many(&loss, 300_000))),
+    ]
+}
+
 /// Pushes that are small on the wire, and would be a hundred times their text as values: none of
-/// them costs more than its text, one after the other or all at once.
+/// them costs more than its text, one after the other or all at once, and hosts are served beside
+/// them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_costs_memory_by_its_text() {
     let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let hosts = backend.hosts(HOSTS).await;
     let Registered { client, push, envelope, .. } = backend.register("hostile").await;
     let envelope = envelope.to_string();
     let empty = r#""metrics":[]"#;
     assert!(envelope.contains(empty), "{envelope}");
     let metrics = large_metrics().into_iter().map(|metrics| format!(r#""metrics":{metrics}"#));
     let others = large_members().into_iter().map(|members| format!("{empty},{members}"));
+    let reports = long_reports();
+    let cut = reports.len();
+    let reports = reports.into_iter().map(|members| format!("{empty},{members}"));
     let pack = |members: String| {
         let body = envelope.replace(empty, &members);
         zstd::bulk::compress(body.as_bytes(), 1).expect("to memory")
     };
-    let bodies: Vec<Vec<u8>> = metrics.chain(others).map(pack).collect();
+    let bodies: Vec<Vec<u8>> = metrics.chain(others).chain(reports).map(pack).collect();
     let ask = |body: &Vec<u8>| push.clone().body(body.clone()).header("content-encoding", "zstd");
     let mut answers = Vec::new();
     for (place, body) in bodies.iter().enumerate() {
         let reply = client.send(ask(body)).await;
         assert!(matches!(reply.status, 200 | 400 | 413), "{place}: {reply:?}");
         assert!(reply.body.len() < 1 << 20, "{place}: {} bytes", reply.body.len());
+        if place >= bodies.len() - cut {
+            assert_eq!(reply.status, 200, "{place}: {reply:?}");
+        }
         answers.push(format!("{place}: {} {} KiB", reply.status, backend.memory()));
     }
     let mut all = JoinSet::new();
@@ -516,12 +552,69 @@ async fn a_push_costs_memory_by_its_text() {
         let (client, ask) = (client.clone(), ask(body));
         all.spawn(async move { client.send(ask).await.status });
     }
-    let statuses = all.join_all().await;
+    let mut statuses = Vec::new();
+    while !all.is_empty() {
+        serve_all(&hosts, "large pushes").await;
+        while let Some(status) = all.try_join_next() {
+            statuses.push(status.expect("it ends"));
+        }
+    }
     assert!(
         statuses.iter().all(|status| [200, 400, 408, 413, 429].contains(status)),
         "{statuses:?}"
     );
     let memory = backend.memory();
-    assert!(memory <= 2 * MEMORY_MAX_KIB, "{memory} KiB, {answers:?}");
+    assert!(memory <= MEMORY_MAX_KIB, "{memory} KiB, {answers:?}");
+    tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
+}
+
+/// Two hosts whose tokens are refused, each for two reasons, over and over on many connections:
+/// the others are served, the memory has its bound, and the log has one line for each host and
+/// reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_are_served_beside_a_storm_of_refusals() {
+    const CONNECTIONS: usize = 48;
+    const REQUESTS: usize = 200;
+    let backend = tokio::task::spawn_blocking(Spawned::start).await.expect("it starts");
+    let hosts = backend.hosts(HOSTS).await;
+    let refused = [backend.register("refused-0").await, backend.register("refused-1").await];
+    let mut storm = JoinSet::new();
+    for n in 0..CONNECTIONS {
+        let host = &refused[n % 2];
+        // Not signed by the host, and signed by it for longer than a token may live.
+        let token = if n % 4 < 2 { format!("{}A", host.token) } else { host.token_for_years() };
+        let client = host.client.from(address(n).into());
+        let ask = host.push.clone().bearer(&token);
+        storm.spawn(async move {
+            let mut open = client.connect().await.expect("connect");
+            let mut statuses = Vec::new();
+            for _ in 0..REQUESTS {
+                statuses.push(ask.clone().over(&mut open).await.expect("an answer").status);
+            }
+            statuses
+        });
+    }
+    let mut answers = Vec::new();
+    while !storm.is_empty() {
+        serve_all(&hosts, "a storm of refusals").await;
+        while let Some(told) = storm.try_join_next() {
+            answers.push(told.expect("it ends"));
+        }
+    }
+    for statuses in answers {
+        let told = statuses.iter().take_while(|status| **status == 401).count();
+        assert!(told > 0 && told < REQUESTS, "{statuses:?}");
+        assert!(statuses[told..].iter().all(|status| *status == 429), "{statuses:?}");
+    }
+    let memory = backend.memory();
+    assert!(memory <= MEMORY_MAX_KIB, "{memory} KiB");
+    let log = backend.process.stderr();
+    let said = log.lines().filter(|line| line.contains("a collector was refused"));
+    let said: Vec<&str> = said.collect();
+    for host in &refused {
+        let of_it = said.iter().filter(|line| line.contains(host.id())).count();
+        assert_eq!(of_it, 2, "{said:#?}");
+    }
+    assert_eq!(said.len(), 4, "{said:#?}");
     tokio::task::spawn_blocking(move || backend.process.stop()).await.expect("it ends");
 }

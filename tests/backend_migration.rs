@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use pganalytics::backend::store::{
-    self, ConfigOutcome, MetricQuery, MetricRow, Page, Push, RefusalCount, RefusalReason, Store,
-    StoreError,
+    self, Audit, ConfigOutcome, MetricQuery, MetricRow, Page, Push, RefusalCount, RefusalReason,
+    Renamed, Store, StoreError,
 };
 use refinery::Target;
 use uuid::Uuid;
@@ -259,6 +259,86 @@ async fn names_of_an_earlier_postgres_store_are_one_by_their_letters() {
     let time = format!("'{}'::timestamptz", at());
     server.client(name).await.batch_execute(&names_of_before(&time, "''")).await.expect("fill");
     names_are_one(store::open(&url).await.expect("open")).await;
+}
+
+/// Names that the sixth version let stand beside each other. The fourth is the oldest collector's,
+/// so that it is not by chance the one that keeps the name; the fifth is another name.
+const COLLIDING: [(u128, &str); 5] =
+    [(1, "DB1"), (2, " db1 "), (3, "db\u{202e}1"), (4, "db1"), (5, "db11")];
+
+fn colliding_names(time: impl Fn(Timestamp) -> String, secret: &str) -> String {
+    let row = |(n, name): &(u128, &str)| {
+        let age = i64::try_from(*n).expect("small");
+        let created = time(at() - SignedDuration::from_hours(age % 5));
+        let id = Uuid::from_u128(*n);
+        format!("('{id}', '{name}', 'host-{n}', {secret}, {created}, {created})")
+    };
+    let rows: Vec<String> = COLLIDING.iter().map(row).collect();
+    format!(
+        "INSERT INTO collectors (id, name, hostname, sealed_secret, created_at, updated_at)
+              VALUES {}",
+        rows.join(", ")
+    )
+}
+
+/// Of names that are one the oldest collector has it, the others are flagged; all of them push, and
+/// are themselves again when they have names of their own.
+async fn colliding_names_are_flagged(url: &str) {
+    for round in 0..2_u32 {
+        let store = store::open(url).await.expect("open");
+        let all = store.collectors(Page::first(9), at()).await.expect("collectors").rows;
+        let mut flagged: Vec<_> =
+            all.iter().map(|row| (row.id.as_u128(), row.name_collides)).collect();
+        flagged.sort_unstable();
+        assert_eq!(flagged, [(1, true), (2, true), (3, true), (4, false), (5, false)]);
+        for (n, name) in COLLIDING {
+            let (id, hostname) = (Uuid::from_u128(n), format!("host-{n}"));
+            let kept = all.iter().find(|row| row.id == id).expect("it is there");
+            assert_eq!((kept.name.as_str(), &kept.hostname), (name, &hostname));
+            let pushed = Push { collector_id: id, hostname, ..batch(&format!("{round}")) };
+            assert_eq!(store.push(pushed).await.expect("push").inserted, u64::from(round == 0));
+            let named = store.collector_named(name).await.expect("names").expect("it is one's");
+            assert_eq!(named.id.as_u128(), if n == 5 { 5 } else { 4 });
+        }
+        store.close().await;
+    }
+    let store = store::open(url).await.expect("open");
+    let by =
+        || Audit { at: at(), actor: String::new(), action: String::new(), subject: String::new() };
+    let id = Uuid::from_u128(3);
+    assert_eq!(store.rename(id, "dB1", by()).await.expect("answered"), Renamed::NameTaken);
+    assert_eq!(store.rename(id, "db3", by()).await.expect("answered"), Renamed::Done);
+    let renamed = store.collector(id, at()).await.expect("collector").expect("is there");
+    assert!(!renamed.name_collides);
+    store.close().await;
+}
+
+/// S3
+#[tokio::test]
+async fn colliding_names_of_a_sixth_sqlite_store_are_kept() {
+    let directory = support::directory();
+    let path = directory.path().join("store.db");
+    let mut old = rusqlite::Connection::open(&path).expect("a new file");
+    sqlite::migrations::runner().set_target(Target::Version(6)).run(&mut old).expect("version 6");
+    let rows = colliding_names(|at| at.as_microsecond().to_string(), "X''");
+    old.execute_batch(&rows).expect("fill");
+    drop(old);
+    colliding_names_are_flagged(&format!("sqlite:{}", path.display())).await;
+}
+
+/// S3
+#[tokio::test]
+async fn colliding_names_of_a_sixth_postgres_store_are_kept() {
+    let server = support::postgres::shared(18);
+    let name = "sixth_version";
+    server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    let mut old = server.client(name).await;
+    let runner = postgres::migrations::runner().set_target(Target::Version(6));
+    runner.run_async(&mut old).await.expect("version 6");
+    let rows = colliding_names(|at| format!("'{at}'::timestamptz"), "''");
+    old.batch_execute(&rows).await.expect("fill");
+    let url = format!("postgres://postgres@/{name}?host={}", server.socket_dir().display());
+    colliding_names_are_flagged(&url).await;
 }
 
 /// A file that is no store is named as damaged, and left as it is.

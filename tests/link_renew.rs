@@ -73,36 +73,8 @@ impl Site {
         empty_push(&self.identity().collector_id)
     }
 
-    /// Gives the host a certificate that has lived for 300 of its 365 days.
     async fn grow_old(&self) {
-        let keys = self.served.config.data_dir.join("keys");
-        let read = |name| fs_err::read_to_string(keys.join(name)).expect("a file of the backend");
-        let authority = KeyPair::from_pem(&read("ca.key")).expect("a key");
-        let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), authority).expect("an issuer");
-        let key = KeyPair::generate().expect("a key");
-        let end = clock::now() + SignedDuration::from_hours(65 * 24);
-        let certificate = aged(end).signed_by(&key, &issuer).expect("a certificate");
-        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.der());
-        let hex: Vec<String> = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let thumbprint = hex.concat();
-        let mut identity = self.identity();
-        let renewal = Renewal {
-            id: identity.collector_id.parse().expect("an id"),
-            thumbprint,
-            certificate_expires_at: end,
-            audit: Audit {
-                at: clock::now(),
-                actor: "test".to_owned(),
-                action: "test".to_owned(),
-                subject: String::new(),
-            },
-        };
-        let store = self.served.running().store();
-        assert!(store.renew_certificate(renewal).await.expect("kept"));
-        fs_err::write(&self.config.tls.cert_file, certificate.pem()).expect("write");
-        fs_err::write(&self.config.tls.key_file, key.serialize_pem()).expect("write");
-        identity.certificate_expires_at = Some(end);
-        identity.save().expect("saved");
+        grow_old(&self.served, &self.config.tls, self.identity()).await;
     }
 
     async fn actions(&self) -> Vec<String> {
@@ -117,6 +89,37 @@ impl Site {
             .map(|path| (path.clone(), fs_err::read(path).expect("a file")))
             .to_vec()
     }
+}
+
+/// Gives a host a certificate that has lived for 300 of its 365 days.
+pub async fn grow_old(served: &Served, tls: &TlsConfig, mut identity: Identity) {
+    let keys = served.config.data_dir.join("keys");
+    let read = |name| fs_err::read_to_string(keys.join(name)).expect("a file of the backend");
+    let authority = KeyPair::from_pem(&read("ca.key")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), authority).expect("an issuer");
+    let key = KeyPair::generate().expect("a key");
+    let end = clock::now() + SignedDuration::from_hours(65 * 24);
+    let certificate = aged(end).signed_by(&key, &issuer).expect("a certificate");
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate.der());
+    let hex: Vec<String> = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let thumbprint = hex.concat();
+    let renewal = Renewal {
+        id: identity.collector_id.parse().expect("an id"),
+        thumbprint,
+        certificate_expires_at: end,
+        audit: Audit {
+            at: clock::now(),
+            actor: "test".to_owned(),
+            action: "test".to_owned(),
+            subject: String::new(),
+        },
+    };
+    let store = served.running().store();
+    assert!(store.renew_certificate(renewal).await.expect("kept"));
+    fs_err::write(&tls.cert_file, certificate.pem()).expect("write");
+    fs_err::write(&tls.key_file, key.serialize_pem()).expect("write");
+    identity.certificate_expires_at = Some(end);
+    identity.save().expect("saved");
 }
 
 pub fn empty_push(collector_id: &str) -> Push {

@@ -29,6 +29,7 @@ mod collect_host; // sysstat and disk_usage against df, /sys and /proc
 mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
+mod collect_pg_log_languages; // pg_log: what leaves of the logs of servers in other languages
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
 mod collect_pg_objects; // pg_stats: relations and other objects of a database
 mod collect_pg_server; // pg_stats: what is about the whole server, held against its own words
@@ -79,5 +80,6 @@ mod queue_attack; // the directory kept back, moved, copied together, or on a fu
 mod power_loss; // the power goes while the queue is written
 mod shutdown; // how an agent ends
 mod servers; // the support itself: every PostgreSQL server starts, answers and is gone afterwards
+mod ways_back; // hosts that come back: the binary's commands at both ends
 mod verdicts; // every answer of a backend, and what the agent does with it
 mod tidy; // the rules of this code base that a compiler does not check

@@ -1,6 +1,6 @@
 //! What the agent writes is its user's alone, and what it shows steers no terminal.
 
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -109,6 +109,77 @@ async fn what_is_shown_steers_no_terminal() {
         assert!(!done.stdout.contains(obeyed), "{arguments:?}: {:?}", done.stdout);
     }
     process.stop();
+}
+
+/// Passwords in a configuration that everybody can read, and a state directory that others get
+/// into: said when the agent and the backend start, once, and without the password.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_can_read_is_told_at_the_start() {
+    let (site, _place) = site("[postgres]\npassword = \"geheim7\"\n").await;
+    let state = site.directory.path().join("state");
+    let warned = |stderr: &str, part: &str| {
+        assert!(!stderr.contains("geheim7"), "{stderr}");
+        let is_it = |line: &&str| line.contains("WARN") && line.contains(part);
+        stderr.lines().filter(is_it).count()
+    };
+    let (password, listed) =
+        ("every user of this host can read postgres.password", "list collector");
+    for (mode, expected) in [(0o600, 0), (0o644, 1)] {
+        fs_err::set_permissions(site.config(), PermissionsExt::from_mode(mode)).expect("set");
+        let mode = if expected == 0 { 0o700 } else { 0o755 };
+        fs_err::set_permissions(&state, PermissionsExt::from_mode(mode)).expect("set");
+        let done = site.run().stop();
+        for part in [password, listed] {
+            assert_eq!(warned(&done.stderr, part), expected, "{part}: {}", done.stderr);
+        }
+        // It may be more than the agent's: it stays as it is, and the agent's files are its own.
+        let now = fs_err::metadata(&state).expect("there").permissions().mode() & 0o777;
+        assert_eq!(now, mode);
+        let open: Vec<_> =
+            open_to_others(&state).into_iter().filter(|(at, _)| *at != state).collect();
+        assert_eq!(open, []);
+    }
+
+    let folder = directory();
+    let file = folder.path().join("backend.toml");
+    // Nobody listens there: the word on the file comes before.
+    let text = format!(
+        "[backend]\nlisten = \"127.0.0.1:0\"\npage_listen = \"off\"\ndata_dir = \"{0}/data\"\n\
+         store = \"postgres://u:geheim7@/x?host={0}\"\n",
+        folder.path().display()
+    );
+    fs_err::write(&file, text).expect("write");
+    for (mode, expected) in [(0o600, 0), (0o644, 1)] {
+        fs_err::set_permissions(&file, PermissionsExt::from_mode(mode)).expect("set");
+        let done = run(agent(["backend", "--config", file.to_str().expect("UTF-8")]));
+        assert_eq!(done.code, Some(1), "{done:?}");
+        let part = "every user of this host can read backend.store";
+        assert_eq!(warned(&done.stderr, part), expected, "{done:?}");
+    }
+}
+
+/// The password of `DATABASE_URL` gets into a file of the demo that is its user's alone, under
+/// every umask.
+#[test]
+fn the_demos_password_is_its_users() {
+    let folder = directory();
+    let place = folder.path().join("demo");
+    let mut command = Command::new("sh");
+    let line = format!(
+        "umask 000; exec {} demo --for 1s --dir {}",
+        env!("CARGO_BIN_EXE_agent"),
+        place.display()
+    );
+    command.args(["-c", &line]).env_remove("RUST_LOG");
+    command.env("DATABASE_URL", "postgres://u:geheim7@127.0.0.1:1/x");
+    let done = run(command);
+    assert!(matches!(done.code, Some(0 | 2)), "{done:?}");
+    let file = place.join("agent.toml");
+    assert!(fs_err::read_to_string(&file).expect("read").contains("geheim7"));
+    assert_eq!(open_to_others(&file), []);
+    assert!(!done.stdout.contains("geheim7") && !done.stderr.contains("geheim7"), "{done:?}");
+    let log = fs_err::read_to_string(place.join("demo.log")).expect("read");
+    assert!(!log.contains("geheim7"), "{log}");
 }
 
 /// The demo keeps its hands off what it has not made.

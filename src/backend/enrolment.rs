@@ -94,18 +94,9 @@ pub async fn revoke_secret(config: &BackendConfig, name: &str) -> Result<(), Bac
 /// All collectors, by name.
 pub async fn collectors(config: &BackendConfig) -> Result<Vec<Collector>, BackendError> {
     let (store, _) = open(config).await?;
-    let mut found = Vec::new();
-    for number in 1.. {
-        let page = Page { number, size: PAGE_ROWS };
-        let listing = store.collectors(page, clock::now()).await?;
-        let is_last = listing.rows.len() < PAGE_ROWS as usize;
-        found.extend(listing.rows);
-        if is_last {
-            break;
-        }
-    }
+    let found = all(store.as_ref()).await;
     store.close().await;
-    Ok(found)
+    Ok(found?)
 }
 
 /// Gives a collector another name; the old one stays reserved.
@@ -193,9 +184,31 @@ pub(super) async fn keep_file_secret(
     store.keep_file_secret(new).await
 }
 
+/// The collector with this id, else exactly this name, else a name that is the same. In a store of
+/// before, names that are the same can be those of several collectors.
 async fn named(store: &dyn Store, name: &str) -> Result<Collector, BackendError> {
-    let Some(known) = store.collector_named(name).await? else { return Err(unknown(name)) };
-    store.collector(known.id, clock::now()).await?.ok_or_else(|| unknown(name))
+    let id = match name.parse() {
+        Ok(id) => id,
+        Err(_) => match all(store).await?.into_iter().find(|collector| collector.name == name) {
+            Some(collector) => return Ok(collector),
+            None => store.collector_named(name).await?.ok_or_else(|| unknown(name))?.id,
+        },
+    };
+    store.collector(id, clock::now()).await?.ok_or_else(|| unknown(name))
+}
+
+async fn all(store: &dyn Store) -> Result<Vec<Collector>, StoreError> {
+    let mut found = Vec::new();
+    for number in 1.. {
+        let page = Page { number, size: PAGE_ROWS };
+        let listing = store.collectors(page, clock::now()).await?;
+        let is_last = listing.rows.len() < PAGE_ROWS as usize;
+        found.extend(listing.rows);
+        if is_last {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 fn unknown(name: &str) -> BackendError {

@@ -74,7 +74,7 @@ pub(super) fn checked_labels(labels: Labels) -> Result<Labels, String> {
 
 /// What Unicode calls control, format, unassigned or a separator, but for the space itself; and the
 /// letters, marks and symbols that show nothing.
-fn is_unseen(c: char) -> bool {
+pub(super) fn is_unseen(c: char) -> bool {
     use GeneralCategoryGroup::{Other, Separator};
     let is_blank = matches!(c.general_category_group(), Other | Separator) && c != ' ';
     is_blank

@@ -29,6 +29,10 @@ pub fn run(file: &ConfigFile) -> ExitCode {
             if let Some(warning) = token.and_then(exposed) {
                 tracing::warn!("{warning}");
             }
+            let state_dir = &setup.loaded.config.agent.state_dir;
+            if let Some(warning) = secrets::open_folder("collector.state_dir", state_dir) {
+                tracing::warn!("{warning}");
+            }
             block_on(run_agent(path, Setup { log: Some(log), ..setup }))
         }
         Err(error) => {

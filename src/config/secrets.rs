@@ -1,4 +1,4 @@
-//! Passwords that stand in a configuration which others can read.
+//! What others on the host can read: passwords in a configuration, a token, the state directory.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -29,6 +29,19 @@ pub fn exposed_file(key: &str, path: &Path) -> Option<String> {
     (mode & 0o004 != 0).then(|| {
         let mode = mode & 0o7777;
         format!("every user of this host can read {key} {path} (mode {mode:04o}); hint: chmod o-r")
+    })
+}
+
+/// What to say of the directory at `path`, which `key` names, when others than its owner get in.
+/// Its files are their owner's alone all the same; but who may write in it can put others in their
+/// place. It may have been made for more than the agent, so nothing is changed.
+pub fn open_folder(key: &str, path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode();
+    let path = path.display();
+    (mode & 0o077 != 0).then(|| {
+        let what = if mode & 0o022 == 0 { "list" } else { "replace what is in" };
+        let mode = mode & 0o7777;
+        format!("others can {what} {key} {path} (mode {mode:04o}); hint: chmod 700 {path}")
     })
 }
 
@@ -82,5 +95,22 @@ mod tests {
         assert!(token.contains("backend.token_file") && token.contains("0604"), "{token}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert_eq!(exposed_file("backend.token_file", &path), None);
+    }
+
+    #[test]
+    fn a_folder_that_others_get_into_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |mode: u32| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(folder.path(), mode).unwrap();
+            open_folder("collector.state_dir", folder.path())
+        };
+        assert_eq!(said(0o700), None);
+        let listed = said(0o755).unwrap();
+        assert!(listed.contains("list collector.state_dir") && listed.contains("0755"), "{listed}");
+        assert!(said(0o710).unwrap().contains("list"));
+        assert!(said(0o770).unwrap().contains("replace what is in"));
+        assert!(said(0o1777).unwrap().contains("replace what is in"));
+        assert_eq!(open_folder("collector.state_dir", &folder.path().join("absent")), None);
     }
 }

@@ -56,6 +56,11 @@ impl Verdict {
                  is another host's: put the registered one back, or `agent backend collector \
                  release NAME` at the backend, and `agent register --force`",
             ),
+            Meaning::CertificateExpired => Self::Pause(
+                "the certificate in tls.cert_file has ended: `agent register --force` shows it once \
+                 more, and needs no secret; if the backend refuses that, with the secret of `agent \
+                 backend collector release NAME`",
+            ),
             Meaning::CertificateRequired => Self::Pause(
                 "something on the way ends TLS and drops the client certificate: let it pass TLS \
                  through, or connect to the backend itself",

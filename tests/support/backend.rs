@@ -13,7 +13,7 @@ use pganalytics::backend::store::{MetricQuery, Page, Role, StoredMetric};
 use pganalytics::backend::{self, Backend, BackendConfig, Running, UserRequest};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -290,6 +290,15 @@ impl Client {
 
     pub async fn send(&self, ask: Ask) -> Reply {
         self.try_send(ask).await.expect("an answer")
+    }
+
+    /// The same as [`Client::try_send`], and whether the TLS session was one of before.
+    pub async fn send_resumed(&self, ask: Ask) -> Result<(HandshakeKind, Reply), Failure> {
+        let tls = self.tls.as_ref().expect("sessions are TLS's");
+        let name = ServerName::from(self.address.ip());
+        let stream = TlsConnector::from(Arc::clone(tls)).connect(name, self.open().await?).await?;
+        let kind = stream.get_ref().1.handshake_kind().ok_or("no handshake")?;
+        Ok((kind, ask.http1(TokioIo::new(stream)).await?))
     }
 
     /// An error when the connection fails before the answer.

@@ -24,6 +24,8 @@ pub enum Attack {
     NoPreface,
     /// Begins HTTP/2, pings, and asks for nothing.
     OnlyPings,
+    /// Begins HTTP/2, answers what it must, pings of the server included, and asks for nothing.
+    AnswersPings,
     /// Sends 40,000 requests at once and reads no answer.
     Pipelined,
     /// Asks over HTTP/2 and has no room for the answers.
@@ -32,11 +34,12 @@ pub enum Attack {
     DrippedHead,
 }
 
-pub const ATTACKS: [Attack; 7] = [
+pub const ATTACKS: [Attack; 8] = [
     Attack::Silent,
     Attack::SilentTls,
     Attack::NoPreface,
     Attack::OnlyPings,
+    Attack::AnswersPings,
     Attack::Pipelined,
     Attack::NoWindow,
     Attack::DrippedHead,
@@ -156,7 +159,9 @@ impl Target {
             return read_to_end(&mut stream).await;
         }
         let connector = match attack {
-            Attack::NoPreface | Attack::OnlyPings | Attack::NoWindow => &self.http2,
+            Attack::NoPreface | Attack::OnlyPings | Attack::AnswersPings | Attack::NoWindow => {
+                &self.http2
+            }
             _ => &self.http1,
         };
         let name = ServerName::from(self.address.ip());
@@ -166,6 +171,7 @@ impl Target {
                 read_to_end(&mut stream).await
             }
             Attack::OnlyPings => only_pings(stream).await,
+            Attack::AnswersPings => answers_pings(stream).await,
             Attack::Pipelined => pipelined(stream).await,
             Attack::NoWindow => {
                 stream.write_all(PREFACE).await?;
@@ -218,6 +224,28 @@ async fn only_pings(stream: TlsStream<TcpStream>) -> io::Result<()> {
     tokio::select! {
         ended = pings => ended,
         ended = read_to_end(&mut read) => ended,
+    }
+}
+
+async fn answers_pings(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    stream.write_all(PREFACE).await?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+    stream.flush().await?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).expect("24 bits")];
+        stream.read_exact(&mut payload).await?;
+        match (head[3], head[4] & ACK) {
+            (SETTINGS, 0) => stream.write_all(&frame(SETTINGS, ACK, 0, &[])).await?,
+            (PING, 0) => stream.write_all(&frame(PING, ACK, 0, &payload)).await?,
+            _ => {}
+        }
+        stream.flush().await?;
     }
 }
 

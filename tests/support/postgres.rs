@@ -22,6 +22,8 @@ use tokio_postgres::{Client, NoTls, Row};
 use super::until;
 
 const SERVERS: &str = include_str!("servers.txt");
+/// The major of Debian's package that `tests/run` installs for the translations of its messages.
+const TRANSLATED: u32 = 15;
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Small, quick, and with the log file that `pg_log` reads.
@@ -60,6 +62,8 @@ pub struct Postgres {
     major: u32,
     directory: PathBuf,
     program: PathBuf,
+    /// The language of its messages, as gettext's `LANGUAGE` has it; English without one.
+    language: Option<&'static str>,
     user: Option<User>,
     keeper: Option<Child>,
     pid: u32,
@@ -103,15 +107,41 @@ impl Postgres {
 
     /// As [`Postgres::start`], with settings (`postgresql.conf`) over the ones of every test.
     pub fn start_with(major: u32, settings: &[(&str, &str)]) -> Self {
-        let mut server = Self::new(major);
-        server.initialise(&binaries(major).join("initdb"), settings);
+        let mut server = Self::new(major, binaries(major));
+        server.initialise(settings);
         server.resume();
         server
     }
 
+    /// Debian's server of [`TRANSLATED`], which has the translations of its messages that the
+    /// others lack. It is not started: [`Postgres::speak`] does that.
+    pub fn translated(settings: &[(&str, &str)]) -> Self {
+        let bin = debian(TRANSLATED);
+        assert!(
+            bin.join("postgres").exists(),
+            "Debian's PostgreSQL {TRANSLATED} is not in {}; hint: tests/run installs it",
+            bin.display()
+        );
+        let server = Self::new(TRANSLATED, bin);
+        // A locale that every host has, and not C, in which nothing is translated.
+        server.initialise(&[&[("lc_messages", "C.UTF-8")], settings].concat());
+        server
+    }
+
+    /// Starts a server of [`Postgres::translated`] in this language (`C` is English), with a log of
+    /// that name. A running one is stopped before.
+    pub fn speak(&mut self, language: &'static str) -> PathBuf {
+        self.stop();
+        self.language = Some(language);
+        let log = format!("{language}.log");
+        self.set(&[("log_filename", &log)]);
+        self.resume();
+        self.data_dir().join("log").join(log)
+    }
+
     /// A streaming standby of `primary`, which is stopped while its data is copied.
     pub fn standby_of(primary: &mut Self) -> Self {
-        let mut server = Self::new(primary.major);
+        let mut server = Self::new(primary.major, binaries(primary.major));
         primary.stop();
         let mut copy = server.as_server_user("cp");
         let status = copy.arg("-a").args([primary.data_dir(), server.data_dir()]).status();
@@ -131,7 +161,7 @@ impl Postgres {
         server
     }
 
-    fn new(major: u32) -> Self {
+    fn new(major: u32, bin: PathBuf) -> Self {
         let user = server_user();
         let directory = tempfile::Builder::new()
             .prefix("pga-pg-")
@@ -141,8 +171,8 @@ impl Postgres {
         if let Some(user) = user {
             chown(&directory, Some(user.uid), Some(user.gid)).expect("give the directory away");
         }
-        let program = binaries(major).join("postgres");
-        Self { major, directory, program, user, keeper: None, pid: 0 }
+        let program = bin.join("postgres");
+        Self { major, directory, program, language: None, user, keeper: None, pid: 0 }
     }
 
     /// The major version, for example 15.
@@ -228,8 +258,8 @@ impl Postgres {
         });
     }
 
-    fn initialise(&self, initdb: &Path, settings: &[(&str, &str)]) {
-        let mut command = self.as_server_user(initdb);
+    fn initialise(&self, settings: &[(&str, &str)]) {
+        let mut command = self.as_server_user(self.program.with_file_name("initdb"));
         command.args(["-N", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-D"]);
         let output = command.arg(self.data_dir()).output().expect("run initdb");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
@@ -261,7 +291,10 @@ impl Postgres {
 
     fn as_server_user(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.directory).env("LC_ALL", "C");
+        // In C nothing is translated, and what a server says before it knows a database is ASCII.
+        let locale = if self.language.is_some() { "C.UTF-8" } else { "C" };
+        command.current_dir(&self.directory).env("LC_ALL", locale);
+        command.env("LANGUAGE", self.language.unwrap_or_default());
         if let Some(user) = self.user {
             command.uid(user.uid).gid(user.gid);
         }
@@ -303,7 +336,11 @@ fn places(major: u32) -> [PathBuf; 2] {
     let version = listed().find(|(listed, _)| *listed == major).map(|(_, version)| version);
     let version = version.unwrap_or_else(|| panic!("PostgreSQL {major} is not in servers.txt"));
     let installed = cache().join("servers").join(version).join("native/bin");
-    [installed, PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))]
+    [installed, debian(major)]
+}
+
+fn debian(major: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))
 }
 
 fn listed() -> impl Iterator<Item = (u32, &'static str)> {

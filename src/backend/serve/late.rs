@@ -77,3 +77,67 @@ impl ClientCertVerifier for Late {
         self.0.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::{SignedDuration, Timestamp};
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::RootCertStore;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::server::WebPkiClientVerifier;
+
+    use super::*;
+    use crate::backend::pki::Authority;
+
+    /// A certificate of an hour shows whose host it was for 400 days after its end, and proves
+    /// nothing before its time or of another authority.
+    #[test]
+    fn an_ended_certificate_is_forgiven_for_400_days() {
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let hour = Duration::from_secs(3600);
+        let (authority, _) = Authority::create(start).expect("an authority");
+        let key = KeyPair::generate().expect("a key");
+        let csr = CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem());
+        let csr = csr.expect("a request");
+        let issued = authority.certify_client(&csr, "c-1", start, hour).expect("a certificate");
+        let der = CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("PEM");
+        let late = |authority: &Authority| {
+            let mut roots = RootCertStore::empty();
+            let pem = authority.certificate_pem().as_bytes();
+            roots.add(CertificateDer::from_pem_slice(pem).expect("PEM")).expect("a root");
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            Late(builder.build().expect("a verifier"))
+        };
+        let judge = |late: &Late, after: SignedDuration| {
+            let at = (start + hour + after).as_second().try_into().expect("after 1970");
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(at));
+            late.verify_client_cert(&der, &[], now).map(|_| ())
+        };
+        let check = |after: SignedDuration, is_forgiven: bool| {
+            let judged = judge(&late(&authority), after);
+            assert_eq!(judged.is_ok(), is_forgiven, "{after}: {judged:?}");
+            let has_ended = matches!(
+                judged,
+                Ok(())
+                    | Err(Error::InvalidCertificate(
+                        CertificateError::Expired | CertificateError::ExpiredContext { .. }
+                    ))
+            );
+            assert!(has_ended, "{after}: {judged:?}");
+        };
+        let (day, second) = (SignedDuration::from_hours(24), SignedDuration::from_secs(1));
+        check(-second, true);
+        check(second, true);
+        check(day * 399, true);
+        check(day * 400 - second, true);
+        check(day * 400, false);
+        check(day * 401, false);
+        let (stranger, _) = Authority::create(start).expect("an authority");
+        assert!(judge(&late(&stranger), second).is_err());
+        let before = judge(&late(&authority), -day * 4);
+        assert!(before.is_err(), "it has not begun");
+    }
+}

@@ -5,6 +5,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
 use super::rows::Audit;
+use crate::backend::names::is_unseen;
 
 /// One registration, first or repeated.
 #[derive(Debug, Clone)]
@@ -81,12 +82,14 @@ pub enum Renamed {
     Unknown,
 }
 
-/// What makes two names the same: their letters, without regard to case and to how Unicode writes
-/// them (composed or not, wide, as a ligature). It is made here, not in SQL: a database's `lower`
+/// What makes two names the same: their letters, without regard to case, to how Unicode writes
+/// them (composed or not, wide, as a ligature), and to characters that cannot be seen, which names
+/// of an earlier version may have. It is made here, not in SQL: a database's `lower`
 /// follows its locale, and that of SQLite knows ASCII alone.
 pub fn name_key(name: &str) -> String {
+    let seen: String = name.nfkc().filter(|c| !is_unseen(*c)).collect();
     // By way of the upper case: that of both small sigmas is one.
-    let upper = name.trim().nfkc().flat_map(char::to_uppercase);
+    let upper = seen.trim().chars().flat_map(char::to_uppercase);
     let folded: String = upper.flat_map(char::to_lowercase).collect();
     folded.nfkc().collect()
 }

@@ -102,7 +102,7 @@ pub struct RevokeSecret {
 /// A collector to rename.
 #[derive(Debug, clap::Args)]
 pub struct RenameCollector {
-    /// Its name.
+    /// Its name or its id.
     pub name: String,
     /// Its name from now on.
     pub to: String,
@@ -114,7 +114,7 @@ pub struct RenameCollector {
 /// A collector.
 #[derive(Debug, clap::Args)]
 pub struct OneCollector {
-    /// Its name.
+    /// Its name or its id.
     pub name: String,
 
     #[command(flatten)]

@@ -114,6 +114,7 @@ fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
         Meaning::Unauthorized
         | Meaning::Forbidden
         | Meaning::CertificateMismatch
+        | Meaning::CertificateExpired
         | Meaning::CertificateRequired
         | Meaning::CollectorMismatch => LinkError::new(
             format!("{url} does not accept the registration secret ({status}): {message}"),

@@ -49,7 +49,7 @@ pub(super) async fn reserve_names(db: &mut Client) -> Result<(), StoreError> {
     for row in rows {
         let (id, name): (Uuid, String) = (row.try_get("id")?, row.try_get("name")?);
         if !reserve(&transaction, &name, id).await? {
-            tracing::warn!(collector = %id, name, "this name is another's, but for case");
+            tracing::warn!(collector = %id, name, "this name is the same as another's");
         }
     }
     Ok(transaction.commit().await?)

@@ -43,7 +43,7 @@ pub(super) fn reserve_names(db: &Transaction<'_>) -> Result<(), StoreError> {
     let rows = statement.query_map([], |row| Ok((row.get("id")?, row.get("name")?)))?;
     for (id, name) in rows.collect::<Result<Vec<(String, String)>, _>>()? {
         if !reserve(db, &name, &id)? {
-            tracing::warn!(collector = id, name, "this name is another's, but for case");
+            tracing::warn!(collector = id, name, "this name is the same as another's");
         }
     }
     Ok(())
