@@ -519,7 +519,7 @@ async fn every_field_is_that_of_the_views_on_every_major() {
                 .strip_prefix(*part)
                 .is_some_and(|end| end.strip_prefix('.').is_some_and(|end| !end.contains('.')))
         };
-        if parts.iter().any(|part| is_of(part)) {
+        if parts.iter().any(is_of) {
             assert!(looked_at.contains(&entry.path), "nobody looks at {}", entry.path);
         }
     }

@@ -102,7 +102,8 @@ declare! {
     pub struct Sequences, from "pg_sequence" {
         /// How many there are.
         total: Option<u64> = gauge("sequences");
-        /// Of these, those whose value the role may not read: it has neither SELECT nor USAGE.
+        /// Of these, those whose value the role may not read: it has neither SELECT nor USAGE,
+        /// which `GRANT SELECT ON ALL SEQUENCES IN SCHEMA ...` would give it.
         hidden: Option<u64> = gauge("sequences") from "has_sequence_privilege(oid)";
         /// Of these, those that were locked and not touched.
         locked: Option<u64> = gauge("sequences") from "pg_locks";

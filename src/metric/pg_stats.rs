@@ -411,7 +411,7 @@ declare! {
         valid: Option<bool> = state from "pg_index.indisvalid";
     }
 
-    /// Exact totals, so that a cut list can be seen as one.
+    /// Totals of all, so that a cut list can be seen as one.
     pub struct Relations, from "pg_class" {
         /// Tables and materialized views of the database.
         tables_total: Option<u64> = gauge("tables");

@@ -41,7 +41,7 @@ pub(super) struct Relations {
 struct Kept {
     sizes: Sizes,
     activity: Activity,
-    /// Every relation had a size in the end of the last visit.
+    /// At the end of the last visit every relation had a size.
     all_measured: bool,
 }
 
@@ -56,7 +56,7 @@ struct Findings<'a> {
 /// One kind of relations: how to ask for all, for sizes, and for more of those that are shown.
 struct Kind {
     all: Query,
-    /// Whether that one takes as its parameter if estimates are of use.
+    /// That one has a parameter: whether pages of indexes are to be counted.
     has_indexes: bool,
     sizes: Query,
     details: Query,
