@@ -6,6 +6,7 @@
 mod backend; // [backend] and the way to it
 mod collectors; // a section for each collector
 mod host; // what this host calls itself
+mod postgres; // where PostgreSQL is, and how to get in
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
 pub mod secrets; // passwords that others can read
@@ -15,14 +16,12 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
-
 pub use self::layers::{Layers, Loaded, Remote};
 use self::reader::{Bound, ConfigError, Document, Key, Section, Text};
 use crate::{
     collect::{
         disk_usage::DiskUsageConfig, pg_log::PgLogConfig, pg_stats::PgStatsConfig,
-        postgres::PgConnection, sysstat::SysstatConfig,
+        sysstat::SysstatConfig,
     },
     encoding::Encoding,
     forward::Order,
@@ -159,12 +158,13 @@ impl Config {
     pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
         let mut document = Document::layered(own, remote)?;
         let passed_over = document.pass_over(&ORIGINAL_TYPES);
+        document.with_variables("postgres", |name| std::env::var(name).ok());
         let bounds = Bounds::read(&mut document.section("remote"));
         let (agent, interval) = agent(&mut document.section("collector"), &bounds);
         let tls = tls(&mut document.section("tls").all_at_start());
         let mut link = backend::link(&mut document.section("backend").all_at_start(), tls);
         link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
-        let postgres = postgres(&mut document.section("postgres"), &bounds);
+        let postgres = postgres::read(&mut document.section("postgres"), &bounds);
         let config = Self {
             collectors: collectors::read(&mut document, interval, &postgres, &bounds),
             intake: intake(&mut document.section("intake")),
@@ -191,7 +191,6 @@ impl Config {
 
 /// Why the backend may set a key; those of collectors are beside them.
 const PACE: &str = "says how often something is done, within `remote.interval_min`";
-const WHAT: &str = "says which databases of the server are measured, within `remote.databases_max`";
 const DISK: &str = "says what is kept on disk, within `remote.queue_bytes_max`";
 const MEMORY: &str = "says what is kept in memory, within `remote.memory_max`";
 const KEPT: &str = "says how long records are kept, within `queue.bytes_max`";
@@ -255,21 +254,6 @@ fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
         ca_file: section.optional_path("ca_file"),
         clock: CERTIFICATE_CLOCKS[section.choice("clock", &CERTIFICATE_CLOCKS.map(|c| c.0))].1,
     }
-}
-
-/// The connection and the databases to visit.
-fn postgres(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnection, Vec<String>) {
-    let password: SecretString = section.secret("password");
-    let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
-    let connection = PgConnection {
-        host: section.text("host", "localhost"),
-        port: u16::try_from(port).unwrap_or(5432),
-        user: section.text("user", "postgres"),
-        password: Some(password).filter(|password| !password.expose_secret().is_empty()),
-        database: section.text("database", "postgres"),
-        connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
-    };
-    (connection, section.remote(WHAT).within(bounds.databases).list("databases", ""))
 }
 
 /// `None` unless `listen` is set.
@@ -387,6 +371,8 @@ fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt},
     path::Path,
 };
 
@@ -36,6 +36,30 @@ pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let mut content = Vec::new();
     open_file(path).and_then(|mut file| file.read_to_end(&mut content)).map_err(named)?;
+    Ok(content)
+}
+
+/// Why a secret file is not read.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It cannot be opened or read; the error has its path.
+    Failed(io::Error),
+    /// Its group or others can read or write it; its mode.
+    Open(u32),
+}
+
+/// All of a file that holds a secret, unless its group or others can read or write it.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, Unreadable> {
+    let named = |error: io::Error| {
+        Unreadable::Failed(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    };
+    let mut file = open_file(path).map_err(named)?;
+    let mode = file.metadata().map_err(Unreadable::Failed)?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(Unreadable::Open(mode));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).map_err(Unreadable::Failed)?;
     Ok(content)
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::operator::Host;
+use crate::support::false_postgres::SSL_REQUEST;
 use crate::support::postgres::{Postgres, majors, shared};
 use crate::support::{until, until_async};
 
@@ -554,6 +555,12 @@ async fn pooler(listener: tokio::net::TcpListener, socket: std::path::PathBuf) {
         client.read_exact(&mut length).await.expect("a startup packet");
         let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
         client.read_exact(&mut packet).await.expect("a startup packet");
+        if packet == SSL_REQUEST.to_be_bytes() {
+            client.write_all(b"N").await.expect("answers");
+            client.read_exact(&mut length).await.expect("a startup packet");
+            packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+            client.read_exact(&mut packet).await.expect("a startup packet");
+        }
         if packet.windows(8).any(|window| window == b"options\0") {
             let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
             let mut answer = vec![b'E'];

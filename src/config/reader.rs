@@ -11,6 +11,7 @@
 //! mistake.
 
 mod bound; // what the backend may set, and how far
+mod own; // what only the host's own file has
 mod problem; // mistakes, and what of them may leave the host
 mod unknown; // names that nobody has asked for
 

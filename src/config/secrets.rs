@@ -31,6 +31,27 @@ pub fn exposed_file(key: &str, path: &Path) -> Option<String> {
     })
 }
 
+/// Who else than root and the user of this process can say what is in the file at `path`, if anybody
+/// can: its owner, its group or others, or whoever may put another file in its place.
+pub fn written_by_others(path: &Path) -> Option<String> {
+    const STICKY: u32 = 0o1000;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    for path in [Some(path), folder].into_iter().flatten() {
+        let shown = path.display();
+        let Ok(facts) = std::fs::metadata(path) else {
+            return Some(format!("who can write {shown} is not known"));
+        };
+        let (mode, owner) = (facts.mode() & 0o7777, facts.uid());
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Some(format!("{shown} belongs to another user (id {owner})"));
+        }
+        if mode & 0o022 != 0 && !(facts.is_dir() && mode & STICKY != 0) {
+            return Some(format!("{shown} can be written by others (mode {mode:04o})"));
+        }
+    }
+    None
+}
+
 /// The first key with a password in it. One that the environment has is not in the file.
 fn password_in(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;

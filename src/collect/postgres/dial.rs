@@ -29,7 +29,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 impl Peer {
     /// Those of `place`, in the order in which they are tried.
     pub(super) async fn all_of(place: &PgConnection) -> io::Result<Vec<Self>> {
-        if place.host.starts_with('/') {
+        if place.is_socket() {
             let name = format!(".s.PGSQL.{}", place.port);
             return Ok(vec![Self::Unix(Path::new(&place.host).join(name))]);
         }
