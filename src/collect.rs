@@ -58,6 +58,17 @@ pub trait Collector: Send + 'static {
         false
     }
 
+    /// What is wrong while the collector gives what it can, a line for each part.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The last [`Collector::collect`] was dropped before its end: what it has left open on a
+    /// server is to be closed. The caller waits a little for that.
+    fn given_up(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// The queue holds what the last [`Collector::collect`] returned.
     fn committed(&mut self) {}
 }

@@ -323,12 +323,13 @@ async fn locked_relations_are_skipped_not_waited_for() {
 /// At most two connections, kept over collections, with the limits of the session rules.
 #[tokio::test]
 async fn connections_are_few_and_kept() {
+    const VISITED: [&str; 2] = ["kept_a", "kept_b"];
     for major in [10, 18] {
         let server = shared(major);
-        for name in ["kept_a", "kept_b"] {
+        for name in VISITED {
             server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
         }
-        let one = |databases: &[&str]| PgStatsCollector::new(config(server, databases));
+        server.execute("postgres", "CREATE DATABASE kept_main").await;
         let sessions = "SELECT pid FROM pg_stat_activity
             WHERE application_name LIKE 'pganalytics-agent/%' AND datname = ANY ($1) ORDER BY pid";
         let admin = server.client("postgres").await;
@@ -336,25 +337,21 @@ async fn connections_are_few_and_kept() {
             let rows = admin.query(sessions, &[&databases]).await.expect("answers");
             rows.iter().map(|row| row.get(0)).collect()
         };
-        let mut collector = one(&["kept_a"]);
+        let config =
+            PgStatsConfig { connection: place(server, "kept_main"), ..config(server, &VISITED) };
+        let mut collector = PgStatsCollector::new(config);
         collect(&mut collector).await.expect("collects");
-        let first = pids(&["kept_a"]).await;
+        let first = pids(&["kept_main"]).await;
         assert_eq!(first.len(), 1);
         for _ in 0..3 {
             let metrics = collect(&mut collector).await.expect("collects");
-            assert_eq!(metrics[0]["cost"]["connects"], 0);
-        }
-        assert_eq!(pids(&["kept_a"]).await, first);
-        drop(collector);
-
-        let mut collector = one(&["kept_a", "kept_b"]);
-        for _ in 0..2 {
-            let metrics = collect(&mut collector).await.expect("collects");
             let names: Vec<_> = metrics.iter().map(|m| m["database"].clone()).collect();
-            assert_eq!(names, ["postgres", "kept_a", "kept_b"]);
+            assert_eq!(names, ["kept_main", "kept_a", "kept_b"]);
+            assert_eq!(metrics[0]["cost"]["connects"], 2, "one for each visit");
         }
-        let gone = async || pids(&["kept_a", "kept_b"]).await.len() == 1;
-        until_async("one visiting connection", LIMIT, gone).await;
+        assert_eq!(pids(&["kept_main"]).await, first);
+        let gone = async || pids(&VISITED).await.is_empty();
+        until_async("no visiting connection", LIMIT, gone).await;
     }
 }
 
@@ -514,10 +511,16 @@ async fn absent_databases_are_told_once() {
         let status = host.json(&["status", "--json"]);
         let all = status["collectors"].as_array().expect("collectors").clone();
         let pg_stats = all.into_iter().find(|it| it["name"] == "pg_stats").expect("it runs");
-        pg_stats["metrics"].as_u64().expect("a number")
+        let notices = pg_stats["notices"].as_array().expect("a list").clone();
+        (pg_stats["metrics"].as_u64().expect("a number"), notices)
     };
     until("the agent runs", LIMIT, || agent.stderr().contains("the agent runs"));
-    until("two collections", LIMIT, || runs() >= 2);
+    until("two collections", LIMIT, || runs().0 >= 2);
+    let told = "postgres.databases: no database \"absent0\", nor 299 others that are named; hint: \
+                are the names right?";
+    assert_eq!(runs().1, [told]);
+    let shown = host.ask(&["status"]).stdout;
+    assert!(shown.contains("\npg_stats: postgres.databases: no database \"absent0\""), "{shown}");
     let log = agent.stop().stderr;
     assert_eq!(log.matches("absent").count(), 1, "{log}");
     assert!(log.contains("no database \"absent0\", nor 299 others"), "{log}");

@@ -25,6 +25,7 @@ mod backend_store; // what both stores promise, held against SQLite and PostgreS
 mod backend_users; // login, refresh, logout, roles
 mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
+mod collect_pg_databases; // pg_stats: which databases are visited, and that they stay free
 mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate

@@ -44,6 +44,8 @@ pub struct CollectorStatus {
     pub failures: u64,
     /// Why the last collection failed; `None` when it did not.
     pub error: Option<String>,
+    /// What is wrong while it gives what it can.
+    pub notices: Vec<String>,
     /// Since when it waits with what it has collected, because the queue is full and `on_full` is
     /// `block`.
     pub blocked_since: Option<Timestamp>,
@@ -66,6 +68,9 @@ enum Refused {
 
 /// How often a full queue is asked whether it has room again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a collector may take to close what a collection has left open.
+const GIVE_UP_MAX: Duration = Duration::from_secs(2);
 
 /// Checks metrics and hands them to the queue.
 #[derive(Debug, Clone)]
@@ -92,6 +97,7 @@ impl Collections {
     pub(super) fn ended(&self, name: &'static str) {
         self.change(name, |status| {
             status.error = None;
+            status.notices = Vec::new();
             status.blocked_since = None;
         });
     }
@@ -172,13 +178,14 @@ async fn collect_once<C: Collector>(
         Ok(Ok(collected)) => ("ok", Some(collected), None),
         Ok(Err(error)) => ("error", None, Some(error.to_string())),
         Err(_) => {
+            tokio::time::timeout(GIVE_UP_MAX, collector.given_up()).await.ok();
             let limit = units::show_duration(deadline);
             let text = format!("not done within {limit}\n  hint: raise {name}.timeout");
             ("deadline", None, Some(text))
         }
     };
     metrics::counter!(counter::COLLECTIONS, "collector" => name, "result" => result).increment(1);
-    let took = begun.elapsed();
+    let (took, notices) = (begun.elapsed(), collector.notices());
     door.collections.change(name, |status| {
         log_change(name, status.error.as_deref(), error.as_deref());
         status.last_at = Some(at);
@@ -186,6 +193,7 @@ async fn collect_once<C: Collector>(
         status.collections += u64::from(error.is_none());
         status.failures += u64::from(error.is_some());
         status.error = error;
+        status.notices = notices;
     });
     collected
 }
@@ -306,7 +314,16 @@ mod tests {
     };
 
     /// Gives what it is told to, once per call, and then waits for ever.
-    struct Scripted(Vec<Step>);
+    struct Scripted {
+        steps: Vec<Step>,
+        given_up: u32,
+    }
+
+    impl Scripted {
+        fn new(steps: Vec<Step>) -> Self {
+            Self { steps, given_up: 0 }
+        }
+    }
 
     /// Q6, `on_full = "block"`: a full queue holds the collector back with what it has, takes it
     /// as soon as there is room, and a shutdown does not wait for that.
@@ -324,7 +341,7 @@ mod tests {
         let (trigger, shutdown) = shutdown::channel();
         let timing =
             Timing { interval: Duration::from_millis(500), deadline: Duration::from_secs(1) };
-        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let running = tokio::spawn(run_collector(Scripted::new(steps), timing, door, shutdown));
         let reaches = async |what: &str, reached: fn(&CollectorStatus) -> bool| {
             let status = async {
                 while !collections.snapshot().get("scripted").is_some_and(reached) {
@@ -365,11 +382,19 @@ mod tests {
         }
 
         async fn collect(&mut self, _now: Timestamp) -> Result<Collected, CollectError> {
-            match self.0.pop() {
+            match self.steps.pop() {
                 Some(Step::Metrics(metrics)) => Ok(Collected { metrics, state: None }),
                 Some(Step::Fails) => Err(CollectError::new("out of order")),
                 Some(Step::Hangs) | None => std::future::pending().await,
             }
+        }
+
+        fn notices(&self) -> Vec<String> {
+            vec![format!("given up {}", self.given_up)]
+        }
+
+        async fn given_up(&mut self) {
+            self.given_up += 1;
         }
     }
 
@@ -411,7 +436,7 @@ mod tests {
         let timing =
             Timing { interval: Duration::from_millis(10), deadline: Duration::from_millis(20) };
         let collections = door.collections.clone();
-        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let running = tokio::spawn(run_collector(Scripted::new(steps), timing, door, shutdown));
         let collected = async {
             loop {
                 let status = collections.snapshot().remove("scripted").unwrap_or_default();
@@ -427,6 +452,7 @@ mod tests {
         running.await.unwrap();
         assert_eq!((status.metrics, status.rejected), (1, 1));
         assert!(status.failures >= 2, "{status:?}");
+        assert_ne!(status.notices, ["given up 0"], "it was told, and its word is in the status");
         assert!(status.cpu > Duration::ZERO, "{status:?}");
         let refused = status.last_rejected.unwrap();
         assert!(refused.starts_with("sysstat: cpu.user: "), "{refused}");

@@ -208,6 +208,7 @@ impl Shown {
                 metrics: status.metrics,
                 rejects: status.rejected,
                 last_reject: status.last_rejected,
+                notices: status.notices,
                 blocked_since: status.blocked_since,
             }
         };

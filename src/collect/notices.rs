@@ -39,6 +39,16 @@ impl Notices {
         true
     }
 
+    /// Everything that is wrong now, a line for each part.
+    pub fn told(&self) -> Vec<String> {
+        self.failing.iter().map(|(part, message)| format!("{part}: {message}")).collect()
+    }
+
+    /// Forgets parts that are not there any more: they neither fail nor work again.
+    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.failing.retain(|part, _| is_there(part));
+    }
+
     /// `part` works. Returns whether that is news.
     pub fn recovered(&mut self, part: &str) -> bool {
         let news = self.failing.remove(part).is_some();
@@ -66,5 +76,8 @@ mod tests {
         assert_eq!(notices.ok("b", Ok::<_, String>(5)), Some(5));
         assert_eq!(notices.ok("b", Err::<u8, _>("z")), None);
         assert!(!notices.failed("b", "z"));
+        assert_eq!(notices.told(), ["b: z"]);
+        notices.keep(|part| part != "b");
+        assert!(notices.told().is_empty() && !notices.recovered("b"));
     }
 }

@@ -353,6 +353,10 @@ impl Collector for PgLogCollector {
         self.more
     }
 
+    fn notices(&self) -> Vec<String> {
+        self.notices.told()
+    }
+
     fn committed(&mut self) {
         if let Some(pending) = self.pending.take() {
             self.committed = Arc::new(pending);

@@ -1,10 +1,12 @@
 //! PostgreSQL 10 to 18: the cluster and each configured database.
 //!
 //! One connection to the maintenance database is kept; at most one more is open, for the database
-//! being visited. Counters are read at every collection, sizes every few minutes. A statement that
+//! being visited, and ends with the visit: a database that somebody is connected to can be neither
+//! dropped nor renamed nor copied. Counters are read at every collection, sizes every few minutes. A statement that
 //! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
 
 mod backoff;
+mod databases;
 mod queries;
 mod rows;
 mod server;
@@ -12,7 +14,7 @@ mod sizes;
 mod visit;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
@@ -22,9 +24,12 @@ use super::postgres::{Failure, PgConnection, Query, Recovery, Session, Timeouts}
 use super::{CollectError, Collected, Collector, Notices, document};
 use crate::clock;
 use crate::metric::declare::Declared;
-use crate::metric::pg_stats::{Cost, MAIN_INSTANCE, PgStats as Document, Problem, Server};
+use crate::metric::pg_stats::{
+    Cost, DatabaseSummary, MAIN_INSTANCE, PgStats as Document, Problem, Server,
+};
 use crate::metric::{Status, Time};
 use backoff::Backoff;
+use databases::{Turns, Wanted};
 use rows::Database;
 use sizes::{Plan, Sizes};
 use visit::Relations;
@@ -33,6 +38,9 @@ use visit::Relations;
 const DATABASE_SIZES_MAX: u32 = 50;
 /// The relations whose sizes one collection measures.
 const RELATION_SIZES_MAX: u32 = 1_000;
+/// How often the name of a server that is connected to is looked up. Well below the five minutes
+/// for which a connection may outlive the answer that led to it.
+const FOLLOW: Duration = Duration::from_secs(60);
 /// How long a locked relation, or one of a failed statement, is left alone.
 const SIZE_RETRY: Duration = Duration::from_secs(60);
 
@@ -41,8 +49,12 @@ const SIZE_RETRY: Duration = Duration::from_secs(60);
 pub struct PgStatsConfig {
     /// The server and the maintenance database.
     pub connection: PgConnection,
-    /// The databases to visit; empty: the maintenance database alone.
+    /// The databases to visit: names, patterns such as `app_*`, and exclusions such as `!app_old`;
+    /// empty: the maintenance database alone.
     pub databases: Vec<String>,
+    /// Of the databases that patterns find, so many are visited in one collection; the others have
+    /// their turn in the next ones.
+    pub visits_max: u32,
     /// The limits of every statement.
     pub timeouts: Timeouts,
     /// The largest tables of a database that are listed.
@@ -57,9 +69,12 @@ pub struct PgStatsConfig {
 pub struct PgStatsCollector {
     config: PgStatsConfig,
     main: Option<Session>,
-    /// The database visited last that is not the maintenance database.
+    /// The database being visited, if it is not the maintenance database.
     visited: Option<(String, Session)>,
+    turns: Turns,
     backoff: Backoff,
+    /// When the server's name was looked up last.
+    followed: Option<Instant>,
     /// The statistics views of the server that is connected to.
     views: Option<HashSet<String>>,
     database_sizes: Sizes,
@@ -74,6 +89,7 @@ impl Default for PgStatsConfig {
         Self {
             connection: PgConnection::default(),
             databases: Vec::new(),
+            visits_max: 50,
             timeouts: Timeouts::default(),
             tables_max: 200,
             indexes_max: 200,
@@ -97,7 +113,9 @@ impl PgStatsCollector {
             config,
             main: None,
             visited: None,
+            turns: Turns::default(),
             backoff: Backoff::default(),
+            followed: None,
             views: None,
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
@@ -106,25 +124,73 @@ impl PgStatsCollector {
         }
     }
 
-    /// The configured databases, each once, or the maintenance database when there is none.
-    fn wanted(&self) -> Vec<String> {
-        let mut seen = HashSet::new();
-        let names = self.config.databases.iter().filter(|name| !name.is_empty());
-        let mut wanted: Vec<String> = names.filter(|name| seen.insert(*name)).cloned().collect();
-        if wanted.is_empty() {
-            wanted.push(self.config.connection.database.clone());
+    /// The databases that this collection visits, and forgets what is known of those that are not
+    /// to be visited any more.
+    fn choose(&mut self, cluster: &Cluster, now: Instant) -> Vec<String> {
+        let wanted = Wanted::read(&self.config.databases, &self.config.connection.database);
+        let listed = cluster.databases.iter().filter(|database| database.may_connect);
+        let found = wanted.found(listed.map(|database| database.summary.name.as_str()));
+        let next = self.turns.next(&found, self.config.visits_max as usize);
+        // Without the list nothing is known of what is there.
+        if !cluster.databases.is_empty() {
+            let is_wanted = |name: &str| {
+                found.contains(&name) || wanted.names.iter().any(|named| named == name)
+            };
+            let is_there =
+                |name: &str| cluster.databases.iter().any(|database| database.summary.name == name);
+            self.relations.retain(|name, _| is_wanted(name));
+            self.turns.keep(is_wanted);
+            self.notices.keep(|part| {
+                let name = part.strip_prefix("database ");
+                name.is_none_or(|name| is_wanted(name) && is_there(name))
+            });
         }
-        wanted
+        let mut chosen = wanted.names;
+        chosen.extend(next);
+        for name in &chosen {
+            self.turns.visited(name, now);
+        }
+        chosen
+    }
+
+    /// Ends what a collection that was given up has left behind.
+    async fn end_unfinished(&mut self) {
+        if let Some(stale) = self.main.take_if(|session| session.is_busy()) {
+            stale.cancel().await;
+        }
+        if let Some((_, stale)) = self.visited.take() {
+            if stale.is_busy() {
+                stale.cancel().await;
+            }
+            drop(stale);
+        }
+    }
+
+    /// Ends the kept connection when the server's name has come to mean another place. It is looked
+    /// up at most once a minute; without an answer the connection stays.
+    async fn follow_name(&mut self) {
+        let now = clock::monotonic();
+        let is_due = self.followed.is_none_or(|at| now.saturating_duration_since(at) >= FOLLOW);
+        let Some(main) = self.main.as_ref().filter(|_| is_due) else { return };
+        self.followed = Some(now);
+        if main.is_elsewhere(&self.config.connection).await {
+            let place = self.config.connection.place();
+            tracing::info!(%place, "the name means another address now: connecting again");
+            self.main = None;
+        }
+    }
+
+    /// Ends the session of a visit.
+    async fn leave(&mut self) {
+        if let Some((_, session)) = self.visited.take() {
+            session.close().await;
+        }
     }
 
     /// Opens the kept connection unless it is open.
     async fn connect(&mut self, cost: &mut Cost) -> Result<(), CollectError> {
-        if let Some(stale) = self.main.take_if(|session| session.is_busy()) {
-            stale.cancel().await;
-        }
-        if let Some((_, stale)) = self.visited.take_if(|(_, session)| session.is_busy()) {
-            stale.cancel().await;
-        }
+        self.end_unfinished().await;
+        self.follow_name().await;
         if self.main.is_some() {
             return Ok(());
         }
@@ -278,16 +344,16 @@ impl Collector for PgStatsCollector {
             cluster => cluster?,
         };
         let maintenance = self.config.connection.database.clone();
-        let wanted = self.wanted();
-        let order: HashMap<&String, usize> = wanted.iter().zip(0..).collect();
-        self.relations.retain(|name, _| order.contains_key(name));
-        let mut documents = Vec::with_capacity(wanted.len() + 1);
+        let begun = clock::monotonic();
+        let chosen = self.choose(&cluster, begun);
+        let mut documents = Vec::with_capacity(chosen.len() + 1);
         self.absent.clear();
-        for name in self.visiting_order(&wanted) {
-            documents.extend(self.visit(now, &name, &cluster, &mut cost).await?);
+        for name in &chosen {
+            let visited = self.visit(now, name, &cluster, &mut cost).await;
+            self.leave().await;
+            documents.extend(visited?);
         }
         self.tell_absent();
-        documents.sort_by_key(|document: &Document| order.get(&document.database));
         let at = documents.iter().position(|document| document.database == maintenance);
         let at = at.unwrap_or_else(|| {
             documents.insert(0, empty_document(now, &maintenance, &cluster));
@@ -298,7 +364,11 @@ impl Collector for PgStatsCollector {
             self.add_server(document, cluster.recovery, &mut cost, &mut problems).await?;
             document.problems.splice(0..0, problems);
             document.status = Some(document.problems.first().map_or(Status::Ok, |p| p.status));
-            let databases = cluster.databases.into_iter().map(|database| database.summary);
+            let databases = cluster.databases.into_iter().map(|database| {
+                let age = self.turns.age(&database.summary.name, begun);
+                let visit_age_s = age.map(|age| age.as_secs());
+                DatabaseSummary { visit_age_s, ..database.summary }
+            });
             document.databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
             document.server = cluster.server;
             cost.elapsed_ms = super::round2(cost.elapsed_ms);
@@ -306,6 +376,14 @@ impl Collector for PgStatsCollector {
         }
         let metrics = documents.iter().map(document).collect::<Result<_, _>>()?;
         Ok(Collected { metrics, state: None })
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.notices.told()
+    }
+
+    async fn given_up(&mut self) {
+        self.end_unfinished().await;
     }
 }
 
@@ -319,23 +397,5 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
         status: Some(Status::Ok),
         own: known.map(|database| database.summary.stats.clone()).unwrap_or_default(),
         ..Document::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// C42: no databases means the maintenance database; doubles count once.
-    #[test]
-    fn databases_fall_back_to_the_maintenance_database() {
-        let check = |databases: &[&str], expected: &[&str]| {
-            let databases = databases.iter().map(ToString::to_string).collect();
-            let config = PgStatsConfig { databases, ..PgStatsConfig::default() };
-            assert_eq!(PgStatsCollector::new(config).wanted(), expected);
-        };
-        check(&[], &["postgres"]);
-        check(&[""], &["postgres"]);
-        check(&["b", "a", "b"], &["b", "a"]);
     }
 }

@@ -86,6 +86,7 @@ fn pg_stats(
     PgStatsConfig {
         connection: connection.clone(),
         databases: databases.to_vec(),
+        visits_max: count(section.integer("visits_max", 50, 1..=1_000)),
         timeouts,
         tables_max: count(section.remote(DETAIL).within(bounds.tables).integer(
             "tables_max",

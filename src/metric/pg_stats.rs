@@ -133,6 +133,9 @@ declare! {
         name: String = key from "pg_database.datname";
         /// Transactions since its oldest unfrozen one.
         xid_age: Option<i64> = gauge("transactions") from "age(pg_database.datfrozenxid)";
+        /// How long ago its tables and indexes were read; 0: in this collection. Absent: never, or
+        /// they are not to be.
+        visit_age_s: Option<u64> = gauge("s") from "the collector";
         ..stats: DatabaseStats;
     }
 

@@ -46,6 +46,12 @@ impl Peer {
         }
     }
 
+    /// Whether a name whose addresses are `found` now does not lead here any more. An answer that
+    /// did not come, or has no address, says nothing.
+    pub(super) fn is_left_by(&self, found: io::Result<Vec<Self>>) -> bool {
+        found.is_ok_and(|found| !found.is_empty() && !found.contains(self))
+    }
+
     pub(super) async fn dial(&self) -> io::Result<Box<dyn Duplex>> {
         match self {
             Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
@@ -78,6 +84,22 @@ mod tests {
             check(other, ClearText::Refused);
         }
         assert_eq!(Peer::Unix("/run/postgresql".into()).clear_text(), ClearText::Allowed);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_elsewhere_leaves_its_peer() {
+        let peer = |text: &str| Peer::Tcp(text.parse().expect(text));
+        let here = peer("192.0.2.1:5432");
+        assert!(here.is_left_by(Ok(vec![peer("192.0.2.2:5432")])));
+        assert!(here.is_left_by(Ok(vec![peer("192.0.2.1:5433")])));
+        assert!(!here.is_left_by(Ok(vec![peer("192.0.2.2:5432"), here.clone()])));
+        assert!(!here.is_left_by(Ok(Vec::new())));
+        assert!(!here.is_left_by(Err(io::ErrorKind::TimedOut.into())));
+        let socket = PgConnection { host: "/run/pg".to_owned(), ..PgConnection::default() };
+        let found = Peer::all_of(&socket).await;
+        assert!(!Peer::Unix("/run/pg/.s.PGSQL.5432".into()).is_left_by(found));
+        let found = Peer::all_of(&PgConnection::default()).await;
+        assert!(here.is_left_by(found), "localhost");
     }
 
     #[tokio::test]

@@ -25,6 +25,10 @@ use crate::metric::pg_stats::Cost;
 
 /// How long a cancel request may take; after that the socket is dropped.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the last words to a server may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a name of a server that answers is looked up.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The limits of a session. Each must be below the one after it, and all below the interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,6 +264,20 @@ impl Session {
             Err(failure) => cost.timeouts += u64::from(failure.status == Status::Timeout),
         }
         result
+    }
+
+    /// Takes leave of the server, which need not find out by itself that nobody is there.
+    pub(in crate::collect) async fn close(self) {
+        let Self { client, connection, .. } = self;
+        drop(client);
+        drop(timeout(CLOSE_TIMEOUT, connection).await);
+    }
+
+    /// Whether the name of `place`, to which this session is, leads to other addresses now.
+    pub(in crate::collect) async fn is_elsewhere(&self, place: &PgConnection) -> bool {
+        let (_, reached, _) = &self.reached;
+        let found = timeout(LOOKUP_TIMEOUT, Peer::all_of(place)).await;
+        found.is_ok_and(|found| reached.is_left_by(found))
     }
 
     /// Asks the server to stop what was left running, so that nothing of the agent's stays.
