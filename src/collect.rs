@@ -21,6 +21,8 @@ use serde_json::Value;
 
 pub use notices::Notices;
 
+use crate::metric::pg_stats::MAIN_INSTANCE;
+
 /// What one collection gave.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Collected {
@@ -43,6 +45,11 @@ pub struct CollectError {
 pub trait Collector: Send + 'static {
     /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log` or `agent`.
     fn name(&self) -> &'static str;
+
+    /// Which server it reads, where there may be several.
+    fn instance(&self) -> &str {
+        MAIN_INSTANCE
+    }
 
     /// Reads once. `now` becomes the metrics' timestamp.
     ///
@@ -71,6 +78,12 @@ pub trait Collector: Send + 'static {
 
     /// The queue holds what the last [`Collector::collect`] returned.
     fn committed(&mut self) {}
+}
+
+/// What a collector of an instance is called in status, logs and positions: `pg_stats`, or
+/// `pg_stats@replica`.
+pub fn label(name: &str, instance: &str) -> String {
+    if instance == MAIN_INSTANCE { name.to_owned() } else { format!("{name}@{instance}") }
 }
 
 impl CollectError {

@@ -88,10 +88,10 @@ pub struct Collectors {
     pub sysstat: Option<(Timing, SysstatConfig)>,
     /// File systems.
     pub disk_usage: Option<(Timing, DiskUsageConfig)>,
-    /// PostgreSQL statistics.
-    pub pg_stats: Option<(Timing, PgStatsConfig)>,
-    /// PostgreSQL's log.
-    pub pg_log: Option<(Timing, PgLogConfig)>,
+    /// PostgreSQL statistics, of each server.
+    pub pg_stats: Option<(Timing, Vec<PgStatsConfig>)>,
+    /// PostgreSQL's log, of each server that has it on this host.
+    pub pg_log: Option<(Timing, Vec<PgLogConfig>)>,
     /// The agent's own health.
     pub agent: Option<Timing>,
 }
@@ -158,15 +158,14 @@ impl Config {
     pub fn read_layers(own: Text<'_>, remote: Option<Text<'_>>) -> Result<Loaded, ConfigError> {
         let mut document = Document::layered(own, remote)?;
         let passed_over = document.pass_over(&ORIGINAL_TYPES);
-        document.with_variables("postgres", |name| std::env::var(name).ok());
         let bounds = Bounds::read(&mut document.section("remote"));
         let (agent, interval) = agent(&mut document.section("collector"), &bounds);
         let tls = tls(&mut document.section("tls").all_at_start());
         let mut link = backend::link(&mut document.section("backend").all_at_start(), tls);
         link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
-        let postgres = postgres::read(&mut document.section("postgres"), &bounds);
+        let servers = postgres::read(&mut document, &bounds);
         let config = Self {
-            collectors: collectors::read(&mut document, interval, &postgres, &bounds),
+            collectors: collectors::read(&mut document, interval, &servers, &bounds),
             intake: intake(&mut document.section("intake")),
             queue: queue(&mut document.section("queue"), &agent.state_dir, &bounds),
             forward: forward(&mut document.section("forward")),
@@ -394,10 +393,12 @@ mod tests {
         assert_eq!(config.link.tls.key_file, Path::new("/etc/pganalytics/collector.key"));
         let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(60));
-        let connection = pg_stats.connection;
+        assert_eq!(pg_stats.len(), 1);
+        let PgStatsConfig { connection, databases, instance, .. } = pg_stats[0].clone();
+        assert_eq!((&*instance, databases.len()), ("main", 0));
         assert_eq!((&*connection.host, connection.port), ("localhost", 5432));
         assert_eq!((&*connection.user, &*connection.database), ("postgres", "postgres"));
-        assert!(connection.password.is_none() && pg_stats.databases.is_empty());
+        assert!(connection.password.is_none());
         assert!(config.collectors.sysstat.is_some() && config.collectors.disk_usage.is_some());
     }
 
@@ -435,8 +436,8 @@ mod tests {
         assert!(!config.link.tls.verify && config.collectors.sysstat.is_none());
         let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(120));
-        assert_eq!(pg_stats.databases, ["postgres", "myapp", "analytics"]);
-        let password = pg_stats.connection.password.unwrap();
+        assert_eq!(pg_stats[0].databases, ["postgres", "myapp", "analytics"]);
+        let password = pg_stats[0].connection.password.clone().unwrap();
         assert_eq!(password.expose_secret(), "p://w\"d");
         let (timing, _) = config.collectors.disk_usage.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(30), "collector.interval is the default");

@@ -68,13 +68,14 @@ async fn a_visit_that_is_given_up_ends() {
     let server = Postgres::start(17);
     server.execute("postgres", "CREATE DATABASE slow").await;
     let mut config = config(&server, &["slow"]);
-    config.timeouts.lock = LIMIT;
-    config.timeouts.statement = LIMIT * 2;
-    config.timeouts.client = LIMIT * 3;
+    config.timeouts.lock = LIMIT * 3;
+    config.timeouts.statement = LIMIT * 4;
+    config.timeouts.client = LIMIT * 5;
     let mut collector = PgStatsCollector::new(config);
     collect(&mut collector).await;
     let (blocker, admin) = (server.client("slow").await, server.client("postgres").await);
-    let lock = "BEGIN; LOCK TABLE pg_index IN ACCESS EXCLUSIVE MODE";
+    // A new session does not wait for it, its first statement does.
+    let lock = "BEGIN; LOCK TABLE pg_namespace IN ACCESS EXCLUSIVE MODE";
     blocker.batch_execute(lock).await.expect("locks");
     let sql = format!("{AGENTS} AND wait_event_type = 'Lock'");
     let count = async |sql: &str| -> i64 {

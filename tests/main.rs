@@ -31,6 +31,7 @@ mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
 mod collect_pg_server; // pg_stats: what is about the whole server, held against its own words
+mod collect_pg_several; // several servers of one agent: each by itself
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod collect_pg_tls; // TLS to PostgreSQL: every mode, certificates, channel binding, attackers
 mod control; // the control socket: one owner, no strangers

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     clock,
-    collect::{Collected, Collector, schedule::Schedule},
+    collect::{Collected, Collector, label, schedule::Schedule},
     config::Timing,
     metric,
     queue::{AppendError, Appended, Group, Haste, NewRecord, Position, Queue},
@@ -27,7 +27,7 @@ use crate::{
 
 /// What the collectors have done.
 #[derive(Debug, Clone, Default)]
-pub struct Collections(Arc<Mutex<BTreeMap<&'static str, CollectorStatus>>>);
+pub struct Collections(Arc<Mutex<BTreeMap<String, CollectorStatus>>>);
 
 /// What one collector has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,11 +90,11 @@ impl Collections {
     /// What every collector has done, by its name.
     pub fn snapshot(&self) -> BTreeMap<String, CollectorStatus> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(name, status)| ((*name).to_owned(), status.clone())).collect()
+        all.clone()
     }
 
     /// A collector does not run any more: what was wrong with it is not wrong now.
-    pub(super) fn ended(&self, name: &'static str) {
+    pub(super) fn ended(&self, name: &str) {
         self.change(name, |status| {
             status.error = None;
             status.notices = Vec::new();
@@ -103,14 +103,15 @@ impl Collections {
     }
 
     /// Runs `work` to its end, at the cost of the collector `name`.
-    async fn charge<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+    async fn charge<T>(&self, name: &str, work: impl Future<Output = T>) -> T {
         let (done, cpu) = metered(work).await;
         self.change(name, |status| status.cpu += cpu);
         done
     }
 
-    fn change(&self, name: &'static str, change: impl FnOnce(&mut CollectorStatus)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
+    fn change(&self, name: &str, change: impl FnOnce(&mut CollectorStatus)) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(all.entry(name.to_owned()).or_default());
     }
 }
 
@@ -133,20 +134,20 @@ pub(super) async fn run_collector<C: Collector>(
     door: Door,
     mut shutdown: Shutdown,
 ) {
-    let name = collector.name();
+    let name = label(collector.name(), collector.instance());
     let mut schedule = Schedule::new(timing.interval, Duration::ZERO);
     let mut more = false;
     loop {
         let mut wait = Duration::ZERO;
         if !std::mem::take(&mut more) {
             let tick = schedule.next(clock::now());
-            metrics::counter!(counter::MISSED, "collector" => name).increment(tick.missed);
+            metrics::counter!(counter::MISSED, "collector" => name.clone()).increment(tick.missed);
             wait = tick.after;
         }
         let collect = async {
             tokio::time::sleep(wait).await;
-            let once = collect_once(&mut collector, timing.deadline, &door);
-            door.collections.charge(name, once).await
+            let once = collect_once(&name, &mut collector, timing.deadline, &door);
+            door.collections.charge(&name, once).await
         };
         let collected = tokio::select! {
             biased;
@@ -155,8 +156,8 @@ pub(super) async fn run_collector<C: Collector>(
         };
         // What has been collected is stored even when the shutdown comes now.
         let Some(collected) = collected else { continue };
-        let admit = door.admit(name, collected, &mut shutdown);
-        match door.collections.charge(name, admit).await {
+        let admit = door.admit(&name, collected, &mut shutdown);
+        match door.collections.charge(&name, admit).await {
             Ok(()) => {
                 collector.committed();
                 more = collector.has_more();
@@ -168,11 +169,12 @@ pub(super) async fn run_collector<C: Collector>(
 }
 
 async fn collect_once<C: Collector>(
+    name: &str,
     collector: &mut C,
     deadline: Duration,
     door: &Door,
 ) -> Option<Collected> {
-    let (name, at, begun) = (collector.name(), clock::now(), clock::monotonic());
+    let (at, begun) = (clock::now(), clock::monotonic());
     let result = tokio::time::timeout(deadline, collector.collect(at)).await;
     let (result, collected, error) = match result {
         Ok(Ok(collected)) => ("ok", Some(collected), None),
@@ -180,11 +182,13 @@ async fn collect_once<C: Collector>(
         Err(_) => {
             tokio::time::timeout(GIVE_UP_MAX, collector.given_up()).await.ok();
             let limit = units::show_duration(deadline);
-            let text = format!("not done within {limit}\n  hint: raise {name}.timeout");
+            let text =
+                format!("not done within {limit}\n  hint: raise {}.timeout", collector.name());
             ("deadline", None, Some(text))
         }
     };
-    metrics::counter!(counter::COLLECTIONS, "collector" => name, "result" => result).increment(1);
+    let label = name.to_owned();
+    metrics::counter!(counter::COLLECTIONS, "collector" => label, "result" => result).increment(1);
     let (took, notices) = (begun.elapsed(), collector.notices());
     door.collections.change(name, |status| {
         log_change(name, status.error.as_deref(), error.as_deref());
@@ -213,7 +217,7 @@ impl Door {
     /// Validates metrics and appends those that are sound, with the collector's position.
     async fn admit(
         &self,
-        name: &'static str,
+        name: &str,
         collected: Collected,
         shutdown: &mut Shutdown,
     ) -> Result<(), Refused> {
@@ -236,7 +240,7 @@ impl Door {
         }
         let group = Group { records, position, rejected, haste: Haste::Linger };
         let appended = self.append(name, group, shutdown).await?;
-        let counter = metrics::counter!(counter::APPENDED, "collector" => name);
+        let counter = metrics::counter!(counter::APPENDED, "collector" => name.to_owned());
         counter.increment(appended.records);
         self.collections.change(name, |status| status.metrics += appended.records);
         Ok(())
@@ -246,7 +250,7 @@ impl Door {
     /// the collector that brings the group is held back by that.
     async fn append(
         &self,
-        name: &'static str,
+        name: &str,
         group: Group,
         shutdown: &mut Shutdown,
     ) -> Result<Appended, Refused> {
@@ -275,7 +279,7 @@ impl Door {
         }
     }
 
-    fn reject(&self, name: &'static str, metric: &Value, invalid: &metric::Invalid) {
+    fn reject(&self, name: &str, metric: &Value, invalid: &metric::Invalid) {
         let kind = metric.get("type").and_then(Value::as_str).unwrap_or("none").to_owned();
         let text = format!("{kind}: {invalid}");
         let path = without_indexes(&invalid.path);

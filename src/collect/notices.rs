@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use crate::metric::pg_stats::MAIN_INSTANCE;
+
 /// What is wrong now, by the part it concerns.
 #[derive(Debug, Default)]
 pub struct Notices {
+    /// The server, where it is not the main one.
+    instance: Option<String>,
     failing: BTreeMap<String, String>,
 }
 
@@ -13,6 +17,12 @@ impl Notices {
     /// None wrong.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// None wrong yet with a server, whose name the log's lines have.
+    pub fn of(instance: &str) -> Self {
+        let instance = (instance != MAIN_INSTANCE).then(|| instance.to_owned());
+        Self { instance, ..Self::default() }
     }
 
     /// Passes a good value on; an error is logged when it is not the one `part` already has.
@@ -34,7 +44,7 @@ impl Notices {
         if self.failing.get(part).is_some_and(|known| known == message) {
             return false;
         }
-        tracing::warn!(part, "{message}");
+        tracing::warn!(instance = self.instance, part, "{message}");
         self.failing.insert(part.to_owned(), message.to_owned());
         true
     }
@@ -53,7 +63,7 @@ impl Notices {
     pub fn recovered(&mut self, part: &str) -> bool {
         let news = self.failing.remove(part).is_some();
         if news {
-            tracing::info!(part, "works again");
+            tracing::info!(instance = self.instance, part, "works again");
         }
         news
     }

@@ -2,8 +2,9 @@
 //!
 //! One connection to the maintenance database is kept; at most one more is open, for the database
 //! being visited, and ends with the visit: a database that somebody is connected to can be neither
-//! dropped nor renamed nor copied. Counters are read at every collection, sizes every few minutes. A statement that
-//! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
+//! dropped nor renamed nor copied. Counters are read at every collection, sizes every few minutes.
+//! A statement that fails leaves its numbers out, says why in `status` and `problems`, and stops
+//! nothing else.
 
 mod backoff;
 mod databases;
@@ -47,6 +48,8 @@ const SIZE_RETRY: Duration = Duration::from_secs(60);
 /// What to collect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PgStatsConfig {
+    /// The server's name in the configuration.
+    pub instance: String,
     /// The server and the maintenance database.
     pub connection: PgConnection,
     /// The databases to visit: names, patterns such as `app_*`, and exclusions such as `!app_old`;
@@ -87,6 +90,7 @@ pub struct PgStatsCollector {
 impl Default for PgStatsConfig {
     fn default() -> Self {
         Self {
+            instance: MAIN_INSTANCE.to_owned(),
             connection: PgConnection::default(),
             databases: Vec::new(),
             visits_max: 50,
@@ -100,6 +104,7 @@ impl Default for PgStatsConfig {
 
 /// What the maintenance connection gave.
 struct Cluster {
+    instance: String,
     server: Option<Server>,
     databases: Vec<Database>,
     recovery: Recovery,
@@ -109,6 +114,7 @@ struct Cluster {
 impl PgStatsCollector {
     /// A collector that has not connected yet.
     pub fn new(config: PgStatsConfig) -> Self {
+        let notices = Notices::of(&config.instance);
         Self {
             config,
             main: None,
@@ -120,7 +126,7 @@ impl PgStatsCollector {
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
-            notices: Notices::new(),
+            notices,
         }
     }
 
@@ -231,7 +237,8 @@ impl PgStatsCollector {
         let mut databases: Vec<Database> =
             rows.unwrap_or_default().iter().filter_map(rows::database).collect();
         self.size_databases(&mut databases, recovery, cost, &mut problems).await?;
-        Ok(Cluster { server, databases, recovery, problems })
+        let instance = self.config.instance.clone();
+        Ok(Cluster { instance, server, databases, recovery, problems })
     }
 
     async fn size_databases(
@@ -331,6 +338,10 @@ impl Collector for PgStatsCollector {
         "pg_stats"
     }
 
+    fn instance(&self) -> &str {
+        &self.config.instance
+    }
+
     async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
         let mut cost = Cost::default();
         let kept = self.main.is_some();
@@ -392,7 +403,7 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
     let known = cluster.databases.iter().find(|database| database.summary.name == name);
     Document {
         timestamp: Time(now),
-        instance: Some(MAIN_INSTANCE.to_owned()),
+        instance: Some(cluster.instance.clone()),
         database: name.to_owned(),
         status: Some(Status::Ok),
         own: known.map(|database| database.summary.stats.clone()).unwrap_or_default(),

@@ -1,11 +1,17 @@
-//! `[postgres]`: where the server is, how it is reached, and who the agent is there.
+//! `[postgres]`, or `[[postgres]]` for each of several: where the server is, how it is reached, and
+//! who the agent is there.
 
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Bounds, reader::Section, secrets};
+use super::{
+    Bounds,
+    reader::{Document, Section},
+    secrets,
+};
 use crate::collect::postgres::{ChannelBinding, PasswordFrom, PgConnection, PgTls, Roots, SslMode};
+use crate::metric::pg_stats::MAIN_INSTANCE;
 
 /// Why the backend may set a key.
 const WHAT: &str = "says which databases of the server are measured, within `remote.databases_max`";
@@ -13,13 +19,61 @@ const WHAT: &str = "says which databases of the server are measured, within `rem
 /// `sslrootcert` in the place of a file: the CAs that the operating system trusts.
 const SYSTEM: &str = "system";
 
-/// The connection and the databases to visit.
-pub(super) fn read(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnection, Vec<String>) {
+/// One server.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) instance: String,
+    pub(super) connection: PgConnection,
+    /// The databases to visit.
+    pub(super) databases: Vec<String>,
+    /// Whether its log is read.
+    pub(super) reads_log: bool,
+}
+
+/// `log`.
+#[derive(Debug, Clone, Copy)]
+enum ReadsLog {
+    /// Where it is likely to be on this host.
+    Auto,
+    Always,
+    Never,
+}
+
+const READS_LOG: [(&str, ReadsLog); 3] =
+    [("auto", ReadsLog::Auto), ("on", ReadsLog::Always), ("off", ReadsLog::Never)];
+
+/// The servers that the host's own file names; at least one.
+pub(super) fn read(document: &mut Document<'_>, bounds: &Bounds) -> Vec<Server> {
+    let entries = document.entries("postgres", MAIN_INSTANCE);
+    let mut servers = Vec::with_capacity(entries.len());
+    for entry in entries {
+        document.with_variables(&entry.section, |name| std::env::var(name).ok());
+        let mut section = document.section(&entry.section);
+        // It was read when the entries were told apart.
+        section.text("name", MAIN_INSTANCE);
+        let connection = connection(&mut section);
+        let log = READS_LOG[section.choice("log", &READS_LOG.map(|log| log.0))].1;
+        servers.push(Server {
+            instance: entry.name,
+            reads_log: match log {
+                // The first one is read as ever.
+                ReadsLog::Auto => servers.is_empty() || connection.is_on_this_host(),
+                ReadsLog::Always => true,
+                ReadsLog::Never => false,
+            },
+            connection,
+            databases: section.remote(WHAT).within(bounds.databases).list("databases", ""),
+        });
+    }
+    servers
+}
+
+fn connection(section: &mut Section<'_, '_>) -> PgConnection {
     let password: SecretString = section.secret("password");
     let password = Some(password).filter(|password| !password.expose_secret().is_empty());
     let password_from = password_from(section, password.is_some());
     let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
-    let connection = PgConnection {
+    PgConnection {
         host: section.text("host", "localhost"),
         port: u16::try_from(port).unwrap_or(5432),
         user: section.text("user", "postgres"),
@@ -28,8 +82,7 @@ pub(super) fn read(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnect
         tls: tls(section),
         database: section.text("database", "postgres"),
         connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
-    };
-    (connection, section.remote(WHAT).within(bounds.databases).list("databases", ""))
+    }
 }
 
 /// Where a password comes from that is not in the file; one place at most.
@@ -133,7 +186,7 @@ mod tests {
     fn read_at(path: &Path, text: &str) -> Result<PgConnection, String> {
         let config = Config::read(path, &format!("[postgres]\n{text}"));
         let config = config.map_err(|error| error.to_string())?;
-        Ok(config.collectors.pg_stats.expect("it is on").1.connection)
+        Ok(config.collectors.pg_stats.expect("it is on").1.remove(0).connection)
     }
 
     fn read(text: &str) -> Result<PgConnection, String> {

@@ -31,8 +31,8 @@ pub fn exposed_file(key: &str, path: &Path) -> Option<String> {
     })
 }
 
-/// Who else than root and the user of this process can say what is in the file at `path`, if anybody
-/// can: its owner, its group or others, or whoever may put another file in its place.
+/// Who else than root and the user of this process can say what is in the file at `path`, if
+/// anybody can: its owner, its group or others, or whoever may put another file in its place.
 pub fn written_by_others(path: &Path) -> Option<String> {
     const STICKY: u32 = 0o1000;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -56,10 +56,14 @@ pub fn written_by_others(path: &Path) -> Option<String> {
 fn password_in(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;
     let is_password = |(section, key): &(&str, &str)| {
-        let value = document.get(*section)?.get(*key)?.as_str()?;
+        let found = document.get(*section)?;
+        let several = found.as_array().map_or(std::slice::from_ref(found), Vec::as_slice);
         let is_url = *key == "proxy";
-        (!value.is_empty() && !value.contains("${") && (!is_url || value.contains('@')))
-            .then(|| format!("{section}.{key}"))
+        let holds = |value: &str| {
+            !value.is_empty() && !value.contains("${") && (!is_url || value.contains('@'))
+        };
+        let mut values = several.iter().filter_map(|one| one.get(*key)?.as_str());
+        values.any(holds).then(|| format!("{section}.{key}"))
     };
     KEYS.iter().find_map(is_password)
 }
@@ -85,6 +89,8 @@ mod tests {
         assert_eq!(said(text, 0o640), None);
         assert_eq!(said("[postgres]\npassword = \"${PGPASSWORD}\"\n", 0o644), None);
         assert_eq!(said("[postgres]\npassword = \"\"\n", 0o644), None);
+        let several = "[[postgres]]\n[[postgres]]\nname = \"b\"\npassword = \"hush\"\n";
+        assert!(said(several, 0o644).is_some());
         assert_eq!(said("[forward]\nproxy = \"http://proxy:3128\"\n", 0o644), None);
         assert!(said("[forward]\nproxy = \"http://u:p@proxy:3128\"\n", 0o604).is_some());
         let token = exposed_file("backend.token_file", &path).unwrap();

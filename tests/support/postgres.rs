@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls, Row};
 
-use super::backend_stub::set_mode;
 use super::until;
 
 const SERVERS: &str = include_str!("servers.txt");
@@ -114,8 +113,8 @@ impl Postgres {
         server
     }
 
-    /// A server that also listens on TCP, port 5432 at [`Postgres::address`], with these files, mode
-    /// 0600, in its data directory. `settings` and `files` are made for its address.
+    /// A server that also listens on TCP, port 5432 at [`Postgres::address`]. `make` is told that
+    /// address and gives settings, and files of the data directory, which get mode 0600.
     pub fn start_on_tcp(
         major: u32,
         make: impl FnOnce(&str) -> (Vec<(&'static str, String)>, Vec<(&'static str, String)>),
@@ -130,7 +129,11 @@ impl Postgres {
         server.initialise(&binaries(major).join("initdb"), &settings);
         for (name, text) in files {
             server.write(name, &text);
-            set_mode(&server.data_dir().join(name), 0o600);
+            let mode = fs_err::set_permissions(
+                server.data_dir().join(name),
+                std::fs::Permissions::from_mode(0o600),
+            );
+            mode.expect("set the mode");
         }
         server.address = Some(address);
         server.resume();

@@ -1,5 +1,6 @@
 //! Where PostgreSQL is, and how to reach it.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use super::tls::{ChannelBinding, PgTls, SslMode};
 pub(super) const USUAL_SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// One server and the role the agent uses there. In clear text the password is sent over the
-/// socket, over loopback, and where TLS has shown that the other end is the host that was asked for.
+/// socket, over loopback, and where TLS has shown that the other end is the host that was asked
+/// for.
 #[derive(Debug, Clone)]
 pub struct PgConnection {
     /// A host name, an address, or the directory of a Unix socket when it starts with `/`.
@@ -66,8 +68,9 @@ impl Default for PgConnection {
 }
 
 impl PgConnection {
-    /// Reads `postgres://user:password@host:port/database` or `host=... user=...`, with an `sslmode`
-    /// that needs no file. What the text leaves out keeps its default. The error never holds the text, which may hold a password.
+    /// Reads `postgres://user:password@host:port/database` or `host=... user=...`, with an
+    /// `sslmode` that needs no file. What the text leaves out keeps its default. The error never
+    /// holds the text, which may hold a password.
     pub fn from_url(url: &str) -> Result<Self, String> {
         let parsed: tokio_postgres::Config = url.parse().map_err(|_| {
             "not a PostgreSQL connection string; \
@@ -116,6 +119,12 @@ impl PgConnection {
     /// Where it is, for messages: no password.
     pub fn place(&self) -> String {
         format!("{}:{} as {:?}", self.host, self.port, self.user)
+    }
+
+    /// Whether it is a Unix socket or a loopback address, as far as its name says so.
+    pub fn is_on_this_host(&self) -> bool {
+        let address = self.host.parse::<IpAddr>().map(|address| address.to_canonical());
+        self.is_socket() || self.host == "localhost" || address.is_ok_and(|it| it.is_loopback())
     }
 
     /// Whether it is a Unix socket.

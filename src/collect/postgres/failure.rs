@@ -36,7 +36,9 @@ impl Failure {
     pub(in crate::collect) fn to_connect(&self, place: &PgConnection) -> String {
         let hint = match self.sqlstate.as_deref() {
             _ if self.hint.is_some() => self.hint.as_deref().unwrap_or_default(),
-            Some("28P01") => "check postgres.user, and the password where it comes from",
+            Some("28P01") => {
+                "check postgres.user and postgres.password, or what the password comes from"
+            }
             Some("28000") => {
                 "pg_hba.conf must let this role in; it may want TLS (postgres.sslmode), a \
                  certificate (postgres.sslcert), or neither"

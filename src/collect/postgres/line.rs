@@ -109,3 +109,69 @@ impl Route {
         Ok(Line { stream: Box::new(stream), established, clear_text, is_encrypted: true })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::super::tls::{PgTls, Roots};
+    use super::*;
+
+    /// Only where TLS has shown the host that was asked for may a password be sent as it is, and
+    /// what was said in clear text before is not a part of the session.
+    #[tokio::test]
+    async fn clear_text_takes_the_proof_of_the_host() {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["db.example.com".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.crt");
+        fs_err::write(&file, certificate.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let line = async |mode: SslMode, at: ClearText, answer: &[u8]| {
+            let tls = PgTls { mode, roots: Roots::File(file.clone()), ..PgTls::default() };
+            let host = "db.example.com".to_owned();
+            let route = Route::to(&PgConnection { host, tls, ..PgConnection::default() }).await;
+            let (client, mut server) = tokio::io::duplex(1 << 16);
+            let serve = async {
+                let mut request = [0; 8];
+                server.read_exact(&mut request).await.unwrap();
+                server.write_all(answer).await.unwrap();
+                acceptor.accept(server).await.ok()
+            };
+            let route = route.unwrap();
+            let secured = route.secure(Box::new(client), at, route.attempts()[0]);
+            tokio::join!(secured, serve).0
+        };
+        let (allowed, refused) = (ClearText::Allowed, ClearText::Refused);
+        for (mode, at, expected) in [
+            (SslMode::Prefer, refused, refused),
+            (SslMode::Require, refused, refused),
+            (SslMode::VerifyCa, refused, refused),
+            (SslMode::VerifyFull, refused, allowed),
+            (SslMode::Prefer, allowed, allowed),
+        ] {
+            let line = line(mode, at, b"S").await.unwrap_or_else(|why| panic!("{mode:?}: {why:?}"));
+            assert_eq!((line.clear_text, line.is_encrypted), (expected, true), "{mode:?}");
+            assert_eq!(line.established.end_point.map(|it| it.len()), Some(32));
+        }
+        let notice = line(SslMode::VerifyFull, refused, b"SN\0\0\0\x05\0").await;
+        assert!(notice.is_err_and(|failure| failure.is_tls()));
+    }
+}

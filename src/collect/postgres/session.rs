@@ -4,7 +4,6 @@
 //! two collections nothing runs. Every statement is its own transaction.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
@@ -51,10 +50,13 @@ pub(in crate::collect) struct Query {
     pub(in crate::collect) rows_max: u32,
 }
 
+/// What the driver reads and writes.
+type Socket = Guarded<Box<dyn Duplex>>;
+
 /// An open connection.
 pub(in crate::collect) struct Session {
     client: Client,
-    connection: Connection<Guarded<Box<dyn Duplex>>, Wire<Guarded<Box<dyn Duplex>>>>,
+    connection: Connection<Socket, Wire<Socket>>,
     /// How it was reached; a request to cancel goes the same way.
     reached: (Route, Peer, Attempt),
     allowance: Allowance,
@@ -91,7 +93,8 @@ impl Session {
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
         let password = place.password_for(database).await?;
-        let connecting = Self::connect(place, database, password, timeouts);
+        // A handshake is large, and soon over: it is not kept in what waits for the session.
+        let connecting = Box::pin(Self::connect(place, database, password, timeouts));
         timeout(place.connect_timeout, connecting).await.unwrap_or_else(|_| {
             let seconds = place.connect_timeout.as_secs_f32();
             Err(Failure::lost(Status::Timeout, format!("no answer within {seconds} s")))
@@ -274,10 +277,15 @@ impl Session {
     }
 
     /// Whether the name of `place`, to which this session is, leads to other addresses now.
-    pub(in crate::collect) async fn is_elsewhere(&self, place: &PgConnection) -> bool {
-        let (_, reached, _) = &self.reached;
-        let found = timeout(LOOKUP_TIMEOUT, Peer::all_of(place)).await;
-        found.is_ok_and(|found| reached.is_left_by(found))
+    pub(in crate::collect) fn is_elsewhere(
+        &self,
+        place: &PgConnection,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let (reached, place) = (self.reached.1.clone(), place.clone());
+        async move {
+            let found = timeout(LOOKUP_TIMEOUT, Peer::all_of(&place)).await;
+            found.is_ok_and(|found| reached.is_left_by(found))
+        }
     }
 
     /// Asks the server to stop what was left running, so that nothing of the agent's stays.

@@ -12,7 +12,8 @@ const UNDEFINED: &str = "names a variable that is not set";
 
 impl Document<'_> {
     /// Puts variables of the environment into the texts of a section of the host's own file:
-    /// `${NAME}` is the variable's value, `$${NAME}` is `${NAME}`. One that is not set is a mistake.
+    /// `${NAME}` is the variable's value, `$${NAME}` is `${NAME}`. One that is not set is a
+    /// mistake.
     pub fn with_variables(&mut self, section: &str, variable: impl Fn(&str) -> Option<String>) {
         let Some(layer) = self.layers.iter_mut().find(|layer| layer.origin == Origin::File) else {
             return;
@@ -46,8 +47,8 @@ impl Section<'_, '_> {
     pub fn command(&mut self, key: &'static str) -> Vec<String> {
         self.next.remote = None;
         let known = self.know(key, "[]".to_owned());
-        let Some((_, value)) = self.document.get(self.name, key) else {
-            self.note(known, None, mark_of(""));
+        let Some((_, value)) = self.document.get(&self.name, key) else {
+            self.note(known, None, mark_of("[]"));
             return Vec::new();
         };
         let words = match value.get_ref() {
@@ -157,7 +158,7 @@ mod tests {
             let expanded = expanded(text, &variable, &mut |name| unset.push(name.to_owned()));
             assert_eq!(
                 (expanded.as_str(), unset),
-                (expected, missing.to_vec().into_iter().map(str::to_owned).collect()),
+                (expected, missing.iter().map(ToString::to_string).collect()),
                 "{text}"
             );
         };
