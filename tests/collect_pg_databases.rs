@@ -149,3 +149,17 @@ async fn many_databases_take_turns() {
     assert_eq!(ages(&metrics), [true; 5]);
     assert_eq!(visited(&collect(&mut collector).await), ["d", "a", "b"]);
 }
+
+/// Where a collection has no time for more, it makes one visit, and the others have their turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_visits_take_turns() {
+    let server = Postgres::start(16);
+    for name in ["a", "b", "c"] {
+        server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
+    }
+    let config = PgStatsConfig { visits_time: Duration::ZERO, ..config(&server, &["c", "*"]) };
+    let mut collector = PgStatsCollector::new(config);
+    for expected in [["c", "a"], ["c", "b"], ["c", "postgres"], ["c", "a"]] {
+        assert_eq!(visited(&collect(&mut collector).await), expected);
+    }
+}

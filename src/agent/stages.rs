@@ -273,7 +273,7 @@ async fn run_pg_log(config: PgLogConfig, timing: Timing, door: Door, mut shutdow
         }
     };
     let collector = PgLogCollector::new(config, position.as_deref());
-    run_collector(collector, timing, door, shutdown).await;
+    Box::pin(run_collector(collector, timing, door, shutdown)).await;
 }
 
 /// Windows from now on: the first tick is now, and a window has a length.

@@ -58,6 +58,9 @@ pub struct PgStatsConfig {
     /// Of the databases that patterns find, so many are visited in one collection; the others have
     /// their turn in the next ones.
     pub visits_max: u32,
+    /// After this no further one of them is visited, so that a collection with slow visits comes to
+    /// its end; one is visited in any case.
+    pub visits_time: Duration,
     /// The limits of every statement.
     pub timeouts: Timeouts,
     /// The largest tables of a database that are listed.
@@ -94,6 +97,7 @@ impl Default for PgStatsConfig {
             connection: PgConnection::default(),
             databases: Vec::new(),
             visits_max: 50,
+            visits_time: Duration::from_secs(5),
             timeouts: Timeouts::default(),
             tables_max: 200,
             indexes_max: 200,
@@ -109,6 +113,13 @@ struct Cluster {
     databases: Vec<Database>,
     recovery: Recovery,
     problems: Vec<Problem>,
+}
+
+/// The databases of one collection.
+struct Chosen {
+    named: Vec<String>,
+    /// Those whose turn it is.
+    found: Vec<String>,
 }
 
 impl PgStatsCollector {
@@ -132,7 +143,7 @@ impl PgStatsCollector {
 
     /// The databases that this collection visits, and forgets what is known of those that are not
     /// to be visited any more.
-    fn choose(&mut self, cluster: &Cluster, now: Instant) -> Vec<String> {
+    fn choose(&mut self, cluster: &Cluster) -> Chosen {
         let wanted = Wanted::read(&self.config.databases, &self.config.connection.database);
         let listed = cluster.databases.iter().filter(|database| database.may_connect);
         let found = wanted.found(listed.map(|database| database.summary.name.as_str()));
@@ -151,12 +162,13 @@ impl PgStatsCollector {
                 name.is_none_or(|name| is_wanted(name) && is_there(name))
             });
         }
-        let mut chosen = wanted.names;
-        chosen.extend(next);
-        for name in &chosen {
-            self.turns.visited(name, now);
-        }
-        chosen
+        Chosen { named: wanted.names, found: next }
+    }
+
+    /// Whether there is time for one more database, after `visited` that patterns have found.
+    fn has_time(&self, visited: usize, begun: Instant) -> bool {
+        let elapsed = clock::monotonic().saturating_duration_since(begun);
+        visited == 0 || elapsed < self.config.visits_time
     }
 
     /// Ends what a collection that was given up has left behind.
@@ -356,10 +368,14 @@ impl Collector for PgStatsCollector {
         };
         let maintenance = self.config.connection.database.clone();
         let begun = clock::monotonic();
-        let chosen = self.choose(&cluster, begun);
-        let mut documents = Vec::with_capacity(chosen.len() + 1);
+        let Chosen { named, found } = self.choose(&cluster);
+        let mut documents = Vec::with_capacity(named.len() + found.len() + 1);
         self.absent.clear();
-        for name in &chosen {
+        for (n, name) in named.iter().chain(&found).enumerate() {
+            if n >= named.len() && !self.has_time(n - named.len(), begun) {
+                break;
+            }
+            self.turns.visited(name, begun);
             let visited = self.visit(now, name, &cluster, &mut cost).await;
             self.leave().await;
             documents.extend(visited?);

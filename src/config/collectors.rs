@@ -45,6 +45,7 @@ pub(super) fn read(
             instance: server.instance.clone(),
             connection: server.connection.clone(),
             databases: server.databases.clone(),
+            visits_time: timing.deadline / 2,
             ..all.clone()
         };
         (timing, servers.iter().map(of).collect())

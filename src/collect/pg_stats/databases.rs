@@ -63,14 +63,12 @@ impl Wanted {
 }
 
 impl Turns {
-    /// The `most` of `found` whose turn it is: those that were visited longest ago, or never. They
-    /// keep their order.
+    /// The `most` of `found` whose turn it is: first those that were never visited, then those that
+    /// were longest ago.
     pub(super) fn next(&self, found: &[&str], most: usize) -> Vec<String> {
         let mut by_age: Vec<_> = found.iter().enumerate().collect();
         by_age.sort_by_key(|(at, name)| (self.0.get(**name), *at));
-        let mut next: Vec<_> = by_age.into_iter().take(most).collect();
-        next.sort_by_key(|(at, _)| *at);
-        next.into_iter().map(|(_, name)| (*name).to_owned()).collect()
+        by_age.into_iter().take(most).map(|(_, name)| (*name).to_owned()).collect()
     }
 
     pub(super) fn visited(&mut self, name: &str, now: Instant) {
@@ -189,9 +187,9 @@ mod tests {
         let all = ["a", "b", "c", "d", "e"];
         assert_eq!(cycle(&all), ["a", "b"]);
         assert_eq!(cycle(&all), ["c", "d"]);
-        assert_eq!(cycle(&all), ["a", "e"]);
-        assert_eq!(cycle(&["a", "b", "d", "e", "new"]), ["b", "new"]);
-        assert_eq!(cycle(&["a", "b", "d", "e", "new"]), ["a", "d"]);
+        assert_eq!(cycle(&all), ["e", "a"]);
+        assert_eq!(cycle(&["a", "b", "d", "e", "new"]), ["new", "b"]);
+        assert_eq!(cycle(&["a", "b", "d", "e", "new"]), ["d", "a"]);
         assert_eq!(cycle(&["a"]), ["a"]);
         assert_eq!(turns.age("a", begin + Duration::from_secs(9)), Some(Duration::from_secs(3)));
         assert_eq!(turns.age("b", begin), None);

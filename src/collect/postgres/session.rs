@@ -92,8 +92,9 @@ impl Session {
         database: &str,
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
-        let password = place.password_for(database).await?;
-        // A handshake is large, and soon over: it is not kept in what waits for the session.
+        // What runs a program and makes a handshake is large, and soon over: it is not a part of
+        // what waits for the session.
+        let password = Box::pin(place.password_for(database)).await?;
         let connecting = Box::pin(Self::connect(place, database, password, timeouts));
         timeout(place.connect_timeout, connecting).await.unwrap_or_else(|_| {
             let seconds = place.connect_timeout.as_secs_f32();
