@@ -23,6 +23,9 @@ use crate::units::show_duration;
 pub struct Finding {
     /// The section of the configuration: `postgres`, `pg_log`, `backend` and so on.
     pub part: &'static str,
+    /// The server, by its name in `[[postgres]]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// What of it, such as `database "app"`.
     pub of: String,
     /// What came of it.
@@ -64,7 +67,7 @@ pub enum Scope {
 impl Finding {
     fn new(part: &'static str, of: &str, verdict: Verdict, says: impl Into<String>) -> Self {
         let (of, says) = (of.to_owned(), says.into());
-        Self { part, of, verdict, says, hint: None, sql: Vec::new() }
+        Self { part, instance: None, of, verdict, says, hint: None, sql: Vec::new() }
     }
 
     fn ok(part: &'static str, of: &str, says: impl Into<String>) -> Self {

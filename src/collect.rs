@@ -22,6 +22,8 @@ use serde_json::Value;
 
 pub use notices::Notices;
 
+use crate::metric::pg_stats::MAIN_INSTANCE;
+
 /// What one collection gave.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Collected {
@@ -45,6 +47,11 @@ pub trait Collector: Send + 'static {
     /// `sysstat`, `disk_usage`, `pg_stats`, `pg_log` or `agent`.
     fn name(&self) -> &'static str;
 
+    /// Which server it reads, where there may be several.
+    fn instance(&self) -> &str {
+        MAIN_INSTANCE
+    }
+
     /// Reads once. `now` becomes the metrics' timestamp.
     ///
     /// Dropping the future at any point is safe: the caller puts a deadline around it.
@@ -59,8 +66,25 @@ pub trait Collector: Send + 'static {
         false
     }
 
+    /// What is wrong while the collector gives what it can, a line for each part.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The last [`Collector::collect`] was dropped before its end: what it has left open on a
+    /// server is to be closed. The caller waits a little for that.
+    fn given_up(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// The queue holds what the last [`Collector::collect`] returned.
     fn committed(&mut self) {}
+}
+
+/// What a collector of an instance is called in status, logs and positions: `pg_stats`, or
+/// `pg_stats@replica`.
+pub fn label(name: &str, instance: &str) -> String {
+    if instance == MAIN_INSTANCE { name.to_owned() } else { format!("{name}@{instance}") }
 }
 
 impl CollectError {

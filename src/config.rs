@@ -6,6 +6,7 @@
 mod backend; // [backend] and the way to it
 mod collectors; // a section for each collector
 mod host; // what this host calls itself
+mod postgres; // where PostgreSQL is, and how to get in
 pub mod layers; // the host's file, and what the backend lays over it
 pub mod reader; // TOML, key by key
 pub mod secrets; // passwords that others can read
@@ -15,14 +16,12 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
-
 pub use self::layers::{Layers, Loaded, Remote};
 use self::reader::{Bound, ConfigError, Document, Key, Section, Text};
 use crate::{
     collect::{
         disk_usage::DiskUsageConfig, pg_log::PgLogConfig, pg_stats::PgStatsConfig,
-        postgres::PgConnection, sysstat::SysstatConfig,
+        sysstat::SysstatConfig,
     },
     encoding::Encoding,
     forward::Order,
@@ -89,10 +88,10 @@ pub struct Collectors {
     pub sysstat: Option<(Timing, SysstatConfig)>,
     /// File systems.
     pub disk_usage: Option<(Timing, DiskUsageConfig)>,
-    /// PostgreSQL statistics.
-    pub pg_stats: Option<(Timing, PgStatsConfig)>,
-    /// PostgreSQL's log.
-    pub pg_log: Option<(Timing, PgLogConfig)>,
+    /// PostgreSQL statistics, of each server.
+    pub pg_stats: Option<(Timing, Vec<PgStatsConfig>)>,
+    /// PostgreSQL's log, of each server that has it on this host.
+    pub pg_log: Option<(Timing, Vec<PgLogConfig>)>,
     /// The agent's own health.
     pub agent: Option<Timing>,
 }
@@ -164,9 +163,9 @@ impl Config {
         let tls = tls(&mut document.section("tls").all_at_start());
         let mut link = backend::link(&mut document.section("backend").all_at_start(), tls);
         link.proxy = backend::proxy(&mut document.section("forward").all_at_start());
-        let postgres = postgres(&mut document.section("postgres"), &bounds);
+        let servers = postgres::read(&mut document, &bounds);
         let config = Self {
-            collectors: collectors::read(&mut document, interval, &postgres, &bounds),
+            collectors: collectors::read(&mut document, interval, &servers, &bounds),
             intake: intake(&mut document.section("intake")),
             queue: queue(&mut document.section("queue"), &agent.state_dir, &bounds),
             forward: forward(&mut document.section("forward")),
@@ -191,7 +190,6 @@ impl Config {
 
 /// Why the backend may set a key; those of collectors are beside them.
 const PACE: &str = "says how often something is done, within `remote.interval_min`";
-const WHAT: &str = "says which databases of the server are measured, within `remote.databases_max`";
 const DISK: &str = "says what is kept on disk, within `remote.queue_bytes_max`";
 const MEMORY: &str = "says what is kept in memory, within `remote.memory_max`";
 const KEPT: &str = "says how long records are kept, within `queue.bytes_max`";
@@ -255,21 +253,6 @@ fn tls(section: &mut Section<'_, '_>) -> TlsConfig {
         ca_file: section.optional_path("ca_file"),
         clock: CERTIFICATE_CLOCKS[section.choice("clock", &CERTIFICATE_CLOCKS.map(|c| c.0))].1,
     }
-}
-
-/// The connection and the databases to visit.
-fn postgres(section: &mut Section<'_, '_>, bounds: &Bounds) -> (PgConnection, Vec<String>) {
-    let password: SecretString = section.secret("password");
-    let port = section.integer("port", 5432, 1..=u64::from(u16::MAX));
-    let connection = PgConnection {
-        host: section.text("host", "localhost"),
-        port: u16::try_from(port).unwrap_or(5432),
-        user: section.text("user", "postgres"),
-        password: Some(password).filter(|password| !password.expose_secret().is_empty()),
-        database: section.text("database", "postgres"),
-        connect_timeout: section.duration("connect_timeout", "3s", ["100ms", "1min"]),
-    };
-    (connection, section.remote(WHAT).within(bounds.databases).list("databases", ""))
 }
 
 /// `None` unless `listen` is set.
@@ -387,6 +370,8 @@ fn forward(section: &mut Section<'_, '_>) -> ForwardSettings {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {
@@ -408,10 +393,12 @@ mod tests {
         assert_eq!(config.link.tls.key_file, Path::new("/etc/pganalytics/collector.key"));
         let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(60));
-        let connection = pg_stats.connection;
+        assert_eq!(pg_stats.len(), 1);
+        let PgStatsConfig { connection, databases, instance, .. } = pg_stats[0].clone();
+        assert_eq!((&*instance, databases.len()), ("main", 0));
         assert_eq!((&*connection.host, connection.port), ("localhost", 5432));
         assert_eq!((&*connection.user, &*connection.database), ("postgres", "postgres"));
-        assert!(connection.password.is_none() && pg_stats.databases.is_empty());
+        assert!(connection.password.is_none());
         assert!(config.collectors.sysstat.is_some() && config.collectors.disk_usage.is_some());
     }
 
@@ -449,8 +436,8 @@ mod tests {
         assert!(!config.link.tls.verify && config.collectors.sysstat.is_none());
         let (timing, pg_stats) = config.collectors.pg_stats.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(120));
-        assert_eq!(pg_stats.databases, ["postgres", "myapp", "analytics"]);
-        let password = pg_stats.connection.password.unwrap();
+        assert_eq!(pg_stats[0].databases, ["postgres", "myapp", "analytics"]);
+        let password = pg_stats[0].connection.password.clone().unwrap();
         assert_eq!(password.expose_secret(), "p://w\"d");
         let (timing, _) = config.collectors.disk_usage.unwrap();
         assert_eq!(timing.interval, Duration::from_secs(30), "collector.interval is the default");

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt},
     path::Path,
 };
 
@@ -37,6 +37,32 @@ pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open_file(path).and_then(|mut file| file.read_to_end(&mut content)).map_err(named)?;
     Ok(content)
+}
+
+/// Why a secret file is not read.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It cannot be opened or read; the error has its path.
+    Failed(io::Error),
+    /// Its group or others can read or write it; its mode.
+    Open(u32),
+}
+
+/// All of a file that holds a secret, unless its group or others can read or write it.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, Unreadable> {
+    let (content, mode) = read_with_mode(path).map_err(Unreadable::Failed)?;
+    if mode & 0o077 == 0 { Ok(content) } else { Err(Unreadable::Open(mode)) }
+}
+
+/// All of a file, and its mode. The error has its path.
+pub fn read_with_mode(path: &Path) -> io::Result<(Vec<u8>, u32)> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut file = open_file(path).map_err(named)?;
+    let mode = file.metadata().map_err(named)?.mode() & 0o7777;
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).map_err(named)?;
+    Ok((content, mode))
 }
 
 /// How to open what is at a path to read it, without waiting for whoever writes to it.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::operator::Host;
+use crate::support::false_postgres::SSL_REQUEST;
 use crate::support::postgres::{Postgres, majors, shared};
 use crate::support::{until, until_async};
 
@@ -324,12 +325,13 @@ async fn locked_relations_are_skipped_not_waited_for() {
 /// At most two connections, kept over collections, with the limits of the session rules.
 #[tokio::test]
 async fn connections_are_few_and_kept() {
+    const VISITED: [&str; 2] = ["kept_a", "kept_b"];
     for major in [10, 18] {
         let server = shared(major);
-        for name in ["kept_a", "kept_b"] {
+        for name in VISITED {
             server.execute("postgres", &format!("CREATE DATABASE {name}")).await;
         }
-        let one = |databases: &[&str]| PgStatsCollector::new(config(server, databases));
+        server.execute("postgres", "CREATE DATABASE kept_main").await;
         let sessions = "SELECT pid FROM pg_stat_activity
             WHERE application_name LIKE 'pganalytics-agent/%' AND datname = ANY ($1) ORDER BY pid";
         let admin = server.client("postgres").await;
@@ -337,25 +339,21 @@ async fn connections_are_few_and_kept() {
             let rows = admin.query(sessions, &[&databases]).await.expect("answers");
             rows.iter().map(|row| row.get(0)).collect()
         };
-        let mut collector = one(&["kept_a"]);
+        let config =
+            PgStatsConfig { connection: place(server, "kept_main"), ..config(server, &VISITED) };
+        let mut collector = PgStatsCollector::new(config);
         collect(&mut collector).await.expect("collects");
-        let first = pids(&["kept_a"]).await;
+        let first = pids(&["kept_main"]).await;
         assert_eq!(first.len(), 1);
         for _ in 0..3 {
             let metrics = collect(&mut collector).await.expect("collects");
-            assert_eq!(metrics[0]["cost"]["connects"], 0);
-        }
-        assert_eq!(pids(&["kept_a"]).await, first);
-        drop(collector);
-
-        let mut collector = one(&["kept_a", "kept_b"]);
-        for _ in 0..2 {
-            let metrics = collect(&mut collector).await.expect("collects");
             let names: Vec<_> = metrics.iter().map(|m| m["database"].clone()).collect();
-            assert_eq!(names, ["postgres", "kept_a", "kept_b"]);
+            assert_eq!(names, ["kept_main", "kept_a", "kept_b"]);
+            assert_eq!(metrics[0]["cost"]["connects"], 2, "one for each visit");
         }
-        let gone = async || pids(&["kept_a", "kept_b"]).await.len() == 1;
-        until_async("one visiting connection", LIMIT, gone).await;
+        assert_eq!(pids(&["kept_main"]).await, first);
+        let gone = async || pids(&VISITED).await.is_empty();
+        until_async("no visiting connection", LIMIT, gone).await;
     }
 }
 
@@ -515,10 +513,16 @@ async fn absent_databases_are_told_once() {
         let status = host.json(&["status", "--json"]);
         let all = status["collectors"].as_array().expect("collectors").clone();
         let pg_stats = all.into_iter().find(|it| it["name"] == "pg_stats").expect("it runs");
-        pg_stats["metrics"].as_u64().expect("a number")
+        let notices = pg_stats["notices"].as_array().expect("a list").clone();
+        (pg_stats["metrics"].as_u64().expect("a number"), notices)
     };
     until("the agent runs", LIMIT, || agent.stderr().contains("the agent runs"));
-    until("two collections", LIMIT, || runs() >= 2);
+    until("two collections", LIMIT, || runs().0 >= 2);
+    let told = "postgres.databases: no database \"absent0\", nor 299 others that are named; hint: \
+                are the names right?";
+    assert_eq!(runs().1, [told]);
+    let shown = host.ask(&["status"]).stdout;
+    assert!(shown.contains("\npg_stats: postgres.databases: no database \"absent0\""), "{shown}");
     let log = agent.stop().stderr;
     assert_eq!(log.matches("absent").count(), 1, "{log}");
     assert!(log.contains("no database \"absent0\", nor 299 others"), "{log}");
@@ -556,6 +560,12 @@ async fn pooler(listener: tokio::net::TcpListener, socket: std::path::PathBuf) {
         client.read_exact(&mut length).await.expect("a startup packet");
         let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
         client.read_exact(&mut packet).await.expect("a startup packet");
+        if packet == SSL_REQUEST.to_be_bytes() {
+            client.write_all(b"N").await.expect("answers");
+            client.read_exact(&mut length).await.expect("a startup packet");
+            packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+            client.read_exact(&mut packet).await.expect("a startup packet");
+        }
         if packet.windows(8).any(|window| window == b"options\0") {
             let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
             let mut answer = vec![b'E'];

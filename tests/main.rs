@@ -26,6 +26,7 @@ mod backend_users; // login, refresh, logout, roles
 mod check; // `agent check`
 mod collect_command; // `agent collect` and `agent metrics`
 mod collect_host; // sysstat and disk_usage against df, /sys and /proc
+mod collect_pg_databases; // pg_stats: which databases are visited, and that they stay free
 mod collect_pg_hostile; // somebody else on PostgreSQL's port
 mod collect_pg_log; // pg_log: real servers, rotation, truncation, positions
 mod collect_pg_log_files; // pg_log: several active files, copies, every way to rotate
@@ -33,8 +34,10 @@ mod collect_pg_log_languages; // pg_log: what leaves of the logs of servers in o
 mod collect_pg_log_secrets; // pg_log: what leaves of a log, in every language
 mod collect_pg_objects; // pg_stats: relations and other objects of a database
 mod collect_pg_server; // pg_stats: what is about the whole server, held against its own words
+mod collect_pg_several; // several servers of one agent: each by itself
 mod collect_pg_stats; // pg_stats against real servers of every major, compared with the views
 mod collect_pg_work; // pg_stats: who waits, what runs, what is set, what statements cost
+mod collect_pg_tls; // TLS to PostgreSQL: every mode, certificates, channel binding, attackers
 mod control; // the control socket: one owner, no strangers
 mod cli; // wrong command lines and configurations
 mod crash; // kill -9 and damage: what was on disk is delivered

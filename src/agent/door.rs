@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     clock,
-    collect::{Collected, Collector, schedule::Schedule},
+    collect::{Collected, Collector, label, schedule::Schedule},
     config::Timing,
     metric,
     queue::{AppendError, Appended, Group, Haste, NewRecord, Position, Queue},
@@ -27,7 +27,7 @@ use crate::{
 
 /// What the collectors have done.
 #[derive(Debug, Clone, Default)]
-pub struct Collections(Arc<Mutex<BTreeMap<&'static str, CollectorStatus>>>);
+pub struct Collections(Arc<Mutex<BTreeMap<String, CollectorStatus>>>);
 
 /// What one collector has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct CollectorStatus {
     pub failures: u64,
     /// Why the last collection failed; `None` when it did not.
     pub error: Option<String>,
+    /// What is wrong while it gives what it can.
+    pub notices: Vec<String>,
     /// Since when it waits with what it has collected, because the queue is full and `on_full` is
     /// `block`.
     pub blocked_since: Option<Timestamp>,
@@ -67,6 +69,9 @@ enum Refused {
 /// How often a full queue is asked whether it has room again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a collector may take to close what a collection has left open.
+const GIVE_UP_MAX: Duration = Duration::from_secs(2);
+
 /// Checks metrics and hands them to the queue.
 #[derive(Debug, Clone)]
 pub(super) struct Door {
@@ -85,26 +90,28 @@ impl Collections {
     /// What every collector has done, by its name.
     pub fn snapshot(&self) -> BTreeMap<String, CollectorStatus> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(name, status)| ((*name).to_owned(), status.clone())).collect()
+        all.clone()
     }
 
     /// A collector does not run any more: what was wrong with it is not wrong now.
-    pub(super) fn ended(&self, name: &'static str) {
+    pub(super) fn ended(&self, name: &str) {
         self.change(name, |status| {
             status.error = None;
+            status.notices = Vec::new();
             status.blocked_since = None;
         });
     }
 
     /// Runs `work` to its end, at the cost of the collector `name`.
-    async fn charge<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+    async fn charge<T>(&self, name: &str, work: impl Future<Output = T>) -> T {
         let (done, cpu) = metered(work).await;
         self.change(name, |status| status.cpu += cpu);
         done
     }
 
-    fn change(&self, name: &'static str, change: impl FnOnce(&mut CollectorStatus)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
+    fn change(&self, name: &str, change: impl FnOnce(&mut CollectorStatus)) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(all.entry(name.to_owned()).or_default());
     }
 }
 
@@ -127,20 +134,20 @@ pub(super) async fn run_collector<C: Collector>(
     door: Door,
     mut shutdown: Shutdown,
 ) {
-    let name = collector.name();
+    let name = label(collector.name(), collector.instance());
     let mut schedule = Schedule::new(timing.interval, Duration::ZERO);
     let mut more = false;
     loop {
         let mut wait = Duration::ZERO;
         if !std::mem::take(&mut more) {
             let tick = schedule.next(clock::now());
-            metrics::counter!(counter::MISSED, "collector" => name).increment(tick.missed);
+            metrics::counter!(counter::MISSED, "collector" => name.clone()).increment(tick.missed);
             wait = tick.after;
         }
         let collect = async {
             tokio::time::sleep(wait).await;
-            let once = collect_once(&mut collector, timing.deadline, &door);
-            door.collections.charge(name, once).await
+            let once = collect_once(&name, &mut collector, timing.deadline, &door);
+            door.collections.charge(&name, once).await
         };
         let collected = tokio::select! {
             biased;
@@ -149,8 +156,8 @@ pub(super) async fn run_collector<C: Collector>(
         };
         // What has been collected is stored even when the shutdown comes now.
         let Some(collected) = collected else { continue };
-        let admit = door.admit(name, collected, &mut shutdown);
-        match door.collections.charge(name, admit).await {
+        let admit = door.admit(&name, collected, &mut shutdown);
+        match door.collections.charge(&name, admit).await {
             Ok(()) => {
                 collector.committed();
                 more = collector.has_more();
@@ -162,23 +169,27 @@ pub(super) async fn run_collector<C: Collector>(
 }
 
 async fn collect_once<C: Collector>(
+    name: &str,
     collector: &mut C,
     deadline: Duration,
     door: &Door,
 ) -> Option<Collected> {
-    let (name, at, begun) = (collector.name(), clock::now(), clock::monotonic());
+    let (at, begun) = (clock::now(), clock::monotonic());
     let result = tokio::time::timeout(deadline, collector.collect(at)).await;
     let (result, collected, error) = match result {
         Ok(Ok(collected)) => ("ok", Some(collected), None),
         Ok(Err(error)) => ("error", None, Some(error.to_string())),
         Err(_) => {
+            tokio::time::timeout(GIVE_UP_MAX, collector.given_up()).await.ok();
             let limit = units::show_duration(deadline);
-            let text = format!("not done within {limit}\n  hint: raise {name}.timeout");
+            let text =
+                format!("not done within {limit}\n  hint: raise {}.timeout", collector.name());
             ("deadline", None, Some(text))
         }
     };
-    metrics::counter!(counter::COLLECTIONS, "collector" => name, "result" => result).increment(1);
-    let took = begun.elapsed();
+    let label = name.to_owned();
+    metrics::counter!(counter::COLLECTIONS, "collector" => label, "result" => result).increment(1);
+    let (took, notices) = (begun.elapsed(), collector.notices());
     door.collections.change(name, |status| {
         log_change(name, status.error.as_deref(), error.as_deref());
         status.last_at = Some(at);
@@ -186,6 +197,7 @@ async fn collect_once<C: Collector>(
         status.collections += u64::from(error.is_none());
         status.failures += u64::from(error.is_some());
         status.error = error;
+        status.notices = notices;
     });
     collected
 }
@@ -205,7 +217,7 @@ impl Door {
     /// Validates metrics and appends those that are sound, with the collector's position.
     async fn admit(
         &self,
-        name: &'static str,
+        name: &str,
         collected: Collected,
         shutdown: &mut Shutdown,
     ) -> Result<(), Refused> {
@@ -228,7 +240,7 @@ impl Door {
         }
         let group = Group { records, position, rejected, haste: Haste::Linger };
         let appended = self.append(name, group, shutdown).await?;
-        let counter = metrics::counter!(counter::APPENDED, "collector" => name);
+        let counter = metrics::counter!(counter::APPENDED, "collector" => name.to_owned());
         counter.increment(appended.records);
         self.collections.change(name, |status| status.metrics += appended.records);
         Ok(())
@@ -238,7 +250,7 @@ impl Door {
     /// the collector that brings the group is held back by that.
     async fn append(
         &self,
-        name: &'static str,
+        name: &str,
         group: Group,
         shutdown: &mut Shutdown,
     ) -> Result<Appended, Refused> {
@@ -267,7 +279,7 @@ impl Door {
         }
     }
 
-    fn reject(&self, name: &'static str, metric: &Value, invalid: &metric::Invalid) {
+    fn reject(&self, name: &str, metric: &Value, invalid: &metric::Invalid) {
         let kind = metric.get("type").and_then(Value::as_str).unwrap_or("none").to_owned();
         let text = format!("{kind}: {invalid}");
         let path = without_indexes(&invalid.path);
@@ -306,7 +318,16 @@ mod tests {
     };
 
     /// Gives what it is told to, once per call, and then waits for ever.
-    struct Scripted(Vec<Step>);
+    struct Scripted {
+        steps: Vec<Step>,
+        given_up: u32,
+    }
+
+    impl Scripted {
+        fn new(steps: Vec<Step>) -> Self {
+            Self { steps, given_up: 0 }
+        }
+    }
 
     /// Q6, `on_full = "block"`: a full queue holds the collector back with what it has, takes it
     /// as soon as there is room, and a shutdown does not wait for that.
@@ -324,7 +345,7 @@ mod tests {
         let (trigger, shutdown) = shutdown::channel();
         let timing =
             Timing { interval: Duration::from_millis(500), deadline: Duration::from_secs(1) };
-        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let running = tokio::spawn(run_collector(Scripted::new(steps), timing, door, shutdown));
         let reaches = async |what: &str, reached: fn(&CollectorStatus) -> bool| {
             let status = async {
                 while !collections.snapshot().get("scripted").is_some_and(reached) {
@@ -365,11 +386,19 @@ mod tests {
         }
 
         async fn collect(&mut self, _now: Timestamp) -> Result<Collected, CollectError> {
-            match self.0.pop() {
+            match self.steps.pop() {
                 Some(Step::Metrics(metrics)) => Ok(Collected { metrics, state: None }),
                 Some(Step::Fails) => Err(CollectError::new("out of order")),
                 Some(Step::Hangs) | None => std::future::pending().await,
             }
+        }
+
+        fn notices(&self) -> Vec<String> {
+            vec![format!("given up {}", self.given_up)]
+        }
+
+        async fn given_up(&mut self) {
+            self.given_up += 1;
         }
     }
 
@@ -411,7 +440,7 @@ mod tests {
         let timing =
             Timing { interval: Duration::from_millis(10), deadline: Duration::from_millis(20) };
         let collections = door.collections.clone();
-        let running = tokio::spawn(run_collector(Scripted(steps), timing, door, shutdown));
+        let running = tokio::spawn(run_collector(Scripted::new(steps), timing, door, shutdown));
         let collected = async {
             loop {
                 let status = collections.snapshot().remove("scripted").unwrap_or_default();
@@ -427,6 +456,7 @@ mod tests {
         running.await.unwrap();
         assert_eq!((status.metrics, status.rejected), (1, 1));
         assert!(status.failures >= 2, "{status:?}");
+        assert_ne!(status.notices, ["given up 0"], "it was told, and its word is in the status");
         assert!(status.cpu > Duration::ZERO, "{status:?}");
         let refused = status.last_rejected.unwrap();
         assert!(refused.starts_with("sysstat: cpu.user: "), "{refused}");

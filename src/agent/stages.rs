@@ -20,6 +20,7 @@ use crate::{
     clock,
     collect::{
         disk_usage::{DiskUsageCollector, DiskUsageConfig},
+        label,
         pg_log::{PgLogCollector, PgLogConfig},
         pg_stats::{PgStatsCollector, PgStatsConfig},
         schedule::Schedule,
@@ -45,7 +46,7 @@ const INTAKE_END_MAX: Duration = Duration::from_secs(4);
 pub(super) struct Stages {
     door: Door,
     health: Sources,
-    collectors: BTreeMap<&'static str, Running<Plan>>,
+    collectors: BTreeMap<String, Running<Plan>>,
     intake: Option<Running<IntakeConfig>>,
     intake_view: IntakeView,
     push_interval: watch::Sender<Duration>,
@@ -80,9 +81,9 @@ enum Kind {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Diff {
     /// Runs and is not wanted, or not like this.
-    stop: Vec<&'static str>,
+    stop: Vec<String>,
     /// Is wanted and does not run, or not like this.
-    start: Vec<&'static str>,
+    start: Vec<String>,
 }
 
 impl Stages {
@@ -122,11 +123,11 @@ impl Stages {
             std::mem::replace(interval, config.agent.push_interval) != config.agent.push_interval
         });
         let mut wanted = plans(&config.collectors);
-        let running = self.collectors.iter().map(|(name, running)| (*name, &running.config));
+        let running = self.collectors.iter().map(|(name, running)| (&**name, &running.config));
         let diff = diff(&running.collect(), &wanted);
         self.stop_collectors(&diff.stop).await;
         for name in diff.start {
-            let Some(plan) = wanted.remove(name) else { continue };
+            let Some(plan) = wanted.remove(&name) else { continue };
             let running = self.start_collector(plan);
             self.collectors.insert(name, running);
         }
@@ -140,7 +141,7 @@ impl Stages {
         if let Some(intake) = &intake {
             intake.trigger.stop();
         }
-        let names: Vec<_> = self.collectors.keys().copied().collect();
+        let names: Vec<_> = self.collectors.keys().cloned().collect();
         self.stop_collectors(&names).await;
         self.windows.end(Instant::now() + COLLECTOR_END_MAX).await;
         if let Some(intake) = intake {
@@ -148,7 +149,7 @@ impl Stages {
         }
     }
 
-    async fn stop_collectors(&mut self, names: &[&'static str]) {
+    async fn stop_collectors(&mut self, names: &[String]) {
         let stopped: Vec<_> =
             names.iter().filter_map(|name| self.collectors.remove(name)).collect();
         for running in &stopped {
@@ -217,24 +218,42 @@ impl<C> Running<C> {
     }
 }
 
-fn plans(collectors: &Collectors) -> BTreeMap<&'static str, Plan> {
+/// A collector for each plan, by its label.
+fn plans(collectors: &Collectors) -> BTreeMap<String, Plan> {
     let Collectors { sysstat, disk_usage, pg_stats, pg_log, agent } = collectors.clone();
-    let all = [
-        ("sysstat", sysstat.map(|(timing, it)| Plan { timing, kind: Kind::Sysstat(it) })),
-        ("disk_usage", disk_usage.map(|(timing, it)| Plan { timing, kind: Kind::DiskUsage(it) })),
-        ("pg_stats", pg_stats.map(|(timing, it)| Plan { timing, kind: Kind::PgStats(it) })),
-        ("pg_log", pg_log.map(|(timing, it)| Plan { timing, kind: Kind::PgLog(it) })),
-        (agent_health::TYPE, agent.map(|timing| Plan { timing, kind: Kind::Agent })),
-    ];
-    all.into_iter().filter_map(|(name, plan)| Some((name, plan?))).collect()
+    let mut plans = BTreeMap::new();
+    let mut add = |label: String, timing, kind| drop(plans.insert(label, Plan { timing, kind }));
+    if let Some((timing, config)) = sysstat {
+        add("sysstat".to_owned(), timing, Kind::Sysstat(config));
+    }
+    if let Some((timing, config)) = disk_usage {
+        add("disk_usage".to_owned(), timing, Kind::DiskUsage(config));
+    }
+    for (timing, config) in of_each(pg_stats) {
+        add(label("pg_stats", &config.instance), timing, Kind::PgStats(config));
+    }
+    for (timing, config) in of_each(pg_log) {
+        add(label("pg_log", &config.instance), timing, Kind::PgLog(config));
+    }
+    if let Some(timing) = agent {
+        add(agent_health::TYPE.to_owned(), timing, Kind::Agent);
+    }
+    plans
 }
 
-fn diff(running: &BTreeMap<&'static str, &Plan>, wanted: &BTreeMap<&'static str, Plan>) -> Diff {
-    let stop = running.iter().filter(|(name, plan)| wanted.get(*name) != Some(**plan));
-    let start = wanted.iter().filter(|(name, plan)| running.get(*name) != Some(plan));
+fn of_each<C>(collector: Option<(Timing, Vec<C>)>) -> impl Iterator<Item = (Timing, C)> {
+    let of = |(timing, configs): (Timing, Vec<C>)| {
+        configs.into_iter().map(move |config| (timing, config))
+    };
+    collector.into_iter().flat_map(of)
+}
+
+fn diff(running: &BTreeMap<&str, &Plan>, wanted: &BTreeMap<String, Plan>) -> Diff {
+    let stop = running.iter().filter(|(name, plan)| wanted.get(**name) != Some(**plan));
+    let start = wanted.iter().filter(|(name, plan)| running.get(name.as_str()) != Some(plan));
     Diff {
-        stop: stop.map(|(name, _)| *name).collect(),
-        start: start.map(|(name, _)| *name).collect(),
+        stop: stop.map(|(name, _)| (*name).to_owned()).collect(),
+        start: start.map(|(name, _)| name.clone()).collect(),
     }
 }
 
@@ -242,7 +261,7 @@ fn diff(running: &BTreeMap<&'static str, &Plan>, wanted: &BTreeMap<&'static str,
 /// it appended last counts. A queue that does not know yet is asked again.
 async fn run_pg_log(config: PgLogConfig, timing: Timing, door: Door, mut shutdown: Shutdown) {
     let position = loop {
-        match door.queue.position("pg_log").await {
+        match door.queue.position(&label("pg_log", &config.instance)).await {
             Ok(position) => break position,
             Err(PositionError::Closed(_)) => return,
             Err(PositionError::NotReady) => {}
@@ -254,7 +273,7 @@ async fn run_pg_log(config: PgLogConfig, timing: Timing, door: Door, mut shutdow
         }
     };
     let collector = PgLogCollector::new(config, position.as_deref());
-    run_collector(collector, timing, door, shutdown).await;
+    Box::pin(run_collector(collector, timing, door, shutdown)).await;
 }
 
 /// Windows from now on: the first tick is now, and a window has a length.
@@ -308,11 +327,12 @@ mod tests {
     /// its own, or in one that it inherits, is both.
     #[test]
     fn only_what_has_changed_is_touched() {
-        let check = |before: &str, now: &str, stop: &[&'static str], start: &[&'static str]| {
+        let check = |before: &str, now: &str, stop: &[&str], start: &[&str]| {
             let (before, now) = (plans(&config(before).collectors), plans(&config(now).collectors));
-            let running = before.iter().map(|(name, plan)| (*name, plan)).collect();
+            let running = before.iter().map(|(name, plan)| (name.as_str(), plan)).collect();
             let found = diff(&running, &now);
-            assert_eq!(found, Diff { stop: stop.to_vec(), start: start.to_vec() });
+            let names = |of: &[&str]| of.iter().map(ToString::to_string).collect();
+            assert_eq!(found, Diff { stop: names(stop), start: names(start) });
         };
         let all = ["agent", "disk_usage", "pg_log", "pg_stats", "sysstat"];
         check("", "", &[], &[]);
@@ -326,6 +346,15 @@ mod tests {
         let both = ["pg_log", "pg_stats"];
         check("", "[postgres]\npassword = \"new\"", &both, &both);
         check("", "[pg_log]\nredact = false", &["pg_log"], &["pg_log"]);
+        // A server more, a server less, and another database of one of them.
+        let main = "[[postgres]]\n";
+        let two = "[[postgres]]\n[[postgres]]\nname = \"two\"\n";
+        check(main, two, &[], &["pg_log@two", "pg_stats@two"]);
+        check(two, main, &["pg_log@two", "pg_stats@two"], &[]);
+        let other = format!("{two}databases = \"a\"\n");
+        check(two, &other, &["pg_stats@two"], &["pg_stats@two"]);
+        check("", &format!("{two}log = \"off\"\n"), &[], &["pg_stats@two"]);
+        check("", &format!("{two}host = \"db.example.com\"\n"), &[], &["pg_stats@two"]);
     }
 
     const HOST_ONLY: &str =
@@ -365,7 +394,7 @@ mod tests {
         until("the one that is added", &|| metrics("disk_usage") == 1).await;
         stages.apply(&read(&format!("{hour}[queue]\nage_max = \"1d\""))).await;
         stages.apply(&read(&format!("{hour}[sysstat]\nenabled = false"))).await;
-        assert_eq!(stages.collectors.keys().collect::<Vec<_>>(), [&"disk_usage"]);
+        assert_eq!(stages.collectors.keys().collect::<Vec<_>>(), ["disk_usage"]);
         assert_eq!((metrics("sysstat"), metrics("disk_usage")), (1, 1), "nothing twice");
         stages.apply(&read(hour)).await;
         until("it is back", &|| metrics("sysstat") == 2).await;

@@ -21,23 +21,32 @@ const FEW_PLACES: i64 = 3;
 /// The statistics, then the log, as far as they are enabled.
 pub(super) async fn check(enabled: &Collectors) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut asked = None;
-    if let Some((timing, config)) = &enabled.pg_stats {
-        let server = pg_check::ask(&config.connection, &config.timeouts, &config.databases).await;
-        match &server {
-            Ok(server) => findings.extend(statistics(*timing, config, server).await),
-            Err(error) => findings.push(Finding::failed(STATS, "connection", error)),
-        }
-        asked = Some(server);
-    }
-    if let Some((timing, config)) = &enabled.pg_log {
-        let server = match asked {
-            Some(server) => server,
-            None => pg_check::ask(&config.connection, &Timeouts::default(), &[]).await,
+    let of = |instance: &str, finding| Finding { instance: Some(instance.to_owned()), ..finding };
+    for (timing, config) in each(enabled.pg_stats.as_ref()) {
+        let named: Vec<_> = named(config).cloned().collect();
+        let server = pg_check::ask(&config.connection, &config.timeouts, &named).await;
+        let found = match &server {
+            Ok(server) => statistics(timing, config, server).await,
+            Err(error) => vec![Finding::failed(STATS, "connection", error)],
         };
-        findings.push(log(*timing, config, server.as_ref().ok()).await);
+        findings.extend(found.into_iter().map(|finding| of(&config.instance, finding)));
+    }
+    for (timing, config) in each(enabled.pg_log.as_ref()) {
+        let server = pg_check::ask(&config.connection, &Timeouts::default(), &[]).await;
+        let found = log(timing, config, server.as_ref().ok()).await;
+        findings.push(of(&config.instance, found));
     }
     findings
+}
+
+/// The configuration for each server.
+fn each<T>(enabled: Option<&(Timing, Vec<T>)>) -> impl Iterator<Item = (Timing, &T)> {
+    enabled.into_iter().flat_map(|(timing, all)| all.iter().map(|one| (*timing, one)))
+}
+
+/// The databases that are named, not found by a pattern.
+fn named(config: &PgStatsConfig) -> impl Iterator<Item = &String> {
+    config.databases.iter().filter(|name| !name.starts_with('!') && !name.contains(['*', '?']))
 }
 
 async fn statistics(timing: Timing, config: &PgStatsConfig, server: &Server) -> Vec<Finding> {
@@ -118,10 +127,13 @@ fn databases(
     server: &Server,
     collected: &BTreeMap<String, PgStats>,
 ) -> Vec<Finding> {
-    let maintenance = &config.connection.database;
-    let others = config.databases.iter().filter(|name| *name != maintenance);
-    let names = std::iter::once(maintenance).chain(others);
-    names.map(|name| database(name, server, collected.get(name))).collect()
+    let mut names = vec![&config.connection.database];
+    for name in named(config).chain(collected.keys()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(|name| database(name, server, collected.get(name))).collect()
 }
 
 fn database(name: &str, server: &Server, document: Option<&PgStats>) -> Finding {

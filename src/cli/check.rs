@@ -60,12 +60,13 @@ pub async fn run(args: Args, config: &Config) -> ExitCode {
 /// A paragraph for each part, a line or more for each finding.
 fn shown(findings: &[Finding], look: Look, width: usize) -> String {
     let mut text = String::new();
-    let mut part = "";
+    let mut last = None;
     for finding in findings {
-        if finding.part != part {
-            part = finding.part;
+        let part = (finding.part, finding.instance.as_deref());
+        if last.replace(part) != Some(part) {
             let gap = if text.is_empty() { "" } else { "\n" };
-            let _ = writeln!(text, "{gap}{part}");
+            let instance = finding.instance.as_ref().map(|instance| format!(" of {instance}"));
+            let _ = writeln!(text, "{gap}{}{}", finding.part, instance.unwrap_or_default());
         }
         let (word, colour) = match finding.verdict {
             Verdict::Ok => ("ok", "\x1b[38;5;10m"),
@@ -115,6 +116,7 @@ mod tests {
     fn findings_fit_the_screen_and_statements_stay_whole() {
         let finding = |part: &'static str, verdict, says: &str, sql: &[&str]| Finding {
             part,
+            instance: (part == "pg_stats").then(|| "main".to_owned()),
             of: "role".to_owned(),
             verdict,
             says: says.to_owned(),
@@ -128,7 +130,7 @@ mod tests {
             finding("backend", Verdict::Failed, "away", &[]),
         ];
         let expected = format!(
-            "pg_stats\n  ok      role: has what it needs\n  limited role: one two three four five\n\
+            "pg_stats of main\n  ok      role: has what it needs\n  limited role: one two three four five\n\
              {0}six seven\n{0}{grant}\n\nbackend\n  failed  role: away\n{0}hint: look at it\n",
             " ".repeat(INDENT)
         );

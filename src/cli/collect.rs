@@ -10,7 +10,7 @@ use super::screen::{Screen, right};
 use super::{ConfigFile, EXIT_USAGE, owner, terminal};
 use crate::clock;
 use crate::collect::disk_usage::DiskUsageCollector;
-use crate::collect::pg_log::{PgLogCollector, StartAt};
+use crate::collect::pg_log::{PgLogCollector, PgLogConfig, StartAt};
 use crate::collect::pg_stats::PgStatsCollector;
 use crate::collect::sysstat::SysstatCollector;
 use crate::collect::{CollectError, Collected, Collector};
@@ -68,19 +68,25 @@ pub fn collectors(file: &ConfigFile) -> Result<Collectors, ExitCode> {
 
 /// Runs the command.
 pub async fn run(args: Args, collectors: Collectors) -> ExitCode {
-    let collected = match collect(args.collector, collectors).await {
-        Some(Ok(collected)) => collected.metrics,
-        Some(Err(error)) => {
-            terminal::complain(&error.to_string().replace("; hint: ", "\n  hint: "));
-            return ExitCode::FAILURE;
-        }
-        None => {
-            terminal::complain(
-                "this collector is switched off in the configuration\n  hint: set its `enabled`",
-            );
-            return ExitCode::from(EXIT_USAGE);
-        }
+    let Some(all) = collect(args.collector, collectors).await else {
+        terminal::complain(
+            "this collector is switched off in the configuration\n  hint: set its `enabled`",
+        );
+        return ExitCode::from(EXIT_USAGE);
     };
+    let (mut collected, mut failed) = (Vec::new(), false);
+    for one in all {
+        match one {
+            Ok(one) => collected.extend(one.metrics),
+            Err(error) => {
+                terminal::complain(&error.to_string().replace("; hint: ", "\n  hint: "));
+                failed = true;
+            }
+        }
+    }
+    if failed && collected.is_empty() {
+        return ExitCode::FAILURE;
+    }
     let text = if args.json {
         format!("{:#}", Value::Array(collected))
     } else if args.points {
@@ -89,26 +95,34 @@ pub async fn run(args: Args, collectors: Collectors) -> ExitCode {
         let screen = Screen::stdout(clock::now());
         collected.iter().map(|document| shown(document, &screen)).collect::<Vec<_>>().join("\n")
     };
-    terminal::told(&text)
+    let told = terminal::told(&text);
+    if failed { ExitCode::FAILURE } else { told }
 }
 
-/// One collection; `None`: it is switched off.
-async fn collect(name: Name, from: Collectors) -> Option<Result<Collected, CollectError>> {
+/// One collection, of each server where there are several; `None`: it is switched off.
+async fn collect(name: Name, from: Collectors) -> Option<Vec<Result<Collected, CollectError>>> {
     let now = clock::now();
-    Some(match name {
-        Name::Sysstat => SysstatCollector::new(from.sysstat?.1).collect(now).await,
-        Name::DiskUsage => DiskUsageCollector::new(from.disk_usage?.1).collect(now).await,
-        Name::PgStats => PgStatsCollector::new(from.pg_stats?.1).collect(now).await,
-        Name::PgLog => {
-            let mut config = from.pg_log?.1;
-            config.start_at = StartAt::Beginning;
-            PgLogCollector::new(config, None).collect(now).await
+    let mut all = Vec::new();
+    match name {
+        Name::Sysstat => all.push(SysstatCollector::new(from.sysstat?.1).collect(now).await),
+        Name::DiskUsage => all.push(DiskUsageCollector::new(from.disk_usage?.1).collect(now).await),
+        Name::PgStats => {
+            for config in from.pg_stats?.1 {
+                all.push(PgStatsCollector::new(config).collect(now).await);
+            }
         }
-        Name::Agent => Err(CollectError::new(
+        Name::PgLog => {
+            for config in from.pg_log?.1 {
+                let config = PgLogConfig { start_at: StartAt::Beginning, ..config };
+                all.push(PgLogCollector::new(config, None).collect(now).await);
+            }
+        }
+        Name::Agent => all.push(Err(CollectError::new(
             "only a running agent knows its own health; hint: `agent status --json`, or what it \
              has queued: `agent inspect export`",
-        )),
-    })
+        ))),
+    }
+    Some(all)
 }
 
 /// A document for people: its numbers one below the other.

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::agent::AgentView;
+use crate::collect::label;
 use crate::config::{Collectors, Config, Timing};
 use crate::control::{
     AgentStatus, BackendStatus, CertificateStatus, CollectorStatus, DrainStatus, IntakeStatus,
@@ -191,10 +192,10 @@ impl Shown {
 
     fn collectors(&self) -> Vec<CollectorStatus> {
         let done = self.view.collections.snapshot();
-        let show = |(name, timing): &(&str, Option<Timing>)| {
-            let status = done.get(*name).cloned().unwrap_or_default();
+        let show = |(name, timing): &(String, Option<Timing>)| {
+            let status = done.get(name).cloned().unwrap_or_default();
             CollectorStatus {
-                name: (*name).to_owned(),
+                name: name.clone(),
                 enabled: timing.is_some(),
                 interval_ms: timing.map_or(0, |timing| {
                     u64::try_from(timing.interval.as_millis()).unwrap_or(u64::MAX)
@@ -208,6 +209,7 @@ impl Shown {
                 metrics: status.metrics,
                 rejects: status.rejected,
                 last_reject: status.last_rejected,
+                notices: status.notices,
                 blocked_since: status.blocked_since,
             }
         };
@@ -231,12 +233,26 @@ fn urls(link: &LinkConfig) -> Vec<String> {
     endpoints.iter().map(|endpoint| endpoint.base().to_owned()).collect()
 }
 
-fn timings(collectors: &Collectors) -> Vec<(&'static str, Option<Timing>)> {
-    vec![
-        ("sysstat", collectors.sysstat.as_ref().map(|(timing, _)| *timing)),
-        ("disk_usage", collectors.disk_usage.as_ref().map(|(timing, _)| *timing)),
-        ("pg_log", collectors.pg_log.as_ref().map(|(timing, _)| *timing)),
-        ("pg_stats", collectors.pg_stats.as_ref().map(|(timing, _)| *timing)),
-        ("agent", collectors.agent),
-    ]
+/// Each collector by its label: one that is off once, one that is on for each of its servers.
+fn timings(collectors: &Collectors) -> Vec<(String, Option<Timing>)> {
+    let Collectors { sysstat, disk_usage, pg_stats, pg_log, agent } = collectors;
+    let one = |name: &str, timing: Option<Timing>| vec![(name.to_owned(), timing)];
+    let each = |name: &str, timing: Timing, instances: Vec<&str>| -> Vec<_> {
+        instances.into_iter().map(|instance| (label(name, instance), Some(timing))).collect()
+    };
+    let pg_log = match pg_log {
+        None => one("pg_log", None),
+        Some((timing, all)) => {
+            each("pg_log", *timing, all.iter().map(|config| &*config.instance).collect())
+        }
+    };
+    let pg_stats = match pg_stats {
+        None => one("pg_stats", None),
+        Some((timing, all)) => {
+            each("pg_stats", *timing, all.iter().map(|config| &*config.instance).collect())
+        }
+    };
+    let sysstat = one("sysstat", sysstat.as_ref().map(|(timing, _)| *timing));
+    let disk_usage = one("disk_usage", disk_usage.as_ref().map(|(timing, _)| *timing));
+    [sysstat, disk_usage, pg_log, pg_stats, one("agent", *agent)].concat()
 }

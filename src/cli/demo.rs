@@ -232,9 +232,17 @@ fn postgres() -> String {
     };
     let password = found.password.as_ref().map_or("", |password| password.expose_secret());
     format!(
-        "[postgres]\nhost = {:?}\nport = {}\nuser = {:?}\npassword = {password:?}\ndatabase = \
-         {:?}\n[pg_stats]\ninterval = 5\n[pg_log]\ninterval = 2\n",
-        found.host, found.port, found.user, found.database
+        "[postgres]\nhost = {:?}\nport = {}\nuser = {:?}\npassword = {:?}\ndatabase = {:?}\n\
+         sslmode = {:?}\nchannel_binding = {:?}\ndatabases = \"*\"\n\
+         [pg_stats]\ninterval = 5\n[pg_log]\ninterval = 2\n",
+        // The texts are what they are, and not variables of the environment.
+        found.host.replace("${", "$${"),
+        found.port,
+        found.user.replace("${", "$${"),
+        password.replace("${", "$${"),
+        found.database.replace("${", "$${"),
+        found.tls.mode.name(),
+        found.tls.channel_binding.name(),
     )
 }
 

@@ -322,6 +322,10 @@ fn collectors(screen: &Screen, list: &[CollectorStatus]) -> String {
             let error = error.trim_end().replace("; hint: ", "\n  hint: ");
             let _ = writeln!(text, "\n{}: {error}", collector.name);
         }
+        for notice in &collector.notices {
+            let notice = notice.trim_end().replace("; hint: ", "\n  hint: ");
+            let _ = writeln!(text, "\n{}: {notice}", collector.name);
+        }
         if let Some(reject) = &collector.last_reject {
             let _ = writeln!(text, "\n{}: rejected: {reject}", collector.name);
         }
@@ -365,6 +369,7 @@ pub(super) mod tests {
             metrics,
             rejects: 0,
             last_reject: None,
+            notices: Vec::new(),
             blocked_since: None,
         };
         let backend = BackendStatus {

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use crate::metric::pg_stats::MAIN_INSTANCE;
+
 /// What is wrong now, by the part it concerns.
 #[derive(Debug, Default)]
 pub struct Notices {
+    /// The server, where it is not the main one.
+    instance: Option<String>,
     failing: BTreeMap<String, String>,
 }
 
@@ -13,6 +17,12 @@ impl Notices {
     /// None wrong.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// None wrong yet with a server, whose name the log's lines have.
+    pub fn of(instance: &str) -> Self {
+        let instance = (instance != MAIN_INSTANCE).then(|| instance.to_owned());
+        Self { instance, ..Self::default() }
     }
 
     /// Passes a good value on; an error is logged when it is not the one `part` already has.
@@ -34,16 +44,26 @@ impl Notices {
         if self.failing.get(part).is_some_and(|known| known == message) {
             return false;
         }
-        tracing::warn!(part, "{message}");
+        tracing::warn!(instance = self.instance, part, "{message}");
         self.failing.insert(part.to_owned(), message.to_owned());
         true
+    }
+
+    /// Everything that is wrong now, a line for each part.
+    pub fn told(&self) -> Vec<String> {
+        self.failing.iter().map(|(part, message)| format!("{part}: {message}")).collect()
+    }
+
+    /// Forgets parts that are not there any more: they neither fail nor work again.
+    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.failing.retain(|part, _| is_there(part));
     }
 
     /// `part` works. Returns whether that is news.
     pub fn recovered(&mut self, part: &str) -> bool {
         let news = self.failing.remove(part).is_some();
         if news {
-            tracing::info!(part, "works again");
+            tracing::info!(instance = self.instance, part, "works again");
         }
         news
     }
@@ -66,5 +86,8 @@ mod tests {
         assert_eq!(notices.ok("b", Ok::<_, String>(5)), Some(5));
         assert_eq!(notices.ok("b", Err::<u8, _>("z")), None);
         assert!(!notices.failed("b", "z"));
+        assert_eq!(notices.told(), ["b: z"]);
+        notices.keep(|part| part != "b");
+        assert!(notices.told().is_empty() && !notices.recovered("b"));
     }
 }

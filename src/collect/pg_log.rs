@@ -30,6 +30,7 @@ use super::blocking::{self, Blocking, Unfinished};
 use super::postgres::PgConnection;
 use super::{CollectError, Collected, Collector, Notices};
 use crate::clock;
+use crate::metric::pg_stats::MAIN_INSTANCE;
 use entry::Reading;
 use follow::{Place, Position};
 use pass::{Pass, Read};
@@ -68,6 +69,8 @@ pub enum StartAt {
 /// What to read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PgLogConfig {
+    /// The server's name in the configuration.
+    pub instance: String,
     /// The server that is asked for what is not given here; its database names the metrics.
     pub connection: PgConnection,
     /// The log file, or the directory of the log files; absent: the server says.
@@ -145,6 +148,7 @@ struct State {
 impl Default for PgLogConfig {
     fn default() -> Self {
         Self {
+            instance: MAIN_INSTANCE.to_owned(),
             connection: PgConnection::default(),
             path: None,
             prefix: None,
@@ -194,6 +198,7 @@ impl PgLogCollector {
             }
             None => (None, None),
         };
+        let notices = Notices::of(&config.instance);
         Self {
             config,
             known,
@@ -203,7 +208,7 @@ impl PgLogCollector {
             committed: Arc::new(Followed { positions, open: OpenFiles::default() }),
             pending: None,
             more: false,
-            notices: Notices::new(),
+            notices,
         }
     }
 
@@ -293,6 +298,10 @@ impl Collector for PgLogCollector {
         "pg_log"
     }
 
+    fn instance(&self) -> &str {
+        &self.config.instance
+    }
+
     async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
         self.pending = None;
         self.more = false;
@@ -359,6 +368,10 @@ impl Collector for PgLogCollector {
 
     fn has_more(&self) -> bool {
         self.more
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.notices.told()
     }
 
     fn committed(&mut self) {

@@ -1,11 +1,14 @@
 //! PostgreSQL 10 to 18: the cluster and each configured database.
 //!
 //! One connection to the maintenance database is kept; at most one more is open, for the database
-//! being visited. Counters are read at every collection, sizes every few minutes. A statement that
-//! fails leaves its numbers out, says why in `status` and `problems`, and stops nothing else.
+//! being visited, and ends with the visit: a database that somebody is connected to can be neither
+//! dropped nor renamed nor copied. Counters are read at every collection, sizes every few minutes.
+//! A statement that fails leaves its numbers out, says why in `status` and `problems`, and stops
+//! nothing else.
 
 mod backoff;
 mod choice;
+mod databases;
 mod details;
 mod level;
 mod objects;
@@ -15,8 +18,8 @@ mod server;
 mod sizes;
 mod visit;
 
-use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
@@ -32,6 +35,7 @@ use crate::metric::pg_stats::{
 };
 use crate::metric::{Status, Time};
 use backoff::Backoff;
+use databases::{Turns, Wanted};
 use level::Level;
 use rows::Database;
 use sizes::{Plan, Sizes};
@@ -42,16 +46,28 @@ const DATABASE_SIZES_MAX: u32 = 50;
 /// The tables, and the indexes, whose sizes one collection measures: 3,000 in ten minutes at one
 /// collection a minute. A session that opens a table for the first time takes 0.2 ms for it.
 const RELATION_SIZES_MAX: u32 = 300;
+/// How often the name of a server that is connected to is looked up. Well below the five minutes
+/// for which a connection may outlive the answer that led to it.
+const FOLLOW: Duration = Duration::from_secs(60);
 /// How long a locked relation, or one of a failed statement, is left alone.
 const SIZE_RETRY: Duration = Duration::from_secs(60);
 
 /// What to collect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PgStatsConfig {
+    /// The server's name in the configuration.
+    pub instance: String,
     /// The server and the maintenance database.
     pub connection: PgConnection,
-    /// The databases to visit; empty: the maintenance database alone.
+    /// The databases to visit: names, patterns such as `app_*`, and exclusions such as `!app_old`;
+    /// empty: the maintenance database alone.
     pub databases: Vec<String>,
+    /// Of the databases that patterns find, so many are visited in one collection; the others have
+    /// their turn in the next ones.
+    pub visits_max: u32,
+    /// After this no further one of them is visited, so that a collection with slow visits comes to
+    /// its end; one is visited in any case.
+    pub visits_time: Duration,
     /// The limits of every statement.
     pub timeouts: Timeouts,
     /// The largest tables of a database that are listed.
@@ -76,9 +92,12 @@ pub struct PgStatsConfig {
 pub struct PgStatsCollector {
     config: PgStatsConfig,
     main: Option<Session>,
-    /// The database visited last that is not the maintenance database.
+    /// The database being visited, if it is not the maintenance database.
     visited: Option<(String, Session)>,
+    turns: Turns,
     backoff: Backoff,
+    /// When the server's name was looked up last.
+    followed: Option<Instant>,
     /// The statistics views of the server that is connected to.
     views: Option<server::Views>,
     settings: server::KnownSettings,
@@ -95,8 +114,11 @@ pub struct PgStatsCollector {
 impl Default for PgStatsConfig {
     fn default() -> Self {
         Self {
+            instance: MAIN_INSTANCE.to_owned(),
             connection: PgConnection::default(),
             databases: Vec::new(),
+            visits_max: 50,
+            visits_time: Duration::from_secs(5),
             timeouts: Timeouts::default(),
             tables_max: 200,
             indexes_max: 200,
@@ -111,6 +133,7 @@ impl Default for PgStatsConfig {
 
 /// What the maintenance connection gave.
 struct Cluster {
+    instance: String,
     server: Option<Server>,
     databases: Vec<Database>,
     shared_objects: Option<SharedObjects>,
@@ -118,14 +141,24 @@ struct Cluster {
     problems: Vec<Problem>,
 }
 
+/// The databases of one collection.
+struct Chosen {
+    named: Vec<String>,
+    /// Those whose turn it is.
+    found: Vec<String>,
+}
+
 impl PgStatsCollector {
     /// A collector that has not connected yet.
     pub fn new(config: PgStatsConfig) -> Self {
+        let notices = Notices::of(&config.instance);
         Self {
             config,
             main: None,
             visited: None,
+            turns: Turns::default(),
             backoff: Backoff::default(),
+            followed: None,
             views: None,
             settings: server::KnownSettings::default(),
             statements: server::StatementsSeen::default(),
@@ -133,29 +166,78 @@ impl PgStatsCollector {
             database_sizes: Sizes::default(),
             relations: HashMap::new(),
             absent: Vec::new(),
-            notices: Notices::new(),
+            notices,
         }
     }
 
-    /// The configured databases, each once, or the maintenance database when there is none.
-    fn wanted(&self) -> Vec<String> {
-        let mut seen = HashSet::new();
-        let names = self.config.databases.iter().filter(|name| !name.is_empty());
-        let mut wanted: Vec<String> = names.filter(|name| seen.insert(*name)).cloned().collect();
-        if wanted.is_empty() {
-            wanted.push(self.config.connection.database.clone());
+    /// The databases that this collection visits, and forgets what is known of those that are not
+    /// to be visited any more.
+    fn choose(&mut self, cluster: &Cluster) -> Chosen {
+        let wanted = Wanted::read(&self.config.databases, &self.config.connection.database);
+        let listed = cluster.databases.iter().filter(|database| database.may_connect);
+        let found = wanted.found(listed.map(|database| database.summary.name.as_str()));
+        let next = self.turns.next(&found, self.config.visits_max as usize);
+        // Without the list nothing is known of what is there.
+        if !cluster.databases.is_empty() {
+            let is_wanted = |name: &str| {
+                found.contains(&name) || wanted.names.iter().any(|named| named == name)
+            };
+            let is_there =
+                |name: &str| cluster.databases.iter().any(|database| database.summary.name == name);
+            self.relations.retain(|name, _| is_wanted(name));
+            self.turns.keep(is_wanted);
+            self.notices.keep(|part| {
+                let name = part.strip_prefix("database ");
+                name.is_none_or(|name| is_wanted(name) && is_there(name))
+            });
         }
-        wanted
+        Chosen { named: wanted.names, found: next }
+    }
+
+    /// Whether there is time for one more database, after `visited` that patterns have found.
+    fn has_time(&self, visited: usize, begun: Instant) -> bool {
+        let elapsed = clock::monotonic().saturating_duration_since(begun);
+        visited == 0 || elapsed < self.config.visits_time
+    }
+
+    /// Ends what a collection that was given up has left behind.
+    async fn end_unfinished(&mut self) {
+        if let Some(stale) = self.main.take_if(|session| session.is_busy()) {
+            stale.cancel().await;
+        }
+        if let Some((_, stale)) = self.visited.take() {
+            if stale.is_busy() {
+                stale.cancel().await;
+            }
+            drop(stale);
+        }
+    }
+
+    /// Ends the kept connection when the server's name has come to mean another place. It is looked
+    /// up at most once a minute; without an answer the connection stays.
+    async fn follow_name(&mut self) {
+        let now = clock::monotonic();
+        let is_due = self.followed.is_none_or(|at| now.saturating_duration_since(at) >= FOLLOW);
+        let Some(main) = self.main.as_ref().filter(|_| is_due) else { return };
+        self.followed = Some(now);
+        if main.is_elsewhere(&self.config.connection).await {
+            let place = self.config.connection.place();
+            tracing::info!(%place, "the name means another address now: connecting again");
+            self.main = None;
+        }
+    }
+
+    /// Ends the session of a visit.
+    async fn leave(&mut self) {
+        if let Some((_, session)) = self.visited.take() {
+            session.close().await;
+        }
     }
 
     /// Opens the kept connection unless it is open.
     async fn connect(&mut self, cost: &mut Cost) -> Result<(), CollectError> {
-        if let Some(stale) = self.main.take_if(|session| session.is_busy()) {
-            stale.cancel().await;
-        }
-        if let Some((_, stale)) = self.visited.take_if(|(_, session)| session.is_busy()) {
-            stale.cancel().await;
-        }
+        self.end_unfinished().await;
+        self.follow_name().await;
         let place = &self.config.connection;
         let kept = self.relations.get(&place.database);
         if kept.is_some_and(|kept| kept.has_opened(self.config.opened_max)) {
@@ -218,7 +300,8 @@ impl PgStatsCollector {
         };
         let shared_objects = shared_objects.as_deref().and_then(<[Row]>::first);
         let shared_objects = shared_objects.and_then(SharedObjects::read);
-        Ok(Cluster { server, databases, shared_objects, recovery, problems })
+        let instance = self.config.instance.clone();
+        Ok(Cluster { instance, server, databases, shared_objects, recovery, problems })
     }
 
     async fn size_databases(
@@ -318,6 +401,10 @@ impl Collector for PgStatsCollector {
         "pg_stats"
     }
 
+    fn instance(&self) -> &str {
+        &self.config.instance
+    }
+
     async fn collect(&mut self, now: Timestamp) -> Result<Collected, CollectError> {
         let mut cost = Cost::default();
         let kept = self.main.is_some();
@@ -331,16 +418,20 @@ impl Collector for PgStatsCollector {
             cluster => cluster?,
         };
         let maintenance = self.config.connection.database.clone();
-        let wanted = self.wanted();
-        let order: HashMap<&String, usize> = wanted.iter().zip(0..).collect();
-        self.relations.retain(|name, _| order.contains_key(name));
-        let mut documents = Vec::with_capacity(wanted.len() + 1);
+        let begun = clock::monotonic();
+        let Chosen { named, found } = self.choose(&cluster);
+        let mut documents = Vec::with_capacity(named.len() + found.len() + 1);
         self.absent.clear();
-        for name in self.visiting_order(&wanted) {
-            documents.extend(self.visit(now, &name, &cluster, &mut cost).await?);
+        for (n, name) in named.iter().chain(&found).enumerate() {
+            if n >= named.len() && !self.has_time(n - named.len(), begun) {
+                break;
+            }
+            self.turns.visited(name, begun);
+            let visited = self.visit(now, name, &cluster, &mut cost).await;
+            self.leave().await;
+            documents.extend(visited?);
         }
         self.tell_absent();
-        documents.sort_by_key(|document: &Document| order.get(&document.database));
         let at = documents.iter().position(|document| document.database == maintenance);
         let at = at.unwrap_or_else(|| {
             documents.insert(0, empty_document(now, &maintenance, &cluster));
@@ -348,10 +439,16 @@ impl Collector for PgStatsCollector {
         });
         if let Some(document) = documents.get_mut(at) {
             let mut problems = cluster.problems;
-            self.add_server(document, cluster.recovery, &mut cost, &mut problems).await?;
+            let added = self.add_server(document, cluster.recovery, &mut cost, &mut problems).await;
+            self.leave().await;
+            added?;
             document.problems.splice(0..0, problems);
             document.status = Some(document.problems.first().map_or(Status::Ok, |p| p.status));
-            let databases = cluster.databases.into_iter().map(|database| database.summary);
+            let databases = cluster.databases.into_iter().map(|database| {
+                let age = self.turns.age(&database.summary.name, begun);
+                let visit_age_s = age.map(|age| age.as_secs());
+                DatabaseSummary { visit_age_s, ..database.summary }
+            });
             let databases = Some(databases.collect::<Vec<_>>()).filter(|d| !d.is_empty());
             if let Some(mut databases) = databases {
                 let left_out = cut(&mut databases, self.config.list_bytes_max);
@@ -370,6 +467,14 @@ impl Collector for PgStatsCollector {
     fn committed(&mut self) {
         self.settings.commit();
         self.statements.commit();
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.notices.told()
+    }
+
+    async fn given_up(&mut self) {
+        self.end_unfinished().await;
     }
 }
 
@@ -390,7 +495,7 @@ fn empty_document(now: Timestamp, name: &str, cluster: &Cluster) -> Document {
     let known = cluster.databases.iter().find(|database| database.summary.name == name);
     Document {
         timestamp: Time(now),
-        instance: Some(MAIN_INSTANCE.to_owned()),
+        instance: Some(cluster.instance.clone()),
         database: name.to_owned(),
         status: Some(Status::Ok),
         own: known.map(|database| database.summary.stats.clone()).unwrap_or_default(),
@@ -422,18 +527,5 @@ mod tests {
         check(4 * one, &[3, 1, 4, 2]);
         check(3 * one, &[2, 3, 4]);
         check(one - 1, &[]);
-    }
-
-    /// C42: no databases means the maintenance database; doubles count once.
-    #[test]
-    fn databases_fall_back_to_the_maintenance_database() {
-        let check = |databases: &[&str], expected: &[&str]| {
-            let databases = databases.iter().map(ToString::to_string).collect();
-            let config = PgStatsConfig { databases, ..PgStatsConfig::default() };
-            assert_eq!(PgStatsCollector::new(config).wanted(), expected);
-        };
-        check(&[], &["postgres"]);
-        check(&[""], &["postgres"]);
-        check(&["b", "a", "b"], &["b", "a"]);
     }
 }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::{
     Bounds, Collectors, PACE, Timing,
+    postgres::Server,
     reader::{Bound, Document, Section},
 };
 use crate::collect::{
     disk_usage::DiskUsageConfig,
     pg_log::{PgLogConfig, Redaction, StartAt},
     pg_stats::PgStatsConfig,
-    postgres::{PgConnection, Timeouts},
+    postgres::Timeouts,
     sysstat::SysstatConfig,
 };
 
@@ -24,7 +25,7 @@ const DETAIL: &str = "says how many rows a document has, within `remote.tables_m
 pub(super) fn read(
     document: &mut Document<'_>,
     interval: Duration,
-    (connection, databases): &(PgConnection, Vec<String>),
+    servers: &[Server],
     bounds: &Bounds,
 ) -> Collectors {
     let mut section = document.section("sysstat");
@@ -38,15 +39,34 @@ pub(super) fn read(
     });
     let mut section = document.section("pg_stats");
     let pg_stats_timing = timing(section.remote(SWITCH), interval, bounds);
-    let pg_stats = pg_stats(&mut section, connection, databases, bounds);
-    let pg_stats = pg_stats_timing.map(|timing| (timing, pg_stats));
+    let all = pg_stats(&mut section, bounds);
+    let pg_stats = pg_stats_timing.map(|timing| {
+        let of = |server: &Server| PgStatsConfig {
+            instance: server.instance.clone(),
+            connection: server.connection.clone(),
+            databases: server.databases.clone(),
+            visits_time: timing.deadline / 2,
+            ..all.clone()
+        };
+        (timing, servers.iter().map(of).collect())
+    });
     let mut section = document.section("pg_log");
     // What leaves of a log is the host's alone to say.
     let pg_log_timing = timing(section.remote(LESS).within(Bound::NotOn), interval, bounds);
-    let pg_log = pg_log(&mut section, connection);
+    let first = pg_log(&mut section);
     let pg_log = pg_log_timing.map(|timing| {
         let files_timeout = timing.deadline / 2;
-        (timing, PgLogConfig { files_timeout, ..pg_log })
+        let first = PgLogConfig { files_timeout, ..first };
+        // Where a log is, and how it is written, is the first server's; the others are asked.
+        let others = PgLogConfig { path: None, prefix: None, timezone: None, ..first.clone() };
+        let read = servers.iter().zip(std::iter::once(first).chain(std::iter::repeat(others)));
+        let read = read.filter(|(server, _)| server.reads_log);
+        let of = |(server, config): (&Server, PgLogConfig)| PgLogConfig {
+            instance: server.instance.clone(),
+            connection: server.connection.clone(),
+            ..config
+        };
+        (timing, read.map(of).collect())
     });
     let mut section = document.section("agent");
     let agent = timing(section.remote(SWITCH), interval, bounds);
@@ -64,12 +84,8 @@ fn timing(section: &mut Section<'_, '_>, interval: Duration, bounds: &Bounds) ->
     enabled.then_some(Timing { interval, deadline: timeout.min(interval) })
 }
 
-fn pg_stats(
-    section: &mut Section<'_, '_>,
-    connection: &PgConnection,
-    databases: &[String],
-    bounds: &Bounds,
-) -> PgStatsConfig {
+/// What is alike for every server.
+fn pg_stats(section: &mut Section<'_, '_>, bounds: &Bounds) -> PgStatsConfig {
     let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let timeouts = Timeouts {
         lock: section.duration("lock_timeout", "250ms", ["1ms", "1min"]),
@@ -84,8 +100,7 @@ fn pg_stats(
         );
     }
     PgStatsConfig {
-        connection: connection.clone(),
-        databases: databases.to_vec(),
+        visits_max: count(section.integer("visits_max", 50, 1..=1_000)),
         timeouts,
         tables_max: count(section.remote(DETAIL).within(bounds.tables).integer(
             "tables_max",
@@ -105,10 +120,9 @@ fn pg_stats(
     }
 }
 
-fn pg_log(section: &mut Section<'_, '_>, connection: &PgConnection) -> PgLogConfig {
+fn pg_log(section: &mut Section<'_, '_>) -> PgLogConfig {
     let redacted = section.boolean("redact", true);
     PgLogConfig {
-        connection: connection.clone(),
         path: section.optional_path("path"),
         prefix: section.optional_text("line_prefix"),
         timezone: section.optional_text("timezone"),

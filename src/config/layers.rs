@@ -1,6 +1,7 @@
 //! The host's file, and what the backend lays over it.
 
 use std::{
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -9,6 +10,7 @@ use super::{
     Config,
     reader::{self, Change, ConfigError, Key, Origin, Problem, Text, Withheld},
 };
+use crate::metric::pg_stats::MAIN_INSTANCE;
 
 /// The texts that a configuration is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,40 +92,76 @@ impl Loaded {
         Some(ConfigError::of(file, problems, 0).to_string())
     }
 
-    /// Keys whose value is another than in `before`.
+    /// Keys whose value is another than in `before`, also of servers that only one of them has.
     pub fn changed_since(&self, before: &Self) -> Vec<String> {
-        let pairs = self.keys.iter().zip(&before.keys);
-        pairs.filter(|(key, before)| !key.means(before)).map(|(key, _)| key.path()).collect()
+        self.differing(before, |_| true)
     }
 
     /// Keys whose value is another than in `started` and takes effect at a start only.
     pub fn needs_restart(&self, started: &Self) -> Vec<String> {
-        let pairs = self.keys.iter().zip(&started.keys);
-        pairs
-            .filter(|(key, before)| key.change == Change::Restart && !key.means(before))
-            .map(|(key, _)| key.path())
-            .collect()
+        self.differing(started, |key| key.change == Change::Restart)
+    }
+
+    fn differing(&self, before: &Self, counts: impl Fn(&Key) -> bool) -> Vec<String> {
+        let by_path = |loaded: &'_ Self| -> HashMap<String, Key> {
+            loaded.keys.iter().map(|key| (key.path(), key.clone())).collect()
+        };
+        let (earlier, now) = (by_path(before), by_path(self));
+        let differs = |key: &&Key| earlier.get(&key.path()).is_none_or(|it| !key.means(it));
+        let here = self.keys.iter().filter(differs);
+        let gone = before.keys.iter().filter(|key| !now.contains_key(&key.path()));
+        here.chain(gone).filter(|key| counts(key)).map(Key::path).collect()
     }
 
     /// The file that has these values, with who has set each of them.
     pub fn show(&self) -> String {
         let mut text = String::new();
-        let mut section = "";
+        let mut sections: Vec<&str> = Vec::new();
         for key in &self.keys {
-            if key.section != section {
-                let gap = if section.is_empty() { "" } else { "\n" };
-                let _ = writeln!(text, "{gap}[{}]", key.section);
-                section = key.section;
+            if !sections.contains(&key.section.as_str()) {
+                sections.push(&key.section);
             }
-            let origin = match key.origin {
-                Origin::Default => "",
-                Origin::File => "  # the host's file",
-                Origin::Remote => "  # the backend",
+        }
+        let entries = sections.iter().filter_map(|section| section.split_once('.'));
+        let several: HashSet<&str> = entries.map(|(section, _)| section).collect();
+        for section in sections {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let name = section.split('.').next().unwrap_or_default();
+            let _ = if several.contains(name) {
+                writeln!(text, "{gap}[[{name}]]")
+            } else {
+                writeln!(text, "{gap}[{name}]")
             };
-            let _ = writeln!(text, "{} = {}{origin}", key.name, key.value);
+            for key in self.keys.iter().filter(|key| key.section == section) {
+                show_key(&mut text, key);
+            }
         }
         text
     }
+}
+
+fn show_key(text: &mut String, key: &Key) {
+    let origin = match key.origin {
+        Origin::Default => "",
+        Origin::File => "  # the host's file",
+        Origin::Remote => "  # the backend",
+    };
+    let _ = writeln!(text, "{} = {}{origin}", key.name, key.value);
+}
+
+/// A host's file for a text of a backend that is checked where the host is not known: it has the
+/// servers that the text names, and nothing else.
+pub fn stand_in_for(remote: &str) -> String {
+    let table: Option<toml::Table> = remote.parse().ok();
+    let servers = table.as_ref().and_then(|table| table.get("postgres")?.as_array());
+    let names = servers.into_iter().flatten().filter_map(|server| server.get("name")?.as_str());
+    let names: BTreeSet<&str> = names.filter(|name| *name != MAIN_INSTANCE).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let entry = |name: &&str| format!("[[postgres]]\nname = {name:?}\n");
+    let known = names.iter().filter(|name| reader::is_entry_name(name)).map(entry);
+    std::iter::once("[[postgres]]\n".to_owned()).chain(known).collect()
 }
 
 #[cfg(test)]
@@ -133,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{reader::WithheldKind, *};
-    use crate::metric::ORIGINAL_TYPES;
+    use crate::{collect::pg_stats::PgStatsConfig, metric::ORIGINAL_TYPES};
 
     fn layers(own: &str, remote: Option<&str>) -> Layers {
         let remote = remote.map(|text| Remote { version: 7, text: text.to_owned() });
@@ -196,7 +234,7 @@ mod tests {
             assert_eq!(told.matches(&format!("{key}: only the host's own")).count(), 1, "{told}");
         }
         let (_, pg_log) = loaded.config.collectors.pg_log.unwrap();
-        assert_eq!(pg_log.prefix.as_deref(), Some("%m [%p] "));
+        assert_eq!(pg_log[0].prefix.as_deref(), Some("%m [%p] "));
     }
 
     /// The backend's value is limited to what `[remote]` allows, or to what the host itself has set.
@@ -235,7 +273,7 @@ mod tests {
         let check = |own: &str, count: u32, kept: u32| {
             let loaded = layers(own, Some(&text(count))).read().unwrap();
             let (_, pg_stats) = loaded.config.collectors.pg_stats.clone().unwrap();
-            assert_eq!(pg_stats.databases, names(kept));
+            assert_eq!(pg_stats[0].databases, names(kept));
             assert_eq!(loaded.withheld.len(), usize::from(kept < count));
             let told = loaded.told_withheld().unwrap_or_default();
             let allowed = format!("the host allows the first {kept}");
@@ -260,12 +298,12 @@ mod tests {
     fn variables_are_not_expanded_for_the_backend() {
         let loaded = layers("", Some("[postgres]\ndatabases = [\"${HOME}\", \"$HOME\"]")).read();
         let (_, pg_stats) = loaded.unwrap().config.collectors.pg_stats.unwrap();
-        assert_eq!(pg_stats.databases, ["${HOME}", "$HOME"]);
+        assert_eq!(pg_stats[0].databases, ["${HOME}", "$HOME"]);
     }
 
     /// A value of `key` that is sound, and another than the host's.
     fn other_value(key: &reader::Key, flag: bool) -> String {
-        match (key.section, key.name) {
+        match (key.section.as_str(), key.name) {
             ("pg_log", "line_prefix") => "\"%m [100] \"".to_owned(),
             ("pg_log", "timezone") => "\"UTC\"".to_owned(),
             ("pg_log", "path") => "\"/etc\"".to_owned(),
@@ -282,10 +320,10 @@ mod tests {
             picks in proptest::collection::vec((0..3_u8, proptest::bool::ANY), Config::keys().len()),
             is_on in proptest::bool::ANY,
         ) {
-            let mut remote = std::collections::BTreeMap::<&str, String>::new();
+            let mut remote = std::collections::BTreeMap::<String, String>::new();
             for (key, (pick, flag)) in Config::keys().iter().zip(picks) {
                 if pick == 0 {
-                    let lines = remote.entry(key.section).or_default();
+                    let lines = remote.entry(key.section.clone()).or_default();
                     let _ = writeln!(lines, "{} = {}", key.name, other_value(key, flag));
                 }
             }
@@ -298,6 +336,42 @@ mod tests {
                 prop_assert_eq!(Some(pg_log), alone.map(|(_, pg_log)| pg_log));
             }
         }
+    }
+
+    const TWO: &str = "[[postgres]]\nhost = \"/run/a\"\n[[postgres]]\nname = \"two\"\nport = 5433
+        databases = \"x\"\n";
+
+    /// Each server is its own; a backend says which databases of one are visited, and nothing else.
+    #[test]
+    fn several_servers_are_told_apart() {
+        let servers = |loaded: &Loaded| -> Vec<(String, u16, String)> {
+            let (_, all) = loaded.config.collectors.pg_stats.clone().unwrap();
+            let one = |it: PgStatsConfig| (it.instance, it.connection.port, it.databases.join(" "));
+            all.into_iter().map(one).collect()
+        };
+        let expect = |main: &str, two: &str| {
+            [("main".to_owned(), 5432, main.to_owned()), ("two".to_owned(), 5433, two.to_owned())]
+        };
+        let alone = layers(TWO, None).read().unwrap();
+        assert_eq!(servers(&alone), expect("", "x"));
+        let shown = alone.show();
+        let parts =
+            ["[[postgres]]\nname = \"main\"\n", "[[postgres]]\nname = \"two\"  # the host's"];
+        assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
+        assert!(layers(&shown, None).read().unwrap().changed_since(&alone).is_empty(), "{shown}");
+        let remote = "[[postgres]]\nname = \"two\"\ndatabases = \"y\"\nport = 1\n\
+                      [[postgres]]\nname = \"three\"\nhost = \"h\"\n";
+        let both = layers(TWO, Some(remote)).read().unwrap();
+        assert_eq!(servers(&both), expect("", "y"));
+        assert_eq!(both.set_by(Origin::Remote), ["postgres.two.databases"]);
+        assert_eq!(both.changed_since(&alone), ["postgres.two.databases"]);
+        let told = both.told_withheld().unwrap();
+        assert!(told.contains("backend:4: postgres.two.port: only the host's own"), "{told}");
+        assert!(told.contains("backend:5: [[postgres]] \"three\": the host's own file"), "{told}");
+        let one = layers("[postgres]\nhost = \"/run/a\"", None).read().unwrap();
+        assert!(one.changed_since(&alone).contains(&"postgres.two.port".to_owned()));
+        let checked = layers(&stand_in_for(remote), Some(remote)).read().unwrap();
+        assert_eq!(checked.withheld.len(), 2, "the port and the host: {:?}", checked.withheld);
     }
 
     /// The value of a secret is in no message and in no listing.

@@ -11,6 +11,8 @@
 //! mistake.
 
 mod bound; // what the backend may set, and how far
+mod entries; // sections that stand several times
+mod own; // what only the host's own file has
 mod problem; // mistakes, and what of them may leave the host
 mod unknown; // names that nobody has asked for
 
@@ -31,6 +33,7 @@ use toml::{
 };
 
 pub use self::bound::{Bound, Withheld, WithheldKind};
+pub use self::entries::{Entry, is_name as is_entry_name};
 use self::problem::PROBLEMS_MAX;
 pub use self::problem::{ConfigError, Problem};
 use self::unknown::{report_unknown, short};
@@ -78,7 +81,7 @@ pub struct Text<'t> {
 #[derive(Debug)]
 pub struct Section<'a, 't> {
     document: &'a mut Document<'t>,
-    name: &'static str,
+    name: String,
     /// Holds for every key of the section.
     marks: Marks,
     /// Holds for the next key.
@@ -117,8 +120,8 @@ pub enum Change {
 /// A key that the program knows, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// The section's name, `queue`.
-    pub section: &'static str,
+    /// The section's name, `queue`; `postgres.replica` for an entry that has a name.
+    pub section: String,
     /// The key's name, `bytes_max`.
     pub name: &'static str,
     /// The default as TOML text, `"1GiB"`.
@@ -213,7 +216,7 @@ impl<'t> Document<'t> {
     }
 
     /// The section `[name]`.
-    pub fn section(&mut self, name: &'static str) -> Section<'_, 't> {
+    pub fn section(&mut self, name: &str) -> Section<'_, 't> {
         for layer in &self.layers {
             if let Some(value) = layer.root.get(name)
                 && !value.get_ref().is_table()
@@ -224,7 +227,8 @@ impl<'t> Document<'t> {
                 self.problems.push(problem);
             }
         }
-        Section { document: self, name, marks: Marks::default(), next: Marks::default() }
+        let (name, marks, next) = (name.to_owned(), Marks::default(), Marks::default());
+        Section { document: self, name, marks, next }
     }
 
     /// Ends the reading: unknown sections and keys are mistakes too. Returns the known keys.
@@ -278,7 +282,7 @@ impl<'t> Section<'_, 't> {
     pub fn secret(&mut self, key: &'static str) -> SecretString {
         self.next.remote = None;
         let known = self.know(key, "\"\"".to_owned());
-        let found = self.document.get(self.name, key);
+        let found = self.document.get(&self.name, key);
         let secret = found.map(|(_, value)| value.get_ref().as_str().map(str::to_owned));
         if secret == Some(None) {
             let kind = "is not a string";
@@ -403,7 +407,7 @@ impl<'t> Section<'_, 't> {
 
     /// Whether any layer sets `key`.
     pub fn has(&self, key: &str) -> bool {
-        self.document.get(self.name, key).is_some()
+        self.document.get(&self.name, key).is_some()
     }
 
     /// Adds a mistake about `key` that only its meaning shows.
@@ -413,7 +417,7 @@ impl<'t> Section<'_, 't> {
 
     /// [`Section::reject`] with a `detail` that may hold a value of the file: it stays on the host.
     pub fn reject_for(&mut self, key: &'static str, kind: &'static str, detail: &str, hint: &str) {
-        let found = self.document.get(self.name, key);
+        let found = self.document.get(&self.name, key);
         let shown = found.map(|(layer, value)| layer.source_of(value));
         self.problem(key, shown, Mistake { kind, detail, hint });
     }
@@ -431,7 +435,7 @@ impl<'t> Section<'_, 't> {
         let restart = [next.change, self.marks.change].contains(&Change::Restart);
         let change = if restart { Change::Restart } else { Change::Live };
         if remote.is_none()
-            && let Some((file, line)) = self.document.forbid(self.name, name)
+            && let Some((file, line)) = self.document.forbid(&self.name, name)
         {
             let message = format!("{}.{name}: only the host's own file may set it", self.name);
             let hint =
@@ -440,10 +444,10 @@ impl<'t> Section<'_, 't> {
             let problem = Problem { file, line, message, hint, report };
             self.document.withheld.push(Withheld { kind: WithheldKind::Forbidden, problem });
         }
-        let found = self.document.get(self.name, name);
+        let found = self.document.get(&self.name, name);
         let origin = found.map_or(Origin::Default, |(layer, _)| layer.origin);
         let (value, meaning) = (default.clone(), String::new());
-        let section = self.name;
+        let section = self.name.clone();
         let key = Key { section, name, default, value, origin, remote, change, meaning };
         self.document.keys.push(key);
         self.document.keys.len() - 1
@@ -457,7 +461,7 @@ impl<'t> Section<'_, 't> {
         take: impl FnOnce(&DeValue<'t>) -> Option<T>,
     ) -> T {
         let Some(key) = self.document.keys.get(known).map(|key| key.name) else { return default };
-        let Some((layer, value)) = self.document.get(self.name, key) else {
+        let Some((layer, value)) = self.document.get(&self.name, key) else {
             let meaning = format!("{default:?}");
             self.note(known, None, meaning);
             return default;
@@ -483,7 +487,7 @@ impl<'t> Section<'_, 't> {
 
     fn problem(&mut self, key: &str, value: Option<&str>, mistake: Mistake<'_>) {
         let Mistake { kind, detail, hint } = mistake;
-        let found = self.document.get(self.name, key);
+        let found = self.document.get(&self.name, key);
         let layer = found.map(|(layer, _)| layer).or(self.document.layers.last());
         let file = layer.map(|layer| layer.file.clone()).unwrap_or_default();
         let origin = layer.map_or(Origin::File, |layer| layer.origin);

@@ -45,14 +45,37 @@ pub fn open_folder(key: &str, path: &Path) -> Option<String> {
     })
 }
 
+/// Who else than root and the user of this process can say what is in the file at `path`, if
+/// anybody can: its owner, its group or others, or whoever may put another file in its place.
+pub fn written_by_others(path: &Path) -> Option<String> {
+    const STICKY: u32 = 0o1000;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    for path in [Some(path), folder].into_iter().flatten() {
+        let shown = path.display();
+        let Ok(facts) = std::fs::metadata(path) else {
+            return Some(format!("who can write {shown} is not known"));
+        };
+        let (mode, owner) = (facts.mode() & 0o7777, facts.uid());
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Some(format!("{shown} belongs to another user (id {owner})"));
+        }
+        if mode & 0o022 != 0 && !(facts.is_dir() && mode & STICKY != 0) {
+            return Some(format!("{shown} can be written by others (mode {mode:04o})"));
+        }
+    }
+    None
+}
+
 /// The first key with a password in it. One that the environment has is not in the file.
 fn password_in(text: &str) -> Option<String> {
     let document: toml::Table = text.parse().ok()?;
     let is_password = |(section, key): &(&str, &str)| {
-        let value = document.get(*section)?.get(*key)?.as_str()?;
-        let is_secret = *key == "password" || has_password(value);
-        (!value.is_empty() && !value.contains("${") && is_secret)
-            .then(|| format!("{section}.{key}"))
+        let found = document.get(*section)?;
+        let several = found.as_array().map_or(std::slice::from_ref(found), Vec::as_slice);
+        let is_secret = |value: &str| *key == "password" || has_password(value);
+        let holds = |value: &str| !value.is_empty() && !value.contains("${") && is_secret(value);
+        let mut values = several.iter().filter_map(|one| one.get(*key)?.as_str());
+        values.any(holds).then(|| format!("{section}.{key}"))
     };
     KEYS.iter().find_map(is_password)
 }
@@ -84,6 +107,8 @@ mod tests {
         assert_eq!(said(text, 0o640), None);
         assert_eq!(said("[postgres]\npassword = \"${PGPASSWORD}\"\n", 0o644), None);
         assert_eq!(said("[postgres]\npassword = \"\"\n", 0o644), None);
+        let several = "[[postgres]]\n[[postgres]]\nname = \"b\"\npassword = \"hush\"\n";
+        assert!(said(several, 0o644).is_some());
         assert_eq!(said("[forward]\nproxy = \"http://proxy:3128\"\n", 0o644), None);
         let store = |url: &str| said(&format!("[backend]\nstore = \"{url}\"\n"), 0o644);
         assert_eq!(store("sqlite:/var/lib/backend/store.db"), None);

@@ -252,6 +252,9 @@ pub struct CollectorStatus {
     /// The last one of those: its type, the place in its JSON, and what is wrong there.
     #[serde(default)]
     pub last_reject: Option<String>,
+    /// What is wrong while it gives what it can, such as a database that is not there.
+    #[serde(default)]
+    pub notices: Vec<String>,
     /// Since when it waits for room in the queue, which is full.
     #[serde(default)]
     pub blocked_since: Option<Timestamp>,

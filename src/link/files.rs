@@ -1,11 +1,11 @@
 //! Files that others must not read, and files that are replaced whole or not at all.
 
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::LinkError;
-use crate::files::open_file;
+use crate::files::{self, Unreadable};
 
 /// Who may read a file that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,28 +95,20 @@ fn cannot_write(error: &std::io::Error) -> LinkError {
 
 /// Reads a secret file; refuses one that its group or others can read. `key` names it in errors.
 pub fn read_private(path: &Path, key: &str) -> Result<Vec<u8>, LinkError> {
-    let (content, mode) = read(path, key)?;
-    if mode & 0o077 != 0 {
-        return Err(LinkError::new(
+    files::read_private(path).map_err(|unreadable| match unreadable {
+        Unreadable::Failed(error) => cannot_read(&error, key),
+        Unreadable::Open(mode) => LinkError::new(
             format!("{key} {} can be read by others (mode {mode:04o})", path.display()),
             format!("chmod 600 {}", path.display()),
-        ));
-    }
-    Ok(content)
+        ),
+    })
 }
 
 /// Reads a file of the agent's user, and its mode; `key` is the setting that names it.
 pub fn read(path: &Path, key: &str) -> Result<(Vec<u8>, u32), LinkError> {
-    use std::io::Read;
-    let unreadable = |error: std::io::Error| {
-        LinkError::new(format!("{key}: {error}"), "let the agent's user own and read it")
-    };
-    let named = |error: std::io::Error| {
-        std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    };
-    let mut file = open_file(path).map_err(|error| unreadable(named(error)))?;
-    let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
-    let mut content = Vec::new();
-    file.read_to_end(&mut content).map_err(unreadable)?;
-    Ok((content, mode))
+    files::read_with_mode(path).map_err(|error| cannot_read(&error, key))
+}
+
+fn cannot_read(error: &std::io::Error, key: &str) -> LinkError {
+    LinkError::new(format!("{key}: {error}"), "let the agent's user own and read it")
 }

@@ -227,6 +227,9 @@ declare! {
         /// The same for multixacts.
         multixact_age: Option<u64> = gauge("transactions")
             from "mxid_age(pg_database.datminmxid)";
+        /// How long ago its tables and indexes were read; 0: in this collection. Absent: never, or
+        /// they are not to be.
+        visit_age_s: Option<u64> = gauge("s") from "the collector";
         ..stats: DatabaseStats;
     }
 

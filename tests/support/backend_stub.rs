@@ -76,9 +76,14 @@ impl Authority {
 
     /// A certificate for 127.0.0.1, localhost and backend.example; its chain includes the CA.
     pub fn server(&self, flaw: Flaw) -> Pair {
+        self.server_for(&["localhost", "127.0.0.1", "backend.example"], flaw)
+    }
+
+    /// The same for these hosts.
+    pub fn server_for(&self, hosts: &[&str], flaw: Flaw) -> Pair {
         let names = match flaw {
             Flaw::OtherName => vec!["other.example".to_owned()],
-            _ => ["localhost", "127.0.0.1", "backend.example"].map(str::to_owned).to_vec(),
+            _ => hosts.iter().map(ToString::to_string).collect(),
         };
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name.push(DnType::CommonName, "test backend");

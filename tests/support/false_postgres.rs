@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 /// What it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,8 @@ impl Evil {
     ];
 }
 
+/// What stands where a startup packet has its version when somebody asks for TLS.
+pub const SSL_REQUEST: u32 = 80_877_103;
 /// What it sends on one connection when nobody stops it.
 const SUPPLY_BYTES: u64 = 256 << 20;
 const GIGABYTE: i32 = 1 << 30;
@@ -58,26 +62,43 @@ const ROW: [u8; 14] = [0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7];
 pub struct FalsePostgres {
     pub address: SocketAddr,
     most: Arc<AtomicU64>,
+    heard: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl FalsePostgres {
+    /// It says no to TLS, as an attacker in the middle does.
     pub async fn start(evil: Evil) -> Self {
+        Self::start_with(evil, None).await
+    }
+
+    /// It speaks TLS, and does what it does inside.
+    pub async fn start_tls(evil: Evil, tls: Arc<ServerConfig>) -> Self {
+        Self::start_with(evil, Some(tls)).await
+    }
+
+    async fn start_with(evil: Evil, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let address = listener.local_addr().expect("an address");
-        let most = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&most);
+        let (most, heard) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counted = (Arc::clone(&most), Arc::clone(&heard));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let mut peer = Peer { stream, sent: 0, statements: 0, types: 100_000 };
-                let most = Arc::clone(&counted);
+                let ((most, heard), tls) = (counted.clone(), tls.clone());
                 tokio::spawn(async move {
-                    peer.serve(evil).await.ok(); // it was hung up on
-                    most.fetch_max(peer.sent, Ordering::Relaxed);
+                    let mut sent = 0;
+                    // It was hung up on, sooner or later.
+                    serve(stream, evil, tls, &mut sent, &heard).await.ok();
+                    most.fetch_max(sent, Ordering::Relaxed);
                 });
             }
         });
-        Self { address, most, task }
+        Self { address, most, heard, task }
+    }
+
+    /// How many startup packets it got, each with a user and a database.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// The most bytes that were sent on a connection that has ended.
@@ -92,9 +113,43 @@ impl Drop for FalsePostgres {
     }
 }
 
+async fn serve(
+    mut stream: TcpStream,
+    evil: Evil,
+    tls: Option<Arc<ServerConfig>>,
+    sent: &mut u64,
+    heard: &AtomicU64,
+) -> io::Result<()> {
+    let mut length = stream.read_u32().await?;
+    let mut version = stream.read_u32().await?;
+    if version != SSL_REQUEST {
+        heard.fetch_add(1, Ordering::Relaxed);
+        let mut peer = Peer { stream, sent: 0, statements: 0, types: 100_000 };
+        peer.skip(length - 8).await?;
+        let served = peer.serve(evil).await;
+        *sent = peer.sent;
+        return served;
+    }
+    let Some(tls) = tls else {
+        stream.write_all(b"N").await?;
+        *sent = 1;
+        return Box::pin(serve(stream, evil, None, sent, heard)).await;
+    };
+    stream.write_all(b"S").await?;
+    let mut stream = TlsAcceptor::from(tls).accept(stream).await?;
+    (length, version) = (stream.read_u32().await?, stream.read_u32().await?);
+    assert_ne!(version, SSL_REQUEST, "inside TLS nobody asks for it");
+    heard.fetch_add(1, Ordering::Relaxed);
+    let mut peer = Peer { stream, sent: 0, statements: 0, types: 100_000 };
+    peer.skip(length - 8).await?;
+    let served = peer.serve(evil).await;
+    *sent = peer.sent;
+    served
+}
+
 /// One connection.
-struct Peer {
-    stream: TcpStream,
+struct Peer<S> {
+    stream: S,
     sent: u64,
     /// Statements that were described.
     statements: u32,
@@ -102,10 +157,8 @@ struct Peer {
     types: u32,
 }
 
-impl Peer {
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     async fn serve(&mut self, evil: Evil) -> io::Result<()> {
-        let length = self.stream.read_u32().await?;
-        self.skip(length - 4).await?;
         match evil {
             Evil::LongMessage => return self.announce(b'S').await,
             Evil::NotPostgres => return self.flood(b"HTTP/1.1 400 Bad Request\r\n\r\n").await,

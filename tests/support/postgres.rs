@@ -2,7 +2,8 @@
 //!
 //! `tests/run` installs the servers of `servers.txt`; without them a test that needs one fails and
 //! says so. A server runs as the test's own user, or as `postgres` (else `nobody`) when that user
-//! is root, because PostgreSQL refuses root. It never listens on TCP.
+//! is root, because PostgreSQL refuses root. It listens on
+//! TCP only where a test is about that, at a loopback address of its own.
 //!
 //! Between a test and its server stands a shell that waits for its standard input to close: when
 //! the test ends in any way, SIGKILL included, that shell stops the server and removes its
@@ -10,10 +11,11 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -67,6 +69,8 @@ pub struct Postgres {
     user: Option<User>,
     keeper: Option<Child>,
     pid: u32,
+    /// A loopback address of its own, where it listens on TCP.
+    address: Option<String>,
 }
 
 /// The user a server runs as when the tests run as root.
@@ -139,6 +143,38 @@ impl Postgres {
         self.data_dir().join("log").join(log)
     }
 
+    /// A server that also listens on TCP, port 5432 at [`Postgres::address`]. `make` is told that
+    /// address and gives settings, and files of the data directory, which get mode 0600.
+    pub fn start_on_tcp(
+        major: u32,
+        make: impl FnOnce(&str) -> (Vec<(&'static str, String)>, Vec<(&'static str, String)>),
+    ) -> Self {
+        let mut server = Self::new(major, binaries(major));
+        let address = own_address();
+        let (settings, files) = make(&address);
+        let settings: Vec<_> = [("listen_addresses", address.as_str())]
+            .into_iter()
+            .chain(settings.iter().map(|(name, value)| (*name, value.as_str())))
+            .collect();
+        server.initialise(&settings);
+        for (name, text) in files {
+            server.write(name, &text);
+            let mode = fs_err::set_permissions(
+                server.data_dir().join(name),
+                std::fs::Permissions::from_mode(0o600),
+            );
+            mode.expect("set the mode");
+        }
+        server.address = Some(address);
+        server.resume();
+        server
+    }
+
+    /// Where it listens on TCP.
+    pub fn address(&self) -> &str {
+        self.address.as_deref().expect("it was started on TCP")
+    }
+
     /// A streaming standby of `primary`, which is stopped while its data is copied.
     pub fn standby_of(primary: &mut Self) -> Self {
         let mut server = Self::new(primary.major, binaries(primary.major));
@@ -172,7 +208,16 @@ impl Postgres {
             chown(&directory, Some(user.uid), Some(user.gid)).expect("give the directory away");
         }
         let program = bin.join("postgres");
-        Self { major, directory, program, language: None, user, keeper: None, pid: 0 }
+        Self {
+            major,
+            directory,
+            program,
+            language: None,
+            user,
+            keeper: None,
+            pid: 0,
+            address: None,
+        }
     }
 
     /// The major version, for example 15.
@@ -355,6 +400,13 @@ fn listed() -> impl Iterator<Item = (u32, &'static str)> {
 fn socket_root() -> PathBuf {
     let root = std::env::temp_dir();
     if root.as_os_str().len() <= 60 { root } else { PathBuf::from("/tmp") }
+}
+
+/// A loopback address that no other server of this process has, nor, while both live, of another.
+fn own_address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let (pid, next) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}", 64 + (pid >> 8) % 128, pid % 256, 1 + next % 250)
 }
 
 fn server_user() -> Option<User> {

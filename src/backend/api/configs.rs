@@ -17,7 +17,7 @@ use super::{Shared, body};
 use crate::backend::store::{Audit, KeptConfig, NewConfig, Role};
 use crate::clock;
 use crate::config::{
-    Config,
+    Config, layers,
     reader::{Problem, Text, WithheldKind},
 };
 
@@ -134,9 +134,11 @@ async fn known(shared: &Shared, id: Uuid) -> Result<(), ApiError> {
 }
 
 /// Whether an agent would take it: the same code reads it there, over the host's own file, which is
-/// not known here and stands for itself. Returns the sections that an agent passes over.
+/// not known here and stands for itself: a server that is spoken of is one that the host may have.
+/// Returns the sections that an agent passes over.
 fn check(text: &str) -> Result<Vec<Problem>, ApiError> {
-    let own = Text { file: Path::new(""), text: "" };
+    let stand_in = layers::stand_in_for(text);
+    let own = Text { file: Path::new(""), text: &stand_in };
     let remote = Text { file: Path::new("configuration"), text };
     let mut passed_over = Vec::new();
     let (problems, unlisted) = match Config::read_layers(own, Some(remote)) {

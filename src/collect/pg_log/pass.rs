@@ -16,7 +16,6 @@ use super::{Followed, OpenFiles, PgLogConfig};
 use crate::collect::{CollectError, document};
 use crate::metric::Time;
 use crate::metric::pg_log::{Entry, PgLog};
-use crate::metric::pg_stats::MAIN_INSTANCE;
 
 /// An entry that is written to no more for this long is complete.
 const IDLE_COMPLETE: Duration = Duration::from_secs(2);
@@ -307,7 +306,7 @@ impl<'a> Pass<'a> {
         }
         document(&PgLog {
             timestamp: Time(self.now),
-            instance: Some(MAIN_INSTANCE.to_owned()),
+            instance: Some(self.config.instance.clone()),
             database: self.config.connection.database.clone(),
             entries: Some(entries),
             counts,

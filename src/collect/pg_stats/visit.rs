@@ -100,15 +100,6 @@ impl Relations {
 }
 
 impl PgStatsCollector {
-    /// The databases of `wanted`, the one whose connection is open first.
-    pub(super) fn visiting_order(&self, wanted: &[String]) -> Vec<String> {
-        let mut order = wanted.to_vec();
-        if let Some((open, _)) = &self.visited {
-            order.sort_by_key(|name| name != open);
-        }
-        order
-    }
-
     /// One database's document; none for a database that is not there.
     pub(super) async fn visit(
         &mut self,

@@ -1,17 +1,21 @@
 //! Where PostgreSQL is, and how to reach it.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{self, Host, SslNegotiation};
+
+use super::password::PasswordFrom;
+use super::tls::{ChannelBinding, PgTls, SslMode};
 
 /// Where Debian and the upstream defaults put the server's socket.
-const USUAL_SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+pub(super) const USUAL_SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// One server and the role the agent uses there. TLS to PostgreSQL is not spoken: over a network
-/// the password is protected by SCRAM (or, weakly, by MD5) and nothing else is, so the socket or
-/// loopback is advised. In clear text it is never sent over a network.
+/// One server and the role the agent uses there. In clear text the password is sent over the
+/// socket, over loopback, and where TLS has shown that the other end is the host that was asked
+/// for.
 #[derive(Debug, Clone)]
 pub struct PgConnection {
     /// A host name, an address, or the directory of a Unix socket when it starts with `/`.
@@ -20,8 +24,12 @@ pub struct PgConnection {
     pub port: u16,
     /// The role. `pg_monitor` is enough for every number.
     pub user: String,
-    /// Absent: trust, peer or a certificate decides.
+    /// Absent: it comes from elsewhere, or trust, peer or a certificate decides.
     pub password: Option<SecretString>,
+    /// Where it comes from when it is absent.
+    pub password_from: PasswordFrom,
+    /// How TLS is spoken, over TCP.
+    pub tls: PgTls,
     /// The maintenance database, where the kept connection lives.
     pub database: String,
     /// How long a connection may take to come about, name resolution included.
@@ -31,11 +39,14 @@ pub struct PgConnection {
 impl PartialEq for PgConnection {
     fn eq(&self, other: &Self) -> bool {
         let password = |of: &Self| of.password.as_ref().map(|it| it.expose_secret().to_owned());
-        let Self { host, port, user, password: _, database, connect_timeout } = self;
+        let Self { host, port, user, password: _, password_from, tls, database, connect_timeout } =
+            self;
         *host == other.host
             && *port == other.port
             && *user == other.user
             && password(self) == password(other)
+            && *password_from == other.password_from
+            && *tls == other.tls
             && *database == other.database
             && *connect_timeout == other.connect_timeout
     }
@@ -48,6 +59,8 @@ impl Default for PgConnection {
             port: 5432,
             user: "postgres".to_owned(),
             password: None,
+            password_from: PasswordFrom::default(),
+            tls: PgTls::default(),
             database: "postgres".to_owned(),
             connect_timeout: Duration::from_secs(5),
         }
@@ -55,20 +68,26 @@ impl Default for PgConnection {
 }
 
 impl PgConnection {
-    /// Reads `postgres://user:password@host:port/database` or `host=... user=...`. What the text
-    /// leaves out keeps its default. The error never holds the text, which may hold a password.
+    /// Reads `postgres://user:password@host:port/database` or `host=... user=...`, with an
+    /// `sslmode` that needs no file. What the text leaves out keeps its default. The error never
+    /// holds the text, which may hold a password.
     pub fn from_url(url: &str) -> Result<Self, String> {
         let parsed: tokio_postgres::Config = url.parse().map_err(|_| {
             "not a PostgreSQL connection string; \
              hint: postgres://user@host:5432/database or host=/run/postgresql user=postgres"
                 .to_owned()
         })?;
-        if parsed.get_ssl_mode() == SslMode::Require {
-            return Err("sslmode=require is not supported; \
-                        hint: connect over the Unix socket or loopback"
-                .to_owned());
-        }
         let mut connection = Self::default();
+        connection.tls.mode = match parsed.get_ssl_mode() {
+            config::SslMode::Disable => SslMode::Disable,
+            config::SslMode::Require => SslMode::Require,
+            _ => SslMode::Prefer,
+        };
+        connection.tls.channel_binding = match parsed.get_channel_binding() {
+            config::ChannelBinding::Disable => ChannelBinding::Disable,
+            config::ChannelBinding::Require => ChannelBinding::Require,
+            _ => ChannelBinding::Prefer,
+        };
         match parsed.get_hosts().first() {
             Some(Host::Tcp(host)) => connection.host.clone_from(host),
             Some(Host::Unix(directory)) => connection.host = directory.display().to_string(),
@@ -102,15 +121,37 @@ impl PgConnection {
         format!("{}:{} as {:?}", self.host, self.port, self.user)
     }
 
+    /// Whether it is a Unix socket or a loopback address, as far as its name says so.
+    pub fn is_on_this_host(&self) -> bool {
+        let address = self.host.parse::<IpAddr>().map(|address| address.to_canonical());
+        self.is_socket() || self.host == "localhost" || address.is_ok_and(|it| it.is_loopback())
+    }
+
+    /// Whether it is a Unix socket.
+    pub(super) fn is_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
+
     /// What the driver says at a login to one database; the way there is not its concern.
-    pub(super) fn driver_config(&self, database: &str) -> tokio_postgres::Config {
+    pub(super) fn driver_config(
+        &self,
+        database: &str,
+        password: Option<&SecretString>,
+    ) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config
             .user(&self.user)
             .dbname(database)
-            .ssl_mode(SslMode::Disable)
+            // Its line is what it is, and it asks for nothing: see `tls::Established`.
+            .ssl_mode(config::SslMode::Require)
+            .ssl_negotiation(SslNegotiation::Direct)
+            .channel_binding(match self.tls.channel_binding {
+                ChannelBinding::Disable => config::ChannelBinding::Disable,
+                ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+                ChannelBinding::Require => config::ChannelBinding::Require,
+            })
             .application_name(concat!("pganalytics-agent/", env!("CARGO_PKG_VERSION")));
-        if let Some(password) = self.password.as_ref().filter(|p| !p.expose_secret().is_empty()) {
+        if let Some(password) = password {
             config.password(password.expose_secret());
         }
         config
@@ -137,7 +178,13 @@ mod tests {
         check("postgres://a:p%40%2F%3A@db:5433/x%20y", "db:5433 as \"a\"", "x y", Some("p@/:"));
         check("host=/run/pg user='o\\'brien'", "/run/pg:5432 as \"o'brien\"", "postgres", None);
         check("postgresql:///only", "localhost:5432 as \"postgres\"", "only", None);
-        for wrong in ["mysql://a:secret@b", "host", "host=a password=secret sslmode=require"] {
+        let modes = ["disable", "prefer", "require"];
+        let mode = |url: &str| PgConnection::from_url(url).map(|read| read.tls.mode.name());
+        for known in modes {
+            assert_eq!(mode(&format!("postgres://a@b/c?sslmode={known}")), Ok(known));
+        }
+        assert_eq!(mode("host=b"), Ok("prefer"));
+        for wrong in ["mysql://a:secret@b", "host", "host=a password=secret sslmode=verify-full"] {
             let error = PgConnection::from_url(wrong).expect_err(wrong);
             assert!(error.contains("hint:") && !error.contains("secret"), "{error}");
         }

@@ -29,7 +29,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 impl Peer {
     /// Those of `place`, in the order in which they are tried.
     pub(super) async fn all_of(place: &PgConnection) -> io::Result<Vec<Self>> {
-        if place.host.starts_with('/') {
+        if place.is_socket() {
             let name = format!(".s.PGSQL.{}", place.port);
             return Ok(vec![Self::Unix(Path::new(&place.host).join(name))]);
         }
@@ -44,6 +44,12 @@ impl Peer {
             Self::Tcp(address) if address.ip().to_canonical().is_loopback() => ClearText::Allowed,
             Self::Tcp(_) => ClearText::Refused,
         }
+    }
+
+    /// Whether a name whose addresses are `found` now does not lead here any more. An answer that
+    /// did not come, or has no address, says nothing.
+    pub(super) fn is_left_by(&self, found: io::Result<Vec<Self>>) -> bool {
+        found.is_ok_and(|found| !found.is_empty() && !found.contains(self))
     }
 
     pub(super) async fn dial(&self) -> io::Result<Box<dyn Duplex>> {
@@ -78,6 +84,22 @@ mod tests {
             check(other, ClearText::Refused);
         }
         assert_eq!(Peer::Unix("/run/postgresql".into()).clear_text(), ClearText::Allowed);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_elsewhere_leaves_its_peer() {
+        let peer = |text: &str| Peer::Tcp(text.parse().expect(text));
+        let here = peer("192.0.2.1:5432");
+        assert!(here.is_left_by(Ok(vec![peer("192.0.2.2:5432")])));
+        assert!(here.is_left_by(Ok(vec![peer("192.0.2.1:5433")])));
+        assert!(!here.is_left_by(Ok(vec![peer("192.0.2.2:5432"), here.clone()])));
+        assert!(!here.is_left_by(Ok(Vec::new())));
+        assert!(!here.is_left_by(Err(io::ErrorKind::TimedOut.into())));
+        let socket = PgConnection { host: "/run/pg".to_owned(), ..PgConnection::default() };
+        let found = Peer::all_of(&socket).await;
+        assert!(!Peer::Unix("/run/pg/.s.PGSQL.5432".into()).is_left_by(found));
+        let found = Peer::all_of(&PgConnection::default()).await;
+        assert!(here.is_left_by(found), "localhost");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! of rows. So a stream between it and the socket reads the framing of each message (a byte for its
 //! kind, its length as `int32`), and counts what it costs: its bytes, and what the driver makes of
 //! it. What is over the allowance is an error before the driver has it, and the connection is of no
-//! use any more. TLS is not spoken, so the first byte is that of a message.
+//! use any more. Where TLS is spoken it stands inside: the first byte is that of a message.
 //!
 //! Source: "Message Formats" of the PostgreSQL manual, protocol 3.0.
 
@@ -54,7 +54,10 @@ pub(in crate::collect) enum Refusal {
     Message(u64),
     #[error("the server sends more than the answer to what was asked may have")]
     Answer,
-    #[error("the server asks for the password in clear text, which is not sent over a network")]
+    #[error(
+        "the server asks for the password in clear text, which is not sent over a network to \
+             whom TLS has not shown to be that server"
+    )]
     ClearText,
 }
 
@@ -107,7 +110,8 @@ impl Refusal {
     pub(in crate::collect) fn hint(self) -> &'static str {
         match self {
             Self::ClearText => {
-                "let pg_hba.conf ask this role for scram-sha-256, or connect over the Unix socket"
+                "let pg_hba.conf ask this role for scram-sha-256, set postgres.sslmode to \
+                 \"verify-full\", or connect over the Unix socket"
             }
             Self::Framing | Self::Message(_) | Self::Answer => {
                 "is it PostgreSQL that answers there? check postgres.host and postgres.port"

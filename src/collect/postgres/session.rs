@@ -4,26 +4,30 @@
 //! two collections nothing runs. Every statement is its own transaction.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use secrecy::SecretString;
+
 use tokio::time::timeout;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Connection, Error, NoTls, Row, Statement};
+use tokio_postgres::{Client, Config, Connection, Error, Row, Statement};
 
 use super::connection::PgConnection;
 use super::dial::{Duplex, Peer};
+use super::failure::Failure;
 use super::guard::{Allowance, Expected, Guarded, Refusal};
+use super::line::{Attempt, Line, Route};
+use super::tls::Wire;
 use crate::metric::Status;
 use crate::metric::pg_stats::Cost;
 
 /// How long a cancel request may take; after that the socket is dropped.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The most that is kept of what a server says, characters.
-const MESSAGE_CHARACTERS_MAX: usize = 1_000;
+/// How long the last words to a server may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a name of a server that answers is looked up.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The limits of a session. Each must be below the one after it, and all below the interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,23 +50,15 @@ pub(in crate::collect) struct Query {
     pub(in crate::collect) rows_max: u32,
 }
 
-/// Why a statement gave nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::collect) struct Failure {
-    pub(in crate::collect) status: Status,
-    pub(in crate::collect) sqlstate: Option<String>,
-    pub(in crate::collect) message: String,
-    /// The connection is of no use any more.
-    pub(in crate::collect) lost: bool,
-    /// It was given up because of what the server sent.
-    pub(in crate::collect) refusal: Option<Refusal>,
-}
+/// What the driver reads and writes.
+type Socket = Guarded<Box<dyn Duplex>>;
 
 /// An open connection.
 pub(in crate::collect) struct Session {
     client: Client,
-    connection: Connection<Guarded<Box<dyn Duplex>>, NoTlsStream>,
-    peer: Peer,
+    connection: Connection<Socket, Wire<Socket>>,
+    /// How it was reached; a request to cancel goes the same way.
+    reached: (Route, Peer, Attempt),
     allowance: Allowance,
     statements: HashMap<&'static str, Statement>,
     timeouts: Timeouts,
@@ -96,8 +92,11 @@ impl Session {
         database: &str,
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
-        let opened = timeout(place.connect_timeout, Self::connect(place, database, timeouts)).await;
-        opened.unwrap_or_else(|_| {
+        // What runs a program and makes a handshake is large, and soon over: it is not a part of
+        // what waits for the session.
+        let password = Box::pin(place.password_for(database)).await?;
+        let connecting = Box::pin(Self::connect(place, database, password, timeouts));
+        timeout(place.connect_timeout, connecting).await.unwrap_or_else(|_| {
             let seconds = place.connect_timeout.as_secs_f32();
             Err(Failure::lost(Status::Timeout, format!("no answer within {seconds} s")))
         })
@@ -106,14 +105,17 @@ impl Session {
     async fn connect(
         place: &PgConnection,
         database: &str,
+        password: Option<SecretString>,
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
-        let mut config = place.driver_config(database);
+        let mut config = place.driver_config(database, password.as_ref());
         let settings = settings(timeouts);
         let plain = config.clone();
         let options: Vec<String> = settings.iter().map(|(n, v)| format!("-c {n}={v}")).collect();
         config.options(options.join(" "));
-        let (mut session, pooled) = match Self::start(place, &config, timeouts).await {
+        let route = Route::to(place).await?;
+        let started = Self::start(place, &route, &config, timeouts).await;
+        let (mut session, pooled) = match started {
             Ok(session) => (session, false),
             Err(failure) if failure.refuses_options() => {
                 tracing::warn!(
@@ -121,7 +123,7 @@ impl Session {
                      hint: connect directly, not through a transaction pooler",
                     place.place()
                 );
-                (Self::start(place, &plain, timeouts).await?, true)
+                (Self::start(place, &route, &plain, timeouts).await?, true)
             }
             Err(failure) => return Err(failure),
         };
@@ -152,17 +154,14 @@ impl Session {
     /// A session at the first of the place's addresses that gives one.
     async fn start(
         place: &PgConnection,
+        route: &Route,
         config: &Config,
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
-        let unreached = |error: io::Error| Failure::lost(Status::Error, error.to_string());
+        let unreached = |error: io::Error| Failure::unreached(&error);
         let mut failure = Failure::lost(Status::Error, "the host's name has no address");
         for peer in Peer::all_of(place).await.map_err(unreached)? {
-            let started = match peer.dial().await {
-                Ok(socket) => Self::log_in(peer, socket, config, timeouts).await,
-                Err(error) => Err(unreached(error)),
-            };
-            match started {
+            match Self::start_at(peer, route, config, timeouts).await {
                 Ok(session) => return Ok(session),
                 Err(last) => failure = last,
             }
@@ -170,21 +169,60 @@ impl Session {
         Err(failure)
     }
 
-    async fn log_in(
+    /// A session at one address, encrypted or not, as the mode's attempts go.
+    async fn start_at(
         peer: Peer,
-        socket: Box<dyn Duplex>,
+        route: &Route,
+        config: &Config,
+        timeouts: &Timeouts,
+    ) -> Result<Self, Failure> {
+        let mut earlier: Option<Failure> = None;
+        for attempt in route.attempts() {
+            let line = route.dial(&peer, *attempt).await;
+            let was_encrypted = line.as_ref().ok().map(|line| line.is_encrypted);
+            let started = match line {
+                Ok(line) => {
+                    let attempt = if line.is_encrypted { Attempt::Tls } else { Attempt::Plain };
+                    let reached = (route.clone(), peer.clone(), attempt);
+                    Self::log_in(reached, line, config, timeouts).await
+                }
+                Err(failure) => Err(failure),
+            };
+            let failure = match started {
+                Ok(session) => return Ok(session),
+                Err(failure) => failure.after(earlier.take()),
+            };
+            // Another attempt differs only in TLS. It is of use where that is what was wrong.
+            let is_of_use = match (attempt, was_encrypted) {
+                (Attempt::TlsIfOffered, None) => failure.is_tls(),
+                (Attempt::TlsIfOffered, Some(true)) | (Attempt::Plain, Some(false)) => {
+                    failure.is_tls() || failure.is_not_let_in()
+                }
+                _ => false,
+            };
+            if !is_of_use {
+                return Err(failure);
+            }
+            earlier = Some(failure);
+        }
+        Err(earlier.unwrap_or_else(|| Failure::lost(Status::Error, "nothing was tried")))
+    }
+
+    async fn log_in(
+        reached: (Route, Peer, Attempt),
+        line: Line,
         config: &Config,
         timeouts: &Timeouts,
     ) -> Result<Self, Failure> {
         let allowance = Allowance::default();
         allowance.renew(Expected::Login);
-        let guarded = Guarded::new(socket, peer.clear_text(), allowance.clone());
-        let connected = config.connect_raw(guarded, NoTls).await;
-        let (client, connection) = connected.map_err(|error| Failure::of(&error))?;
+        let guarded = Guarded::new(line.stream, line.clear_text, allowance.clone());
+        let connected = config.connect_raw(guarded, line.established).await;
+        let (client, connection) = connected.map_err(|error| Failure::to_log_in(&error, config))?;
         Ok(Self {
             client,
             connection,
-            peer,
+            reached,
             allowance,
             statements: HashMap::new(),
             timeouts: timeouts.clone(),
@@ -249,13 +287,33 @@ impl Session {
         result
     }
 
+    /// Takes leave of the server, which need not find out by itself that nobody is there.
+    pub(in crate::collect) async fn close(self) {
+        let Self { client, connection, .. } = self;
+        drop(client);
+        drop(timeout(CLOSE_TIMEOUT, connection).await);
+    }
+
+    /// Whether the name of `place`, to which this session is, leads to other addresses now.
+    pub(in crate::collect) fn is_elsewhere(
+        &self,
+        place: &PgConnection,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let (reached, place) = (self.reached.1.clone(), place.clone());
+        async move {
+            let found = timeout(LOOKUP_TIMEOUT, Peer::all_of(&place)).await;
+            found.is_ok_and(|found| reached.is_left_by(found))
+        }
+    }
+
     /// Asks the server to stop what was left running, so that nothing of the agent's stays.
     pub(in crate::collect) fn cancel(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (token, peer) = (self.client.cancel_token(), self.peer.clone());
+        let (token, reached) = (self.client.cancel_token(), self.reached.clone());
         let ask = async move {
+            let (route, peer, attempt) = reached;
             // Nothing is read: a server does not answer this.
-            if let Ok(socket) = peer.dial().await {
-                token.cancel_query_raw(socket, NoTls).await.ok();
+            if let Ok(line) = route.dial(&peer, attempt).await {
+                token.cancel_query_raw(line.stream, line.established).await.ok();
             }
         };
         async move { drop(timeout(CANCEL_TIMEOUT, ask).await) }
@@ -351,78 +409,6 @@ pub(in crate::collect) enum Recovery {
     Standby,
 }
 
-impl Failure {
-    /// Why there is no connection to `place`, with what to look at.
-    pub(in crate::collect) fn to_connect(&self, place: &PgConnection) -> String {
-        let hint = match self.sqlstate.as_deref() {
-            Some("28P01") => "check postgres.user and postgres.password",
-            Some("28000") => {
-                "pg_hba.conf must let this role in; TLS is not spoken, so prefer the Unix socket"
-            }
-            Some("3D000") => "postgres.database names a database that is not there",
-            Some("53300") => "the server has no connection left; raise max_connections",
-            Some("57P03") => "the server is starting up or shutting down; it is tried again",
-            Some(_) => "the server's log says more",
-            None => self.refusal.map_or(
-                "is PostgreSQL running there? check postgres.host and postgres.port",
-                Refusal::hint,
-            ),
-        };
-        let message = &self.message;
-        format!("cannot connect to PostgreSQL at {}: {message}; hint: {hint}", place.place())
-    }
-
-    fn lost(status: Status, message: impl Into<String>) -> Self {
-        Self { status, sqlstate: None, message: message.into(), lost: true, refusal: None }
-    }
-
-    fn refused(refusal: Refusal) -> Self {
-        let refused = Self::lost(Status::Error, refusal.to_string());
-        Self { refusal: Some(refusal), ..refused }
-    }
-
-    fn of(error: &Error) -> Self {
-        if let Some(refusal) = error.source().and_then(Refusal::of) {
-            return Self::refused(refusal);
-        }
-        let Some(state) = error.code() else {
-            let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            return Self::lost(Status::Error, cut(&message));
-        };
-        let message = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().into());
-        let (code, message) = (state.code(), cut(&message));
-        Self {
-            status: status_of(state),
-            sqlstate: Some(code.to_owned()),
-            message,
-            lost: code.starts_with("08") || code.starts_with("57P"),
-            refusal: None,
-        }
-    }
-
-    /// A pooler that knows only some startup parameters.
-    fn refuses_options(&self) -> bool {
-        self.sqlstate.as_deref() == Some(SqlState::PROTOCOL_VIOLATION.code())
-            || self.message.contains("unsupported startup parameter")
-    }
-}
-
-/// A server's words go to the log and the status: their beginning says enough.
-fn cut(message: &str) -> String {
-    message.chars().take(MESSAGE_CHARACTERS_MAX).collect()
-}
-
-fn status_of(state: &SqlState) -> Status {
-    match state.code() {
-        "42501" => Status::Permission,
-        "42P01" | "42883" | "42703" => Status::UnsupportedVersion,
-        "55P03" => Status::Locked,
-        "57014" => Status::Timeout,
-        "55000" => Status::Recovery,
-        _ => Status::Error,
-    }
-}
-
 /// The server's side of every limit. `lock_timeout` is below `statement_timeout`, so that a lock
 /// is reported as one; no parallel workers, for the agent must not cost more than it measures.
 fn settings(timeouts: &Timeouts) -> [(&'static str, String); 7] {
@@ -439,9 +425,9 @@ fn settings(timeouts: &Timeouts) -> [(&'static str, String); 7] {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::tls::Established;
     use super::*;
 
     /// `AuthenticationCleartextPassword`.
@@ -464,8 +450,16 @@ mod tests {
         let place =
             PgConnection { password: Some(SecretString::from("hush")), ..PgConnection::default() };
         let peer = Peer::Tcp(address.parse().expect("an address"));
-        let (config, timeouts) = (place.driver_config("postgres"), Timeouts::default());
-        let session = Session::log_in(peer, Box::new(client), &config, &timeouts);
+        let timeouts = Timeouts::default();
+        let config = place.driver_config("postgres", place.password.as_ref());
+        let route = Route::to(&place).await.expect("no files");
+        let line = Line {
+            stream: Box::new(client),
+            established: Established::default(),
+            clear_text: peer.clear_text(),
+            is_encrypted: false,
+        };
+        let session = Session::log_in((route, peer, Attempt::Plain), line, &config, &timeouts);
         let (said, session) = tokio::join!(answering, session);
         (said, session.map(drop).expect_err("the server has no session to give"))
     }

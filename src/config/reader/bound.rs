@@ -108,7 +108,7 @@ impl<'t> Section<'_, 't> {
     /// What the host itself has set.
     pub(super) fn own(&self, key: &str) -> Option<&DeValue<'t>> {
         let own = self.document.layers.iter().find(|layer| layer.origin == Origin::File)?;
-        own.get(self.name, key).map(Spanned::get_ref)
+        own.get(&self.name, key).map(Spanned::get_ref)
     }
 
     /// The backend gets `value` in place of what it has set.
@@ -121,8 +121,8 @@ impl<'t> Section<'_, 't> {
         let Some(key) = self.document.keys.get_mut(known) else { return };
         value.clone_into(&mut key.value);
         value.clone_into(&mut key.meaning);
-        let (section, name) = (key.section, key.name);
-        let Some((layer, found)) = self.document.get(section, name) else { return };
+        let (section, name) = (key.section.clone(), key.name);
+        let Some((layer, found)) = self.document.get(&section, name) else { return };
         let (file, line) = (layer.file.clone(), Some(line_of(layer.text, &found.span())));
         let set = short(layer.source_of(found));
         let message = format!("{section}.{name} = {set}: the host allows {allowed}");

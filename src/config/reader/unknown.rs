@@ -42,7 +42,7 @@ pub(super) fn report_unknown(
 ) -> usize {
     let mut known: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for key in keys {
-        known.entry(key.section).or_default().push(key.name);
+        known.entry(&key.section).or_default().push(key.name);
     }
     let mut unknown: Vec<(Range<usize>, Option<&str>, &str)> = Vec::new();
     for (section, value) in &layer.root {

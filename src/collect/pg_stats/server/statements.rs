@@ -384,11 +384,13 @@ impl PgStatsCollector {
         let candidates = match &self.statements.elsewhere {
             Some(known) => vec![known.clone()],
             None if self.statements.searched.is_some_and(again) => return Ok(None),
-            None => self.visiting_order(&self.wanted()),
+            None => {
+                // Of a thousand names that are configured, those that are there.
+                let mut visited: Vec<String> = self.relations.keys().cloned().collect();
+                visited.sort();
+                visited
+            }
         };
-        // Of a thousand names that are configured, those that are there.
-        let was_visited = |name: &String| self.relations.contains_key(name);
-        let candidates: Vec<String> = candidates.into_iter().filter(was_visited).collect();
         let main = self.config.connection.database.clone();
         for name in candidates.into_iter().filter(|name| *name != main) {
             if let Some(row) = self.extension_in(&name, account).await {
@@ -408,7 +410,7 @@ impl PgStatsCollector {
         let is_open = self.visited.as_ref().is_some_and(|(open, _)| open == name);
         if !is_open {
             // Closed first: there are never more than two connections.
-            self.visited = None;
+            self.leave().await;
             account.cost.connects += 1;
             let (place, timeouts) = (&self.config.connection, &self.config.timeouts);
             let mut session = Session::open(place, name, timeouts).await.ok()?;
