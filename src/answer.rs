@@ -341,7 +341,7 @@ mod tests {
         let fine = [Meaning::Success, Meaning::KnownBatch, Meaning::Unchanged];
         assert_eq!(without.collect::<Vec<_>>(), fine.iter().collect::<Vec<_>>());
         let reasons: BTreeSet<_> = Meaning::ALL.iter().filter_map(|m| m.reason()).collect();
-        assert_eq!(reasons.len(), 10);
+        assert_eq!(reasons.len(), 11);
     }
 
     #[test]

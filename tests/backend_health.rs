@@ -48,7 +48,7 @@ async fn a_postgres_store_that_takes_nothing_is_told() {
     let host = served.register("db1").await;
     assert_eq!((host.push(json!([])).await.status, health(&served).await.status), (200, 200));
     let name = url.split_once("@/").and_then(|(_, rest)| rest.split('?').next()).expect("a name");
-    let server = shared(15);
+    let postgres = shared(15);
     let becomes = async |status: u16| {
         until_async(&format!("health is {status}"), Duration::from_secs(30), async || {
             let reply = health(&served).await;
@@ -59,12 +59,12 @@ async fn a_postgres_store_that_takes_nothing_is_told() {
     };
     let read_only = async |word: &str| {
         let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = {word}");
-        server.execute("postgres", &set).await;
+        postgres.execute("postgres", &set).await;
         // Sessions that are open keep what they have begun with.
         let end = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         );
-        server.execute("postgres", &end).await;
+        postgres.execute("postgres", &end).await;
     };
     read_only("on").await;
     becomes(503).await;
@@ -72,7 +72,7 @@ async fn a_postgres_store_that_takes_nothing_is_told() {
     becomes(200).await;
     assert_eq!(host.push(json!([])).await.status, 200);
 
-    let other = server.client(name).await;
+    let other = postgres.client(name).await;
     let tables = "SELECT string_agg(quote_ident(relname), ', ') FROM pg_class
                    WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace";
     let tables: String = other.query_one(tables, &[]).await.expect("tables").get(0);

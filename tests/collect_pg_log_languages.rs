@@ -11,7 +11,7 @@ use pganalytics::collect::Collector as _;
 use pganalytics::collect::pg_log::{PgLogCollector, PgLogConfig, StartAt};
 use pganalytics::collect::postgres::PgConnection;
 use serde_json::Value;
-use tokio_postgres::error::Severity;
+use tokio_postgres::error::{DbError, Severity};
 
 use crate::support::postgres::{Postgres, majors};
 use crate::support::until;
@@ -113,7 +113,7 @@ struct Written {
 
 impl Written {
     fn count(&mut self, error: &tokio_postgres::Error) {
-        match error.as_db_error().and_then(|error| error.parsed_severity()) {
+        match error.as_db_error().and_then(DbError::parsed_severity) {
             Some(Severity::Error) => self.errors += 1,
             Some(Severity::Fatal) => self.fatal += 1,
             _ => {}
@@ -293,7 +293,7 @@ async fn no_secret_leaves_in_the_languages_of_a_real_server() {
     }
 }
 
-/// C46: the same in English on every major, with auto_explain in each of its formats.
+/// C46: the same in English on every major, with `auto_explain` in each of its formats.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_leaves_in_english_on_every_major() {
     for major in majors() {

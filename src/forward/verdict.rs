@@ -120,6 +120,6 @@ mod tests {
         });
         let hints: Vec<_> = hints.filter(|hint| !hint.is_empty()).collect();
         let distinct: BTreeSet<_> = hints.iter().collect();
-        assert_eq!((hints.len(), distinct.len()), (8, 7), "one of them is two rows'");
+        assert_eq!((hints.len(), distinct.len()), (9, 8), "one of them is two rows'");
     }
 }

@@ -111,7 +111,7 @@ impl Postgres {
 
     /// As [`Postgres::start`], with settings (`postgresql.conf`) over the ones of every test.
     pub fn start_with(major: u32, settings: &[(&str, &str)]) -> Self {
-        let mut server = Self::new(major, binaries(major));
+        let mut server = Self::new(major, &binaries(major));
         server.initialise(settings);
         server.resume();
         server
@@ -126,7 +126,7 @@ impl Postgres {
             "Debian's PostgreSQL {TRANSLATED} is not in {}; hint: tests/run installs it",
             bin.display()
         );
-        let server = Self::new(TRANSLATED, bin);
+        let server = Self::new(TRANSLATED, &bin);
         // A locale that every host has, and not C, in which nothing is translated.
         server.initialise(&[&[("lc_messages", "C.UTF-8")], settings].concat());
         server
@@ -177,7 +177,7 @@ impl Postgres {
 
     /// A streaming standby of `primary`, which is stopped while its data is copied.
     pub fn standby_of(primary: &mut Self) -> Self {
-        let mut server = Self::new(primary.major, binaries(primary.major));
+        let mut server = Self::new(primary.major, &binaries(primary.major));
         primary.stop();
         let mut copy = server.as_server_user("cp");
         let status = copy.arg("-a").args([primary.data_dir(), server.data_dir()]).status();
@@ -197,7 +197,7 @@ impl Postgres {
         server
     }
 
-    fn new(major: u32, bin: PathBuf) -> Self {
+    fn new(major: u32, bin: &Path) -> Self {
         let user = server_user();
         let directory = tempfile::Builder::new()
             .prefix("pga-pg-")
