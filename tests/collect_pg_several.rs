@@ -113,7 +113,7 @@ async fn each_log_has_its_own_position() {
             let record: Value = serde_json::from_str(line).expect("JSON");
             seen.insert(record["seq"].as_u64().expect("a number"), line.to_owned());
         }
-        seen.values().map(|line| format!("{line}\n")).collect()
+        seen.values().cloned().collect::<Vec<_>>().join("\n")
     };
     for round in 1..=2 {
         let mut agent = host.start();

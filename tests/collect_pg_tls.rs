@@ -149,7 +149,8 @@ async fn refused(place: PgConnection, expected: &[&str]) {
     assert!(!error.contains("hush"), "{error}");
 }
 
-/// Each mode encrypts as libpq would, on old and new majors; where the server lets a role in only with
+/// Each mode encrypts as libpq would, on old and new majors; where the server lets a role in only
+/// with
 /// TLS, or only without, the modes that may do otherwise do.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mode_encrypts_as_libpq_would() {
