@@ -51,7 +51,8 @@ pub enum Unreadable {
 /// All of a file that holds a secret, unless its group or others can read or write it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, Unreadable> {
     let (content, mode) = read_with_mode(path).map_err(Unreadable::Failed)?;
-    if mode & 0o077 == 0 { Ok(content) } else { Err(Unreadable::Open(mode)) }
+    let is_open = mode & 0o077 != 0;
+    if is_open { Err(Unreadable::Open(mode)) } else { Ok(content) }
 }
 
 /// All of a file, and its mode. The error has its path.

@@ -427,7 +427,7 @@ impl Collector for PgStatsCollector {
                 break;
             }
             self.turns.visited(name, begun);
-            let visited = self.visit(now, name, &cluster, &mut cost).await;
+            let visited = Box::pin(self.visit(now, name, &cluster, &mut cost)).await;
             self.leave().await;
             documents.extend(visited?);
         }
@@ -439,7 +439,9 @@ impl Collector for PgStatsCollector {
         });
         if let Some(document) = documents.get_mut(at) {
             let mut problems = cluster.problems;
-            let added = self.add_server(document, cluster.recovery, &mut cost, &mut problems).await;
+            // Its many statements make a large future.
+            let adding = self.add_server(document, cluster.recovery, &mut cost, &mut problems);
+            let added = Box::pin(adding).await;
             self.leave().await;
             added?;
             document.problems.splice(0..0, problems);

@@ -149,7 +149,7 @@ impl Postgres {
         major: u32,
         make: impl FnOnce(&str) -> (Vec<(&'static str, String)>, Vec<(&'static str, String)>),
     ) -> Self {
-        let mut server = Self::new(major, binaries(major));
+        let mut server = Self::new(major, &binaries(major));
         let address = own_address();
         let (settings, files) = make(&address);
         let settings: Vec<_> = [("listen_addresses", address.as_str())]

@@ -166,12 +166,9 @@ impl PgStatsCollector {
     ) -> Result<(), Failure> {
         let place = &self.config.connection;
         let kept = self.relations.entry(name.to_owned()).or_default();
-        let is_open = self.visited.as_ref().is_some_and(|(open, _)| open == name);
-        if name == place.database || is_open && !kept.has_opened(self.config.opened_max) {
+        if name == place.database {
             return Ok(());
         }
-        // Closed first: there are never more than two connections.
-        self.visited = None;
         findings.cost.connects += 1;
         let mut session = Session::open(place, name, &self.config.timeouts).await?;
         session.set_standby(recovery).await?;

@@ -62,6 +62,9 @@ pub(in crate::collect) struct Session {
     allowance: Allowance,
     statements: HashMap<&'static str, Statement>,
     timeouts: Timeouts,
+    /// Settings that are made before the first statement, and not at the login: who waits then
+    /// has the session, and can cancel what it waits for.
+    unsettled: Option<String>,
     /// A statement was begun and its end not seen: its future was dropped.
     busy: bool,
     standby: bool,
@@ -145,9 +148,7 @@ impl Session {
             // UTF-8; as they are, they are shown as far as they can be.
             sql.push_str("SET client_encoding = SQL_ASCII;");
         }
-        if !sql.is_empty() {
-            session.batch(&sql).await?;
-        }
+        session.unsettled = Some(sql).filter(|sql| !sql.is_empty());
         Ok(session)
     }
 
@@ -226,6 +227,7 @@ impl Session {
             allowance,
             statements: HashMap::new(),
             timeouts: timeouts.clone(),
+            unsettled: None,
             busy: false,
             standby: false,
         })
@@ -325,6 +327,9 @@ impl Session {
         query: Query,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
+        if let Some(sql) = self.unsettled.take() {
+            self.batch(&sql).await?;
+        }
         self.busy = true;
         let statement = if let Some(statement) = self.statements.get(query.name) {
             Ok(statement.clone())
