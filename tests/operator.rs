@@ -160,7 +160,9 @@ async fn running_agent_is_asked_and_told_to_push() {
     says(&done, 1, &["delivered 0 of ", "stays queued", "503 store down"]);
     says(&host.ask(&["inspect"]), 0, &["delivery ", "503 store down"]);
     says(&host.ask(&["inspect", "segments"]), 0, &["last answer (segment ", "503 store down"]);
-    says(&host.ask(&["status"]), 0, &["backing off", "503 store down"]);
+    // For a moment it probes, now and then.
+    until("it backs off", SOON, || host.ask(&["status"]).stdout.contains("backing off"));
+    says(&host.ask(&["status"]), 0, &["503 store down"]);
 
     host.stub.forget_replies();
     says(&host.ask(&["replay"]), 0, &["delivered ", "in "]);

@@ -76,6 +76,9 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
             };
         }
     };
+    // Collecting and delivering matter more than being asked about it.
+    let about = (path, &config);
+    let control = control::serve(agent.view(), about, collector_id, counters).await;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         config = %path.display(),
@@ -83,9 +86,6 @@ async fn run_agent(path: &Path, setup: Setup) -> ExitCode {
         push_interval = units::show_duration(config.agent.push_interval),
         "the agent runs"
     );
-    // Collecting and delivering matter more than being asked about it.
-    let about = (path, &config);
-    let control = control::serve(agent.view(), about, collector_id, counters).await;
     let view = agent.view();
     let code = until_stopped(&view, &mut signals).await;
     let deadline = view.config.borrow().shutdown_deadline;

@@ -57,9 +57,9 @@ impl Verdict {
                  release NAME` at the backend, and `agent register --force`",
             ),
             Meaning::CertificateExpired => Self::Pause(
-                "the certificate in tls.cert_file has ended: `agent register --force` shows it once \
-                 more, and needs no secret; if the backend refuses that, with the secret of `agent \
-                 backend collector release NAME`",
+                "the certificate in tls.cert_file has ended: `agent register --force` shows it \
+                 once more, and needs no secret; if the backend refuses that, with the secret of \
+                 `agent backend collector release NAME`",
             ),
             Meaning::CertificateRequired => Self::Pause(
                 "something on the way ends TLS and drops the client certificate: let it pass TLS \
