@@ -17,6 +17,8 @@ use std::path::Path;
 
 use common::{allocated, directory, fill, peak_mib, queue_config, result, setting, timed};
 
+/// From how many bytes on the allocator asks the system for memory, and gives it back.
+const LARGE_BYTES: &str = "131072";
 /// The argument that makes this program the process that opens and drains.
 const DRAIN: &str = "--drain";
 
@@ -37,6 +39,8 @@ fn main() {
     let this = std::env::current_exe().expect("this program has a path");
     let mut child = std::process::Command::new(this);
     child.arg(DRAIN).arg(dir.path()).arg(records.to_string());
+    // What the agent's `main` sets for the whole process.
+    child.env("MALLOC_MMAP_THRESHOLD_", LARGE_BYTES).env("MALLOC_TRIM_THRESHOLD_", LARGE_BYTES);
     let status = child.status().expect("the process starts");
     assert!(status.success(), "the drain failed: {status}");
     result("queue_drained_mib", mib(allocated(dir.path())), "MiB");
