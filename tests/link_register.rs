@@ -281,6 +281,12 @@ async fn refusals_are_said_in_plain_words_and_leave_the_old_identity() {
     check(400, &[], &["the reason", "--name"]).await;
     check(401, &[], &["does not accept the registration secret"]).await;
     check(403, &[], &["does not accept the registration secret"]).await;
+    let body = r#"{"code":401,"error":"x","message":"the reason"}"#;
+    world.stub.reply([Reply::with(401, &[], body)]);
+    let by_certificate = Registration { secret: None, ..world.registration() };
+    let error = register(&by_certificate).await.expect_err("refused").to_string();
+    assert!(error.contains("does not accept the certificate of this host"), "{error}");
+    assert!(error.contains("collector release NAME`, and pass it with --secret-file"), "{error}");
     check(404, &[], &["has no registration", "backend.url"]).await;
     check(
         409,

@@ -116,11 +116,22 @@ fn refusal(answer: &Answer, registration: &Registration) -> LinkError {
         | Meaning::CertificateMismatch
         | Meaning::CertificateExpired
         | Meaning::CertificateRequired
-        | Meaning::CollectorMismatch => LinkError::new(
-            format!("{url} does not accept the registration secret ({status}): {message}"),
-            "ask the backend's operator for a good one: for a new host `agent backend secret add \
-             NAME` makes it, for one that comes back `agent backend collector release NAME`",
-        ),
+        | Meaning::CollectorMismatch => {
+            let (shown, hint) = match registration.secret {
+                Some(_) => (
+                    "the registration secret",
+                    "ask the backend's operator for a good one: for a new host `agent backend \
+                     secret add NAME` makes it, for one that comes back `agent backend collector \
+                     release NAME`",
+                ),
+                None => (
+                    "the certificate of this host",
+                    "ask the backend's operator for the secret of `agent backend collector release \
+                     NAME`, and pass it with --secret-file",
+                ),
+            };
+            LinkError::new(format!("{url} does not accept {shown} ({status}): {message}"), hint)
+        }
         Meaning::NotHere => {
             LinkError::new(format!("{url} has no registration ({status})"), check_url)
         }
