@@ -112,7 +112,7 @@ pub use self::{
         StoreError,
         disk::{ReadDisk, WriteDisk},
         memory::MemoryDisk,
-        real::{LookedAt, RealDisk},
+        real::{LookedAt, RealDisk, space as disk_space},
     },
     thread::QueueThread,
 };

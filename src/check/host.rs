@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, StatVfs, access, statvfs};
+use rustix::fs::{Access, access};
 
 use super::{Finding, Verdict, collected};
 use crate::collect::Collector;
@@ -10,6 +10,7 @@ use crate::collect::disk_usage::DiskUsageCollector;
 use crate::collect::sysstat::SysstatCollector;
 use crate::config::{Collectors, Config, Timing};
 use crate::intake::Listen;
+use crate::queue::disk_space;
 use crate::units::show_size;
 
 /// Collects once with each of the host's collectors.
@@ -69,19 +70,17 @@ fn folder(part: &'static str, of: &str, path: &Path) -> Finding {
 }
 
 fn room(config: &Config) -> Option<Finding> {
-    let space: StatVfs = statvfs(present(&config.queue.dir)).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
-    let (available, total) = (bytes(space.f_bavail), bytes(space.f_blocks));
+    let space = disk_space(&present(&config.queue.dir))?;
     let budget = &config.queue.limits.budget;
-    let kept = total / 100 * u64::from(budget.disk_free_min_percent);
-    let says = format!("{} free of {}", show_size(available), show_size(total));
-    let percent = budget.disk_free_min_percent;
-    Some(if available < kept {
+    let percent = u64::from(budget.disk_free_min_percent);
+    let usable = space.available.saturating_sub(space.total / 100 * percent);
+    let says = format!("{} free of {}", show_size(space.available), show_size(space.total));
+    Some(if budget.is_low(space) {
         let says = format!("{says}, less than queue.disk_free_min ({percent} %): it does not grow");
         Finding::new("queue", "room", Verdict::Limited, says)
             .hint("free some space, or give the queue a file system of its own")
-    } else if available - kept < budget.bytes_max {
-        let bytes = show_size(available - kept);
+    } else if usable < budget.bytes_max {
+        let bytes = show_size(usable);
         let says = format!("{says}: {bytes} for the queue, less than queue.bytes_max");
         Finding::new("queue", "room", Verdict::Could, says)
             .hint("an outage can be that much shorter; lower queue.bytes_max or free some space")

@@ -15,8 +15,8 @@ use crate::metric::pg_stats::PgStats;
 
 const STATS: &str = "pg_stats";
 const LOG: &str = "pg_log";
-/// So many connections fewer than the server takes are few.
-const FEW_PLACES: i64 = 3;
+/// With fewer free connections the agent may find none: it needs two.
+const FREE_MIN: i64 = 3;
 
 /// The statistics, then the log, as far as they are enabled.
 pub(super) async fn check(enabled: &Collectors) -> Vec<Finding> {
@@ -67,10 +67,12 @@ async fn statistics(timing: Timing, config: &PgStatsConfig, server: &Server) -> 
 }
 
 fn connection(server: &Server) -> Finding {
-    let Role { version, in_recovery, places, connections, .. } = &server.role;
+    let Role { version, in_recovery, connections_max, connections, .. } = &server.role;
     let kind = if *in_recovery { "a standby" } else { "a primary" };
-    let says = format!("PostgreSQL {version}, {kind}, {connections} of {places} connections used");
-    if places - connections >= FEW_PLACES {
+    let says = format!(
+        "PostgreSQL {version}, {kind}, {connections} of {connections_max} connections used"
+    );
+    if connections_max - connections >= FREE_MIN {
         return Finding::ok(STATS, "connection", says);
     }
     let hint = "raise max_connections, or put a pooler before the applications: the agent needs \
@@ -82,7 +84,10 @@ fn rights(role: &Role) -> Finding {
     let (name, of) = (&role.name, "role");
     if role.superuser {
         let says = format!("{name:?} is a superuser; a role of its own needs pg_monitor alone");
-        let sql = ["CREATE ROLE agent LOGIN;".to_owned(), "GRANT pg_monitor TO agent;".to_owned()];
+        let sql = [
+            "CREATE ROLE pganalytics LOGIN;".to_owned(),
+            "GRANT pg_monitor TO pganalytics;".to_owned(),
+        ];
         return Finding::new(STATS, of, Verdict::Could, says).sql(sql);
     }
     if role.reads_stats && role.reads_settings {
@@ -305,7 +310,7 @@ mod tests {
             reads_stats: true,
             reads_settings: true,
             asks_for_log: true,
-            places: 97,
+            connections_max: 97,
             connections: 3,
         }
     }

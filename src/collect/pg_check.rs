@@ -22,7 +22,7 @@ const ROLE: Query = Query {
                   AND pg_has_role(r.oid, 'USAGE')) AS reads_settings,
        has_function_privilege('pg_catalog.pg_current_logfile(text)', 'EXECUTE') AS asks_for_log,
        current_setting('max_connections')::int8
-           - current_setting('superuser_reserved_connections')::int8 AS places,
+           - current_setting('superuser_reserved_connections')::int8 AS connections_max,
        (SELECT coalesce(sum(pg_stat_get_db_numbackends(d.oid)), 0)::int8
           FROM pg_database d) AS connections",
 };
@@ -66,8 +66,8 @@ pub struct Role {
     pub reads_settings: bool,
     /// It may call `pg_current_logfile`.
     pub asks_for_log: bool,
-    /// Connections that the server takes from roles that are no superusers.
-    pub places: i64,
+    /// Connections that the server takes, without those that it keeps for superusers.
+    pub connections_max: i64,
     /// Connections that there are.
     pub connections: i64,
 }
@@ -133,7 +133,7 @@ fn role(row: &Row) -> Result<Role, tokio_postgres::Error> {
         reads_stats: row.try_get("reads_stats")?,
         reads_settings: row.try_get("reads_settings")?,
         asks_for_log: row.try_get("asks_for_log")?,
-        places: row.try_get("places")?,
+        connections_max: row.try_get("connections_max")?,
         connections: row.try_get("connections")?,
     })
 }

@@ -44,7 +44,7 @@ declare! {
             from "pg_stat_get_db_stat_reset_time(0)" on 12 ..= 18;
     }
 
-    /// Partitioned tables that are no part of another one.
+    /// Partitioned tables that are not a part of another one.
     pub struct PartitionedTables, from "pg_class" {
         /// How many there are.
         total: Option<u64> = gauge("tables");

@@ -7,14 +7,17 @@ const HIGHS: u64 = 0x80 * ONES;
 
 /// How many decimal digits `bytes` begins with.
 pub(super) fn digits(bytes: &[u8]) -> usize {
-    // What is not a digit has its high bit set now, or has it after 0x76 is added.
-    let others =
-        |eight: u64| (eight ^ (0x30 * ONES)).wrapping_add(0x76 * ONES) | (eight ^ (0x30 * ONES));
+    // A digit is 0 to 9 now. What is more has the high bit, or gets it when 0x76 is added.
+    let others = |eight: u64| {
+        let values = eight ^ (u64::from(b'0') * ONES);
+        values | values.wrapping_add(0x76 * ONES)
+    };
     position(bytes, others, |byte| !byte.is_ascii_digit()).unwrap_or(bytes.len())
 }
 
 /// Where the first quote or backslash is.
 pub(super) fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
+    // Where the byte is, there is 0 now, and only 0 gets the high bit when 1 is taken from it.
     let equals = |eight: u64, byte: u8| {
         let zero = eight ^ (u64::from(byte) * ONES);
         zero.wrapping_sub(ONES) & !zero

@@ -258,8 +258,8 @@ pub(super) fn indexes(level: Level) -> Query {
     }
 }
 
-/// Partitioned tables that are no part of another one, those of `$1` first; the sums are over the
-/// tables at the ends of the tree.
+/// Partitioned tables that are not a part of another one, those of `$1` first; the sums are over
+/// the tables at the ends of the tree.
 pub(super) const PARTITIONED: Query = Query {
     name: "partitioned",
     rows_max: 50,

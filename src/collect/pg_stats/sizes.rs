@@ -60,7 +60,7 @@ struct Known {
 impl Sizes {
     /// Those of `all` to ask now: never measured ones, and ones measured `every` or longer ago; the
     /// longest unmeasured first, at most `limit`. `shown` are some of them, which get half of the
-    /// places at least, and the others what they leave. What is no object any more is forgotten.
+    /// places at least, and the others what they leave. What is not there any more is forgotten.
     pub(super) fn due(&mut self, shown: &[Oid], all: &[Oid], plan: &Plan) -> Vec<Oid> {
         let listed: HashSet<Oid> = all.iter().copied().collect();
         self.known.retain(|oid, _| listed.contains(oid));

@@ -65,7 +65,7 @@ impl Failure {
         Self::lost(Status::Error, error.to_string())
     }
 
-    /// There is no TLS as it is wanted.
+    /// TLS failed, or the server does not offer what `sslmode` asks for.
     pub(super) fn tls(failure: TlsFailure) -> Self {
         let hint = Some(failure.hint);
         Self { hint, tls: true, ..Self::lost(Status::Error, failure.message) }
